@@ -1,0 +1,56 @@
+# Two commands, nothing before them: `make demo` and `make test`.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.SUFFIXES:
+
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (sys.version_info >= (3, 11)))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DATA ?=
+OUT ?= runs/$(if $(DATA),$(notdir $(DATA)),demo)
+
+help:  ## what this file can do
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+
+$(STAMP): constraints.txt pyproject.toml common/pyproject.toml server/pyproject.toml client/pyproject.toml deploy/setup.sh
+	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH="$(TORCH)" bash deploy/setup.sh
+	@touch $(STAMP)
+
+setup: $(STAMP)  ## create .venv and install everything (once)
+
+demo: $(STAMP)  ## four hospitals train one model on this machine (DATA=folder for another study)
+	@$(BIN)/fedward-server sandbox $(if $(DATA),--data $(DATA)) --out $(OUT)
+
+check: $(STAMP)  ## format, lint, types, import contracts, fast tests
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pytest -m "not federation and not slow"
+
+test: $(STAMP)  ## everything that must pass before a change lands
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/pip check
+	@$(BIN)/python deploy/check_licences.py
+	@$(BIN)/pytest -m "not slow" --durations=20
+
+soak: $(STAMP)  ## the long tests
+	@$(BIN)/pytest -m slow --durations=20
+
+bench-heart: $(STAMP)  ## 20 noise draws of the heart study: mean and spread
+	@$(BIN)/python -m benchmarks.study --study heart --draws 20
+
+bench-breast: $(STAMP)  ## 20 noise draws of the breast-cancer study
+	@$(BIN)/python -m benchmarks.study --study breast-cancer --draws 20
+
+ci-deps:  ## Debian packages that tests use (called once by .ci/run)
+	@command -v ip >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq iproute2; }
+
+clean:  ## remove caches and runs (not .venv)
+	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+.PHONY: help setup demo check test soak bench-heart bench-breast ci-deps clean

@@ -1,0 +1,1 @@
+"""The daemon that owns policy, ledger, journal and keys."""

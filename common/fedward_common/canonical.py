@@ -1,0 +1,27 @@
+"""Canonical bytes and digests: the one way anything in Fedward is hashed or signed."""
+
+import hashlib
+from typing import Any
+
+import rfc8785
+
+from fedward_common.errors import ProtocolError
+
+
+def canonical_json(value: Any) -> bytes:  # JSON values have no narrower static type
+    """The RFC 8785 bytes of a JSON value; equal values give equal bytes on every machine.
+
+    Raises:
+        ProtocolError: the value is not JSON (NaN, infinity, integers beyond 2**53, other types).
+
+    Source: RFC 8785 (JSON Canonicalization Scheme).
+    """
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, TypeError) as error:
+        raise ProtocolError(f"expected a JSON value, found one that has no canonical form: {error}") from error
+
+
+def sha256_hex(data: bytes) -> str:
+    """The SHA-256 of `data` as 64 lower-case hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()

@@ -1,0 +1,1 @@
+"""The encrypted channel between gateway and edge."""

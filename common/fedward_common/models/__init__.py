@@ -1,0 +1,1 @@
+"""Torch models by registered name."""

@@ -1,0 +1,163 @@
+"""StudySpec v1: everything public about a study, and the digest that is its identity everywhere."""
+
+import math
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.ids import DIGEST, LABEL, Digest, SiteId
+from fedward_common.study.registry import AnyData, AnyDp, AnyRelease, AnyTask, DpSpec, Strict, register
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+DigestText = Annotated[str, Field(pattern=DIGEST)]
+
+
+@register
+class DpSgd(DpSpec):
+    """Patient-level DP-SGD: the parameters that decide the guarantee and nothing about speed.
+
+    `epsilon` is what the whole study (training and every release) may cost one patient of one site
+    at `delta`; `epsilon_is` says by which accountant. `noise_multiplier` is what runs; where a
+    study file gives only `epsilon`, signing derives the multiplier and writes it here.
+    """
+
+    kind: Literal["dp-sgd"] = "dp-sgd"
+    unit: Literal["patient"] = "patient"
+    placement: Literal["local"] = "local"
+    epsilon: Positive
+    epsilon_is: Literal["admission", "pld"] = "admission"
+    delta: float = Field(gt=0, lt=0.01)
+    noise_multiplier: Positive
+    clip_norm: Positive
+    sampling_probability: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1, le=1_000_000)
+    max_records_per_patient: int = Field(ge=1, le=1024)
+
+
+class ModelSpec(Strict):
+    """A model by its registered name, with its sizes."""
+
+    name: str = Field(min_length=1, max_length=64)
+    hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(default=(), max_length=16, strict=False)
+    initial_seed: int = Field(default=0, ge=0, lt=2**53)
+
+
+class TrainingSpec(Strict):
+    """How a site turns noisy gradients into an update: post-processing, no effect on privacy."""
+
+    learning_rate: Positive
+    momentum: float = Field(default=0.0, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+
+
+class FedAvg(Strict):
+    """The weighted mean of the sites' models (McMahan et al. 2017)."""
+
+    name: Literal["fedavg"] = "fedavg"
+    average_last: int = Field(default=1, ge=1)
+
+
+class FedProx(Strict):
+    """FedAvg with a proximal term mu/2 |w - w_global|^2 at the sites (Li et al. 2020)."""
+
+    name: Literal["fedprox"] = "fedprox"
+    mu: Positive
+    average_last: int = Field(default=1, ge=1)
+
+
+class FedAdam(Strict):
+    """Adam on the mean update as a pseudo-gradient at the coordinator (Reddi et al. 2021)."""
+
+    name: Literal["fedadam"] = "fedadam"
+    learning_rate: Positive
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    beta2: float = Field(default=0.99, ge=0, lt=1)
+    tau: Positive = 1e-3
+    average_last: int = Field(default=1, ge=1)
+
+
+Aggregation = Annotated[FedAvg | FedProx | FedAdam, Field(discriminator="name")]
+
+
+class StudySite(Strict):
+    """A hospital in the study. `patients` is a public planning constant (its training patients,
+    rounded as the parties agreed), not an exact count; keys are digests of public keys (rules 12, 15)."""
+
+    id: str = Field(pattern=LABEL)
+    patients: int = Field(ge=1)
+    key_sha256: DigestText
+    node_key_sha256: DigestText
+
+
+class StudySpec(Strict):
+    """Everything public about a study. Frozen; equal studies have equal canonical bytes."""
+
+    format: Literal["fedward-study/1"] = "fedward-study/1"
+    id: str = Field(pattern=LABEL)
+    title: str = Field(min_length=1, max_length=200)
+    task: AnyTask
+    model: ModelSpec
+    data: AnyData
+    dp: AnyDp
+    training: TrainingSpec
+    aggregation: Aggregation
+    releases: tuple[AnyRelease, ...] = Field(default=(), strict=False)
+    rounds: int = Field(ge=1, le=100_000)
+    local_steps: int = Field(ge=1, le=100_000)
+    quorum: int = Field(ge=1)
+    deadline_seconds: float = Field(gt=0, le=7 * 86400)
+    sites: tuple[StudySite, ...] = Field(min_length=1, strict=False)
+    lead_key_sha256: DigestText
+    uncovered_evaluation: Literal[False] = False
+
+    @property
+    def canonical(self) -> bytes:
+        """The RFC 8785 bytes that are hashed and signed."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @property
+    def digest(self) -> Digest:
+        """SHA-256 of `canonical`: the study's identity everywhere."""
+        return Digest(sha256_hex(self.canonical))
+
+    @property
+    def roster_sha256(self) -> Digest:
+        """SHA-256 over the ordered sites and their keys (rules 5, 12)."""
+        return Digest(sha256_hex(canonical_json([s.model_dump(mode="json") for s in self.sites])))
+
+    @property
+    def public_patients(self) -> int:
+        """The public constant N of the whole study: the sum of the sites' `patients`."""
+        return sum(site.patients for site in self.sites)
+
+    def site(self, site_id: SiteId) -> StudySite | None:
+        """The entry of `site_id`, or None when the study does not include that hospital."""
+        return next((s for s in self.sites if s.id == site_id), None)
+
+    def weight(self, site_id: SiteId) -> float:
+        """The public aggregation weight of a site: patients / public_patients (rules 6, 13)."""
+        site = self.site(site_id)
+        return site.patients / self.public_patients if site is not None else 0.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudySpec":
+        ids = [site.id for site in self.sites]
+        if len(set(ids)) != len(ids):
+            raise ValueError("sites: expected every id once")
+        keys = [site.key_sha256 for site in self.sites] + [site.node_key_sha256 for site in self.sites]
+        if len(set(keys)) != len(keys):
+            raise ValueError("sites: expected every key once")
+        if not self.quorum <= len(self.sites):
+            raise ValueError(f"quorum: expected at most {len(self.sites)} (the sites), found {self.quorum}")
+        if self.aggregation.average_last > self.rounds:
+            raise ValueError("aggregation.average_last: expected at most the number of rounds")
+        if isinstance(self.dp, DpSgd):
+            if self.dp.steps != self.rounds * self.local_steps:
+                raise ValueError(
+                    f"dp.steps: expected rounds x local_steps = {self.rounds * self.local_steps}, found {self.dp.steps}"
+                )
+            limit = 1 / (10 * self.public_patients) if self.public_patients < 10_000 else 1e-5
+            if self.dp.delta > limit and not math.isclose(self.dp.delta, limit):
+                raise ValueError(f"dp.delta: expected at most {limit:.3g} (1 / (10 N)), found {self.dp.delta}")
+        return self

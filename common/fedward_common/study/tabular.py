@@ -1,0 +1,135 @@
+"""The tabular variants: one task, one data schema, one evaluation release."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from fedward_common.study.registry import DataSpec, ReleaseSpec, Strict, TaskSpec, register
+
+Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_. -]*$")]
+
+
+@register
+class TabularClassification(TaskSpec):
+    """Binary classification of a patient from one table; loss is binary cross-entropy on one logit."""
+
+    kind: Literal["tabular-classification"] = "tabular-classification"
+
+
+class NumberColumn(Strict):
+    """A measured column. `low` and `high` are public clinical limits: values outside are clipped to
+    them and the range is mapped to [-1, 1] (rules 6: never the site's own mean or spread)."""
+
+    name: Name
+    type: Literal["number"] = "number"
+    unit: str = Field(min_length=1, max_length=32)
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+    missing_codes: tuple[str, ...] = Field(default=(), strict=False)
+    fill: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "NumberColumn":
+        if not self.low < self.high:
+            raise ValueError(f"expected low < high, found {self.low} and {self.high}")
+        if self.fill is not None and not self.low <= self.fill <= self.high:
+            raise ValueError(f"expected fill between low and high, found {self.fill}")
+        return self
+
+
+class CategoryColumn(Strict):
+    """A coded column: one input per value except the first (the public reference category)."""
+
+    name: Name
+    type: Literal["category"] = "category"
+    values: tuple[str, ...] = Field(min_length=2, max_length=256, strict=False)
+    missing_codes: tuple[str, ...] = Field(default=(), strict=False)
+    fill: str | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CategoryColumn":
+        if len(set(self.values)) != len(self.values):
+            raise ValueError("expected each value once")
+        if self.fill is not None and self.fill not in self.values:
+            raise ValueError(f"expected fill to be one of the values, found {self.fill!r}")
+        return self
+
+
+Column = Annotated[NumberColumn | CategoryColumn, Field(discriminator="type")]
+
+
+class LabelRule(Strict):
+    """The label column: whole numbers low..high, positive from `positive_from` upwards."""
+
+    column: Name
+    low: int
+    high: int
+    positive_from: int
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "LabelRule":
+        if not self.low < self.positive_from <= self.high:
+            raise ValueError("expected low < positive_from <= high")
+        return self
+
+
+class ColumnSplit(Strict):
+    """Held-out patients are marked in the data: the column says `train` or `test`."""
+
+    kind: Literal["column"] = "column"
+    column: Name
+
+
+class HashSplit(Strict):
+    """A patient is held out when SHA-256(salt, patient id), read as a fraction, is below `held_out`.
+
+    Removing one patient never moves another between the sets (rules 6)."""
+
+    kind: Literal["hash"] = "hash"
+    salt: str = Field(min_length=1, max_length=64)
+    held_out: float = Field(gt=0, lt=1)
+
+
+Split = Annotated[ColumnSplit | HashSplit, Field(discriminator="kind")]
+
+
+@register
+class TabularData(DataSpec):
+    """One CSV table, one or more rows per patient."""
+
+    kind: Literal["tabular"] = "tabular"
+    patient_key: Name
+    columns: tuple[Column, ...] = Field(min_length=1, max_length=4096, strict=False)
+    label: LabelRule
+    split: Split
+    missing: Literal["drop", "fill"] = "drop"
+    missing_codes: tuple[str, ...] = Field(default=("", "?", "NA"), strict=False)
+
+    @property
+    def input_size(self) -> int:
+        """The number of inputs of a model: 1 per number column, len(values) - 1 per category."""
+        return sum(1 if isinstance(c, NumberColumn) else len(c.values) - 1 for c in self.columns)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TabularData":
+        reserved = [self.patient_key, self.label.column]
+        if isinstance(self.split, ColumnSplit):
+            reserved.append(self.split.column)
+        names = [c.name for c in self.columns] + reserved
+        if len(set(names)) != len(names):
+            raise ValueError("expected every column name once (patient key, label and split included)")
+        if self.missing == "fill":
+            for column in self.columns:
+                if column.fill is None:
+                    raise ValueError(f"missing = 'fill': expected a public fill value for column {column.name!r}")
+        return self
+
+
+@register
+class BinnedScores(ReleaseSpec):
+    """Evaluation of the final model: per class, how many held-out patients score in each of `bins`
+    equal parts of [0, 1], plus Gaussian noise of `noise_multiplier` (L2 sensitivity 1), once."""
+
+    kind: Literal["binned-scores"] = "binned-scores"
+    bins: int = Field(ge=2, le=20)
+    noise_multiplier: float = Field(gt=0, allow_inf_nan=False)

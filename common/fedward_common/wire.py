@@ -1,0 +1,108 @@
+"""What crosses the network, as values with one byte form each.
+
+A message is an `Envelope`: a canonical JSON header and named blobs. How Flower carries an envelope is
+the business of the two Flower adapters.
+"""
+
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import Field, ValidationError
+
+from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.errors import REFUSAL_CODES, ProtocolError
+from fedward_common.ids import DIGEST, LABEL, Digest
+from fedward_common.study.registry import Strict
+
+PROTOCOL = "fedward-wire/1"
+MAX_HEADER_BYTES = 1 << 20
+
+T = TypeVar("T", bound=Strict)
+
+Kind = Literal["train", "evaluate"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Envelope:
+    """A header (canonical JSON) and blobs by name."""
+
+    header: bytes
+    blobs: dict[str, bytes] = field(default_factory=dict)
+
+
+class Instruction(Strict):
+    """What the coordinator asks of a site in one round. The fields are the idempotency key of rules 5."""
+
+    protocol: Literal["fedward-wire/1"] = "fedward-wire/1"
+    kind: Kind
+    study: str = Field(pattern=DIGEST)
+    round: int = Field(ge=1)
+    attempt: int = Field(ge=0)
+    model_sha256: str = Field(pattern=DIGEST)
+    cohort: tuple[str, ...] = Field(min_length=1, strict=False)
+    roster_sha256: str = Field(pattern=DIGEST)
+
+    @property
+    def key(self) -> Digest:
+        """The idempotency key: same key, same stored bytes; same slot with another key: refused."""
+        return Digest(sha256_hex(self.canonical))
+
+    @property
+    def slot(self) -> str:
+        """(study, kind, round): what a site answers once and only once."""
+        return f"{self.study}/{self.kind}/{self.round}"
+
+    @property
+    def canonical(self) -> bytes:
+        """The RFC 8785 bytes of the instruction."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def parse(cls, header: bytes) -> Self:
+        """The instruction in `header`. Raises ProtocolError when it is not exactly one."""
+        return _parse(cls, header)
+
+
+class Reply(Strict):
+    """What a site answers: a payload named by its digest, or a refusal code; signed by the site's key.
+
+    A training reply carries no loss, count, gradient norm or timing (rules 7).
+    """
+
+    protocol: Literal["fedward-wire/1"] = "fedward-wire/1"
+    kind: Literal["train", "evaluate", "refusal"]
+    site: str = Field(pattern=LABEL)
+    key: str = Field(pattern=DIGEST)
+    payload_sha256: str = Field(pattern=DIGEST)
+    code: str = ""
+    public_key: str = Field(pattern=DIGEST, description="Ed25519 public key, 32 bytes in hexadecimal")
+    signature: str = Field(default="", pattern=r"^([0-9a-f]{128})?$")
+
+    @property
+    def signed_bytes(self) -> bytes:
+        """What the signature covers: the reply without its signature."""
+        return b"fedward/reply/v1|" + canonical_json(self.model_dump(mode="json", exclude={"signature"}))
+
+    @property
+    def canonical(self) -> bytes:
+        """The RFC 8785 bytes of the reply."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def parse(cls, header: bytes) -> Self:
+        """The reply in `header`. Raises ProtocolError when it is not exactly one."""
+        reply = _parse(cls, header)
+        if (reply.kind == "refusal") != (reply.code in REFUSAL_CODES) or (reply.kind != "refusal" and reply.code):
+            raise ProtocolError("reply: expected a refusal with a known code, or a reply without one")
+        return reply
+
+
+def _parse(model: type[T], header: bytes) -> T:
+    if len(header) > MAX_HEADER_BYTES:
+        raise ProtocolError(f"header: expected at most {MAX_HEADER_BYTES} bytes, found {len(header)}")
+    try:
+        value: Any = json.loads(header)
+        return model.model_validate(value)
+    except (ValueError, ValidationError, RecursionError) as error:
+        raise ProtocolError(f"header: expected a {model.__name__} of {PROTOCOL}, found something else") from error
