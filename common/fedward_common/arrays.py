@@ -31,14 +31,18 @@ def tensors_to_bytes(tensors: Tensors) -> bytes:
     return save({name: np.ascontiguousarray(tensors[name]) for name in sorted(tensors)})
 
 
-def tensors_from_bytes(data: bytes, *, shapes: Mapping[str, tuple[int, ...]] | None = None) -> dict[str, Array]:
-    """The tensors in `data`: float32, finite and, where `shapes` is given, exactly those names and shapes.
+def tensors_from_bytes(
+    data: bytes, *, shapes: Mapping[str, tuple[int, ...]] | None = None
+) -> dict[str, Array]:
+    """The tensors in `data`: float32, finite and, with `shapes`, exactly those names and shapes.
 
     Raises:
         ProtocolError: not safetensors, another dtype, a non-finite number, another name or shape.
     """
     if len(data) > MAX_TENSOR_BYTES:
-        raise ProtocolError(f"tensors: expected at most {MAX_TENSOR_BYTES} bytes, found {len(data)}")
+        raise ProtocolError(
+            f"tensors: expected at most {MAX_TENSOR_BYTES} bytes, found {len(data)}"
+        )
     try:
         tensors = load(data)
     except (SafetensorError, ValueError, KeyError, OverflowError) as error:
@@ -51,5 +55,7 @@ def tensors_from_bytes(data: bytes, *, shapes: Mapping[str, tuple[int, ...]] | N
     if shapes is not None:
         found = {name: tuple(array.shape) for name, array in tensors.items()}
         if found != dict(shapes):
-            raise ProtocolError(f"tensors: expected {dict(sorted(shapes.items()))}, found {dict(sorted(found.items()))}")
+            raise ProtocolError(
+                f"tensors: expected {sorted(shapes.items())}, found {sorted(found.items())}"
+            )
     return {name: tensors[name] for name in sorted(tensors)}

@@ -19,7 +19,9 @@ def canonical_json(value: Any) -> bytes:  # JSON values have no narrower static 
     try:
         return rfc8785.dumps(value)
     except (rfc8785.CanonicalizationError, TypeError) as error:
-        raise ProtocolError(f"expected a JSON value, found one that has no canonical form: {error}") from error
+        raise ProtocolError(
+            f"expected a JSON value, found one that has no canonical form: {error}"
+        ) from error
 
 
 def sha256_hex(data: bytes) -> str:

@@ -1,7 +1,7 @@
 """What crosses the network, as values with one byte form each.
 
-A message is an `Envelope`: a canonical JSON header and named blobs. How Flower carries an envelope is
-the business of the two Flower adapters.
+A message is an `Envelope`: a canonical JSON header and named blobs. How Flower carries an envelope
+is the business of the two Flower adapters.
 """
 
 import json
@@ -32,7 +32,7 @@ class Envelope:
 
 
 class Instruction(Strict):
-    """What the coordinator asks of a site in one round. The fields are the idempotency key of rules 5."""
+    """What the coordinator asks of a site in one round: the idempotency key of rules 5."""
 
     protocol: Literal["fedward-wire/1"] = "fedward-wire/1"
     kind: Kind
@@ -76,13 +76,16 @@ class Reply(Strict):
     key: str = Field(pattern=DIGEST)
     payload_sha256: str = Field(pattern=DIGEST)
     code: str = ""
-    public_key: str = Field(pattern=DIGEST, description="Ed25519 public key, 32 bytes in hexadecimal")
+    public_key: str = Field(
+        pattern=DIGEST, description="Ed25519 public key, 32 bytes in hexadecimal"
+    )
     signature: str = Field(default="", pattern=r"^([0-9a-f]{128})?$")
 
     @property
     def signed_bytes(self) -> bytes:
         """What the signature covers: the reply without its signature."""
-        return b"fedward/reply/v1|" + canonical_json(self.model_dump(mode="json", exclude={"signature"}))
+        unsigned = self.model_dump(mode="json", exclude={"signature"})
+        return b"fedward/reply/v1|" + canonical_json(unsigned)
 
     @property
     def canonical(self) -> bytes:
@@ -93,16 +96,21 @@ class Reply(Strict):
     def parse(cls, header: bytes) -> Self:
         """The reply in `header`. Raises ProtocolError when it is not exactly one."""
         reply = _parse(cls, header)
-        if (reply.kind == "refusal") != (reply.code in REFUSAL_CODES) or (reply.kind != "refusal" and reply.code):
-            raise ProtocolError("reply: expected a refusal with a known code, or a reply without one")
+        known = reply.code in REFUSAL_CODES if reply.kind == "refusal" else not reply.code
+        if not known:
+            raise ProtocolError("reply: expected a refusal with a known code, or no code")
         return reply
 
 
 def _parse(model: type[T], header: bytes) -> T:
     if len(header) > MAX_HEADER_BYTES:
-        raise ProtocolError(f"header: expected at most {MAX_HEADER_BYTES} bytes, found {len(header)}")
+        raise ProtocolError(
+            f"header: expected at most {MAX_HEADER_BYTES} bytes, found {len(header)}"
+        )
     try:
         value: Any = json.loads(header)
         return model.model_validate(value)
     except (ValueError, ValidationError, RecursionError) as error:
-        raise ProtocolError(f"header: expected a {model.__name__} of {PROTOCOL}, found something else") from error
+        raise ProtocolError(
+            f"header: expected a {model.__name__} of {PROTOCOL}, found something else"
+        ) from error

@@ -1,1 +1,1 @@
-"""The daemon that owns policy, ledger, journal and keys."""
+"""The guard: the one process of a site that owns policy, ledger, journal and keys."""

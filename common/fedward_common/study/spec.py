@@ -7,8 +7,17 @@ from pydantic import Field, model_validator
 
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.ids import DIGEST, LABEL, Digest, SiteId
-from fedward_common.study.registry import AnyData, AnyDp, AnyRelease, AnyTask, DpSpec, Strict, register
+from fedward_common.study.registry import (
+    AnyData,
+    AnyDp,
+    AnyRelease,
+    AnyTask,
+    DpSpec,
+    Strict,
+    register,
+)
 
+Width = Annotated[int, Field(ge=1, le=65536)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DigestText = Annotated[str, Field(pattern=DIGEST)]
 
@@ -39,7 +48,7 @@ class ModelSpec(Strict):
     """A model by its registered name, with its sizes."""
 
     name: str = Field(min_length=1, max_length=64)
-    hidden: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(default=(), max_length=16, strict=False)
+    hidden: tuple[Width, ...] = Field(default=(), max_length=16, strict=False)
     initial_seed: int = Field(default=0, ge=0, lt=2**53)
 
 
@@ -82,7 +91,8 @@ Aggregation = Annotated[FedAvg | FedProx | FedAdam, Field(discriminator="name")]
 
 class StudySite(Strict):
     """A hospital in the study. `patients` is a public planning constant (its training patients,
-    rounded as the parties agreed), not an exact count; keys are digests of public keys (rules 12, 15)."""
+    rounded as the parties agreed), not an exact count; keys are digests of public keys (rules 12, 15).
+    """
 
     id: str = Field(pattern=LABEL)
     patients: int = Field(ge=1)
@@ -145,19 +155,24 @@ class StudySpec(Strict):
         ids = [site.id for site in self.sites]
         if len(set(ids)) != len(ids):
             raise ValueError("sites: expected every id once")
-        keys = [site.key_sha256 for site in self.sites] + [site.node_key_sha256 for site in self.sites]
+        keys = [key for site in self.sites for key in (site.key_sha256, site.node_key_sha256)]
         if len(set(keys)) != len(keys):
             raise ValueError("sites: expected every key once")
         if not self.quorum <= len(self.sites):
-            raise ValueError(f"quorum: expected at most {len(self.sites)} (the sites), found {self.quorum}")
+            raise ValueError(
+                f"quorum: expected at most {len(self.sites)} (the sites), found {self.quorum}"
+            )
         if self.aggregation.average_last > self.rounds:
             raise ValueError("aggregation.average_last: expected at most the number of rounds")
         if isinstance(self.dp, DpSgd):
             if self.dp.steps != self.rounds * self.local_steps:
                 raise ValueError(
-                    f"dp.steps: expected rounds x local_steps = {self.rounds * self.local_steps}, found {self.dp.steps}"
+                    f"dp.steps: expected rounds x local_steps = "
+                    f"{self.rounds * self.local_steps}, found {self.dp.steps}"
                 )
             limit = 1 / (10 * self.public_patients) if self.public_patients < 10_000 else 1e-5
             if self.dp.delta > limit and not math.isclose(self.dp.delta, limit):
-                raise ValueError(f"dp.delta: expected at most {limit:.3g} (1 / (10 N)), found {self.dp.delta}")
+                raise ValueError(
+                    f"dp.delta: expected at most {limit:.3g} (1 / (10 N)), found {self.dp.delta}"
+                )
         return self

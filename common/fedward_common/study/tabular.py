@@ -11,14 +11,15 @@ Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Z
 
 @register
 class TabularClassification(TaskSpec):
-    """Binary classification of a patient from one table; loss is binary cross-entropy on one logit."""
+    """Binary classification of a patient from one table: cross-entropy on one logit."""
 
     kind: Literal["tabular-classification"] = "tabular-classification"
 
 
 class NumberColumn(Strict):
     """A measured column. `low` and `high` are public clinical limits: values outside are clipped to
-    them and the range is mapped to [-1, 1] (rules 6: never the site's own mean or spread)."""
+    them and the range is mapped to [-1, 1] (rules 6: never the site's own mean or spread).
+    """
 
     name: Name
     type: Literal["number"] = "number"
@@ -83,7 +84,8 @@ class ColumnSplit(Strict):
 class HashSplit(Strict):
     """A patient is held out when SHA-256(salt, patient id), read as a fraction, is below `held_out`.
 
-    Removing one patient never moves another between the sets (rules 6)."""
+    Removing one patient never moves another between the sets (rules 6).
+    """
 
     kind: Literal["hash"] = "hash"
     salt: str = Field(min_length=1, max_length=64)
@@ -117,18 +119,21 @@ class TabularData(DataSpec):
             reserved.append(self.split.column)
         names = [c.name for c in self.columns] + reserved
         if len(set(names)) != len(names):
-            raise ValueError("expected every column name once (patient key, label and split included)")
+            raise ValueError("expected every column name once (patient key, label, split included)")
         if self.missing == "fill":
             for column in self.columns:
                 if column.fill is None:
-                    raise ValueError(f"missing = 'fill': expected a public fill value for column {column.name!r}")
+                    raise ValueError(
+                        f"missing = 'fill': expected a public fill value for {column.name!r}"
+                    )
         return self
 
 
 @register
 class BinnedScores(ReleaseSpec):
     """Evaluation of the final model: per class, how many held-out patients score in each of `bins`
-    equal parts of [0, 1], plus Gaussian noise of `noise_multiplier` (L2 sensitivity 1), once."""
+    equal parts of [0, 1], plus Gaussian noise of `noise_multiplier` (L2 sensitivity 1), once.
+    """
 
     kind: Literal["binned-scores"] = "binned-scores"
     bins: int = Field(ge=2, le=20)

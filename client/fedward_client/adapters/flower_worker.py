@@ -1,0 +1,131 @@
+"""The worker: Flower's SuperExec loop with an executor that forks tasks from a warm process.
+
+A new Python with torch costs seconds for every message; a fork of a process that has imported
+everything costs milliseconds. The zygote is single-threaded, holds no task state and never sees a
+record: each task runs in its own child, which ends with the task. Only ClientApp tasks are taken.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Final
+
+import flwr.supercore.superexec.run_superexec as superexec
+from flwr.supercore.auth.superexec_secret import load_superexec_auth_secret
+from flwr.supercore.constant import TaskType
+from flwr.supercore.superexec.executor import LaunchResult
+from flwr.supercore.superexec.executor.types import ExecutionSpec
+from flwr.supernode.runtime.run_clientapp import run_clientapp
+
+MAX_REQUEST_BYTES: Final = 65536
+
+
+class Zygote:
+    """A warm process that forks one child per task."""
+
+    def __init__(self) -> None:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._pid = os.fork()
+        if self._pid == 0:
+            ours.close()
+            _serve_forks(theirs)
+        theirs.close()
+        self._socket = ours
+
+    def launch(self, *, address: str, token: str) -> None:
+        """Starts a task in a fresh child; the token never stands on a command line."""
+        self._socket.send(json.dumps({"address": address, "token": token}).encode())
+
+    def close(self) -> None:
+        """Ends the zygote; tasks that run finish by themselves."""
+        self._socket.close()
+
+
+def _serve_forks(requests: socket.socket) -> None:
+    """Forks a child for every request until the parent closes the socket; never returns."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while request := requests.recv(MAX_REQUEST_BYTES):
+        if os.fork() == 0:
+            requests.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            task = json.loads(request)
+            code = 1
+            try:
+                run_clientapp(
+                    runtime_api_address=task["address"],
+                    token=task["token"],
+                    insecure=True,
+                    parent_pid=None,
+                    runtime_dependency_install=False,
+                )
+                code = 0
+            except SystemExit as ended:  # Flower ends a task by exiting the process
+                code = ended.code if isinstance(ended.code, int) else 0
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+    os._exit(0)
+
+
+class ForkExecutor:
+    """Flower's `Executor` port over a zygote."""
+
+    def __init__(self, zygote: Zygote) -> None:
+        self._zygote = zygote
+
+    def get_eligible_capacity(
+        self,
+        supported_task_types: set[TaskType],
+        *,
+        insecure: bool = False,
+        root_certificates_path: str | None = None,
+    ) -> tuple[set[TaskType], set[str]]:
+        """ClientApp tasks and nothing else; forks need no free slot."""
+        del insecure, root_certificates_path
+        return supported_task_types & {TaskType.CLIENT_APP}, set()
+
+    def wait_for_capacity(
+        self,
+        task_type: TaskType | None = None,
+        *,
+        fab_hash: str | None = None,
+        insecure: bool = False,
+        root_certificates_path: str | None = None,
+    ) -> None:
+        """Returns at once."""
+        del task_type, fab_hash, insecure, root_certificates_path
+
+    def launch(self, spec: ExecutionSpec) -> LaunchResult:
+        """Forks a child for a ClientApp task; any other kind is refused."""
+        if spec.task_type is not TaskType.CLIENT_APP:
+            return LaunchResult.failed("this worker runs ClientApp tasks only")
+        self._zygote.launch(address=spec.runtime_api_address, token=spec.token)
+        return LaunchResult.accepted()
+
+    def reconcile(self) -> None:
+        """Nothing to maintain."""
+
+    def close(self) -> None:
+        """Ends the zygote."""
+        self._zygote.close()
+
+
+def run_worker(*, runtime_port: int, secret_file: Path) -> None:
+    """Takes ClientApp tasks from SuperNode's Runtime API until the process is ended.
+
+    Everything a task needs must be imported before the call: children inherit it.
+    """
+    executor = ForkExecutor(Zygote())
+    superexec.get_executor = lambda *_args, **_kwargs: executor
+    superexec.run_superexec(
+        runtime_api_address=f"127.0.0.1:{runtime_port}",
+        insecure=True,
+        superexec_auth_secret=load_superexec_auth_secret(secret_file=str(secret_file)),
+        runtime_dependency_install=False,
+    )

@@ -1,0 +1,141 @@
+"""`fedward-client`: what the site engineer and the privacy officer of a hospital type."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from fedward_client.settings import SiteSettings, load_site_settings
+from fedward_common.entry import run_program
+from fedward_common.log.setup import configure_logging
+
+SETTINGS_VARIABLE: Final = "FEDWARD_SITE_SETTINGS"
+
+app = typer.Typer(
+    name="fedward-client",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The hospital's side of a Fedward federation.",
+)
+budget = typer.Typer(no_args_is_help=True, help="The privacy budget of this hospital's patients.")
+journal = typer.Typer(no_args_is_help=True, help="What left this hospital.")
+app.add_typer(budget, name="budget")
+app.add_typer(journal, name="journal")
+
+Config = Annotated[
+    Path, typer.Option("--config", help="The site's settings file.", show_default=True)
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print a traceback with an error.")]
+DEFAULT_CONFIG: Final = Path("/etc/fedward/site.toml")
+
+
+def _load(config: Path, *, process: str = "site") -> SiteSettings:
+    configure_logging(process=process)
+    return load_site_settings(config)
+
+
+@app.command()
+def run(config: Config = DEFAULT_CONFIG, debug: Debug = False) -> None:
+    """Run this site: guard, gateway, SuperNode and worker, until stopped."""
+    del debug
+    from fedward_client.site_run import run_site
+
+    settings = _load(config)
+    run_site(settings, settings_file=config)
+
+
+@app.command(hidden=True)
+def guard(config: Config) -> None:
+    """The guard process (started by `run`, or by its own service unit)."""
+    os.umask(0o077)
+    from fedward_client.adapters.flower_records import object_ids
+    from fedward_client.guard.main import run_guard
+
+    run_guard(_load(config, process="guard"), object_ids=object_ids)
+
+
+@app.command(hidden=True)
+def gateway(config: Config) -> None:
+    """The gateway process (started by `run`, or by its own service unit)."""
+    os.umask(0o077)
+    from fedward_client.gateway.process import GatewayConfig, run_gateway
+
+    settings = _load(config, process="gateway")
+    run_gateway(
+        GatewayConfig(
+            coordinator=settings.coordinator.address,
+            server_name=settings.coordinator.server_name,
+            certificate=settings.keys.tls_certificate,
+            key=settings.keys.tls_key,
+            ca=settings.keys.ca,
+            port=settings.ports.gateway,
+            loopback=settings.folders.state / "loopback",
+            guard_socket=settings.gateway_socket,
+        )
+    )
+
+
+@app.command(hidden=True)
+def worker(config: Config) -> None:
+    """The worker process (started by `run`, or by its own service unit)."""
+    os.umask(0o077)
+    os.environ[SETTINGS_VARIABLE] = str(config.resolve())
+    # Everything a task needs is imported here once: tasks are forks of this process.
+    import torch
+
+    import fedward_client.flower_app
+    import fedward_client.training.patient_dp.opacus_backend  # noqa: F401
+    from fedward_client.adapters.flower_worker import run_worker
+
+    settings = _load(config, process="worker")
+    # One thread before the fork: a forked child must not inherit a thread pool that is gone.
+    torch.set_num_threads(1)
+    run_worker(
+        runtime_port=settings.ports.runtime,
+        secret_file=settings.folders.state / "superexec.secret",
+    )
+
+
+@budget.command("show")
+def budget_show(
+    config: Config = DEFAULT_CONFIG, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Print what this hospital's patients have spent, per study and in total."""
+    del debug
+    from fedward_client.budget import budget_report, budget_text
+
+    report = budget_report(_load(config))
+    typer.echo(json.dumps(report) if as_json else budget_text(report))
+
+
+@journal.command("show")
+def journal_show(
+    config: Config = DEFAULT_CONFIG, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Verify the journal's chain and print what left, by kind: objects and bytes."""
+    del debug
+    from fedward_client.journal_report import journal_report
+
+    report = journal_report(_load(config))
+    if as_json:
+        typer.echo(json.dumps(report))
+        return
+    console = Console()
+    title = f"What left {report['site']} ({report['entries']} journal entries, chain intact)"
+    table = Table(title=title)
+    for column in ("direction", "kind", "objects", "bytes"):
+        table.add_column(column)
+    for row in report["totals"]:
+        table.add_row(row["direction"], row["kind"], str(row["objects"]), f"{row['bytes']:,}")
+    console.print(table)
+
+
+def main() -> None:
+    """The program: exit codes and one-line errors as `run_program` says."""
+    run_program(app, name="fedward-client")

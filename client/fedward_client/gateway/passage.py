@@ -1,0 +1,203 @@
+"""One call of SuperNode through the gateway: what may pass, what is written down, what comes back.
+
+Nothing leaves before the guard has written it down, and no reply without the guard's receipt. If
+the guard does not answer, nothing leaves.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+
+import structlog
+
+from fedward_client.gateway.bundle import check_bundle
+from fedward_client.gateway.fleet import Answer, Channel, FleetMessages
+from fedward_client.gateway.outbox import Outbox
+from fedward_client.ports import GatewayGuard
+from fedward_common.canonical import sha256_hex
+from fedward_common.channel.refusals import Refusal, explain_refusal
+from fedward_common.channel.routes import (
+    CallRefused,
+    check_body,
+    check_headers,
+    check_route,
+    request_headers,
+)
+from fedward_common.errors import ChannelError, FedwardError, PolicyRefused, ProtocolError
+
+T = TypeVar("T")
+
+OK: Final = 200
+DROPPED: Final = 403
+"""Flower's own word for "this run is not running": SuperNode gives the message up and goes on."""
+RETRY: Final = 503
+"""SuperNode tries again, for ever; every other status would end its loop or the process."""
+HOPELESS: Final = frozenset({Refusal.BODY_TOO_LARGE, Refusal.MALFORMED, Refusal.HEADER})
+"""Reasons that no second try can change."""
+
+_log = structlog.get_logger(__name__)
+
+
+class Gateway:
+    """Passes SuperNode's calls to the coordinator as far as the site allows."""
+
+    def __init__(
+        self,
+        *,
+        channel: Channel,
+        guard: GatewayGuard,
+        fleet: FleetMessages,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._channel = channel
+        self._guard = guard
+        self._fleet = fleet
+        self._clock = clock
+        self._outbox = Outbox()
+        # One thread: the guard answers one question at a time and the journal keeps its order.
+        self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard")
+        self._steps: Mapping[str, Callable[[_Call], Awaitable[Answer]]] = {
+            "pull-messages": self._pull_messages,
+            "push-messages": self._push_messages,
+            "push-object": self._push_object,
+            "pull-object": self._pull_object,
+            "get-fab": self._get_fab,
+            "get-run": self._get_run,
+        }
+
+    async def handle(self, route: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        """The answer for SuperNode: SuperLink's, or one of two that SuperNode survives.
+
+        200 and 403 of SuperLink pass. What the site does not let out, and what no second try can
+        change, is 403: SuperNode drops the message and goes on. Anything else is 503: SuperNode
+        tries again. The real reason stands in the log.
+        """
+        try:
+            check_route(route)
+            check_body(body)
+            flower_headers = request_headers(headers)
+            check_headers(flower_headers)
+            call = _Call(route, flower_headers, self._fleet.normalised(route, body))
+            answer = await self._steps.get(route, self._forward)(call)
+        except CallRefused as refused:
+            _log.warning(
+                "gateway.refused",
+                code=refused.refusal.value,
+                reason=explain_refusal(refused.refusal.value),
+            )
+            return Answer(status=DROPPED if refused.refusal in HOPELESS else RETRY)
+        except (ProtocolError, PolicyRefused) as error:
+            _log.warning("gateway.kept-back", route=route, code=error.code, reason=str(error))
+            return Answer(status=DROPPED)
+        except FedwardError as error:
+            _log.warning("gateway.waiting", route=route, code=error.code, reason=str(error))
+            return Answer(status=RETRY)
+        if answer.status in (OK, DROPPED):
+            return answer
+        _log.warning("gateway.upstream", route=route, status=answer.status)
+        return Answer(status=RETRY)
+
+    async def _forward(self, call: "_Call") -> Answer:
+        return await self._channel.forward(call.route, call.headers, call.body)
+
+    async def _pull_messages(self, call: "_Call") -> Answer:
+        answer = await self._forward(call)
+        if answer.status != OK:
+            return answer
+        for incoming in self._fleet.incoming(answer.body):
+            await self._journal("in", call, "message", incoming.message_id, len(answer.body))
+            self._outbox.received(incoming, now=self._clock())
+        return answer
+
+    async def _push_messages(self, call: "_Call") -> Answer:
+        outgoing = self._fleet.outgoing(call.body)
+        self._outbox.check(outgoing, now=self._clock())
+        if outgoing.error and not outgoing.error_is_fixed:
+            # An exception's text may quote a record. The coordinator learns of it by the deadline.
+            _log.error("gateway.error-swallowed", message_id=outgoing.message_id)
+            return Answer(status=OK, body=self._fleet.swallowed(outgoing.message_id))
+        if not outgoing.error and not await self._ask(
+            self._guard.release, outgoing.message_id, list(outgoing.objects)
+        ):
+            raise PolicyRefused(
+                "reply: expected an unused receipt of the guard for exactly these bytes, found none"
+            )
+        kind = "error-reply" if outgoing.error else "reply"
+        await self._journal("out", call, kind, outgoing.message_id, len(call.body))
+        self._outbox.release(outgoing)
+        answer = await self._forward(call)
+        if answer.status == OK:
+            self._outbox.opened(outgoing.message_id, self._fleet.session(answer.body))
+        return answer
+
+    async def _push_object(self, call: "_Call") -> Answer:
+        pushed = self._fleet.pushed_object(call.body)
+        try:
+            self._outbox.check_object(pushed)
+        except ProtocolError as error:
+            _log.warning("gateway.kept-back", route=call.route, code=error.code, reason=str(error))
+            return Answer(status=OK, body=self._fleet.not_stored())
+        await self._journal("out", call, "object", pushed.object_id, len(pushed.content))
+        return await self._forward(call)
+
+    async def _pull_object(self, call: "_Call") -> Answer:
+        answer = await self._forward(call)
+        if answer.status != OK:
+            return answer
+        object_id, content = self._fleet.pulled_object(call.body, answer.body)
+        if content:
+            if sha256_hex(content) != object_id:
+                raise ProtocolError("object: expected the bytes of its id, found others")
+            if self._outbox.expects(object_id):
+                self._outbox.read(object_id, self._fleet.addressing(content))
+            await self._journal("in", call, "object", object_id, len(content))
+        return answer
+
+    async def _get_fab(self, call: "_Call") -> Answer:
+        answer = await self._forward(call)
+        if answer.status != OK:
+            return answer
+        bundle = self._fleet.bundle(answer.body)
+        check_bundle(bundle)
+        if not await self._ask(self._guard.bundle_allowed, bundle.sha256):
+            raise PolicyRefused(
+                f"bundle {bundle.sha256}: expected it among approved_bundles in site.toml, found "
+                "it missing. Compare it with the release and add it"
+            )
+        await self._journal("in", call, "bundle", bundle.sha256, len(bundle.content))
+        return answer
+
+    async def _get_run(self, call: "_Call") -> Answer:
+        answer = await self._forward(call)
+        if answer.status == OK:
+            self._fleet.check_run(answer.body)
+            await self._journal("in", call, "run", sha256_hex(answer.body), len(answer.body))
+        return answer
+
+    async def _journal(
+        self, direction: str, call: "_Call", kind: str, sha256: str, size_bytes: int
+    ) -> None:
+        await self._ask(self._guard.journal, direction, call.route, kind, sha256, size_bytes)
+
+    async def _ask(self, question: Callable[..., T], *arguments: object) -> T:
+        """The guard's answer. Raises ChannelError when there is none; nothing leaves then."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._asking, question, *arguments)
+        except OSError as error:
+            raise ChannelError(
+                f"guard: expected an answer on its socket, found {type(error).__name__}"
+            ) from error
+
+
+class _Call:
+    """One request of SuperNode after the checks that need no state."""
+
+    __slots__ = ("body", "headers", "route")
+
+    def __init__(self, route: str, headers: Mapping[str, str], body: bytes) -> None:
+        self.route = route
+        self.headers = headers
+        self.body = body

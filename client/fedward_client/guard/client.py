@@ -1,0 +1,130 @@
+"""The guard as its callers see it: the worker asks to begin and seal, the gateway to release.
+
+One connection per request: nothing is left half-open when the guard restarts. What the guard
+refuses is raised here as the same class of error, with the guard's text (same host).
+"""
+
+import socket
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fedward_client.guard.frames import Frame, read_frame, write_frame
+from fedward_common.errors import FedwardError, ProtocolError, StartError
+from fedward_common.wire import Envelope
+
+TIMEOUT_SECONDS: Final = 300.0
+"""A first admission computes two accountants; sealing hashes and syncs a whole model."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Grant:
+    """The charge is durable and the mechanism may run once; its result is sealed with `receipt`."""
+
+    receipt: str
+    site: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredReply:
+    """The instruction was answered before: these bytes again, and no charge."""
+
+    envelope: Envelope
+
+
+class GuardClient:
+    """Asks the guard at a Unix socket. Safe to use from several threads and after a fork."""
+
+    def __init__(self, socket_path: Path, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+        self._path = socket_path
+        self._timeout_seconds = timeout_seconds
+
+    def begin(self, instruction: bytes, signed_study: bytes) -> Grant | StoredReply:
+        """A receipt after the charge is durable, or the reply that was sealed before.
+
+        Raises:
+            FedwardError: what the guard refuses, as its class; StartError when it is not there.
+        """
+        answer = self._ask({"op": "begin"}, instruction, signed_study)
+        if "receipt" in answer.header:
+            return Grant(receipt=str(answer.header["receipt"]), site=str(answer.header["site"]))
+        return StoredReply(envelope=_envelope(answer))
+
+    def seal(self, receipt: str, payload: bytes) -> Envelope:
+        """The signed envelope with `payload` that must leave unchanged.
+
+        Raises:
+            FedwardError: the receipt is void or the payload is not what the study releases.
+        """
+        return _envelope(self._ask({"op": "seal", "receipt": receipt}, payload))
+
+    def refuse(self, instruction: bytes, code: str) -> Envelope:
+        """The signed refusal that must leave unchanged.
+
+        Raises:
+            FedwardError: no instruction, no known code, or answered before.
+        """
+        return _envelope(self._ask({"op": "refuse", "code": code}, instruction))
+
+    def release(self, message_id: str, object_ids: Sequence[str]) -> bool:
+        """Whether the message with exactly these objects may leave; true once per receipt."""
+        header = {"op": "release", "message_id": message_id, "object_ids": list(object_ids)}
+        return self._ask(header).header.get("allowed") is True
+
+    def journal(self, direction: str, route: str, kind: str, sha256: str, bytes: int) -> None:
+        """Writes down one object that came in or goes out; on disk when this returns."""
+        self._ask(
+            {
+                "op": "journal",
+                "direction": direction,
+                "route": route,
+                "kind": kind,
+                "sha256": sha256,
+                "bytes": bytes,
+            }
+        )
+
+    def bundle_allowed(self, sha256: str) -> bool:
+        """Whether the site approved this app bundle."""
+        return self._ask({"op": "bundle_allowed", "sha256": sha256}).header.get("allowed") is True
+
+    def _ask(self, header: dict[str, Any], *blobs: bytes) -> Frame:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+                connection.settimeout(self._timeout_seconds)
+                connection.connect(str(self._path))
+                # A guard that refuses this user answers without reading: its answer still counts.
+                with suppress(BrokenPipeError, ConnectionResetError):
+                    write_frame(connection, header, blobs)
+                answer = read_frame(connection)
+        except OSError as error:
+            raise StartError(
+                f"guard: expected it to answer at {self._path}, found "
+                f"{error.strerror or type(error).__name__}. Is `fedward-client run` up?"
+            ) from error
+        if answer is None:
+            raise StartError(
+                f"guard: expected an answer at {self._path}, found the connection closed. "
+                "The guard's log says why"
+            )
+        if answer.header.get("ok") is not True:
+            raise _error(answer.header)
+        return answer
+
+
+def _envelope(answer: Frame) -> Envelope:
+    names = answer.header.get("names")
+    if not isinstance(names, list) or len(answer.blobs) != 1 + len(names):
+        raise ProtocolError("guard: expected an envelope, found something else")
+    return Envelope(
+        header=answer.blobs[0],
+        blobs={str(name): blob for name, blob in zip(names, answer.blobs[1:], strict=True)},
+    )
+
+
+def _error(header: dict[str, Any]) -> FedwardError:
+    known = {kind.code: kind for kind in FedwardError.__subclasses__()}
+    kind = known.get(str(header.get("code")), FedwardError)
+    return kind(str(header.get("message", "the guard refused without saying why")))

@@ -1,0 +1,92 @@
+"""Receipts: who may seal which round, and refusals that wait to leave. Memory only, no I/O.
+
+A receipt that is lost with the process costs nothing: the instruction comes again, is not charged
+again, and gets a new one.
+"""
+
+import secrets
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Final
+
+from fedward_common.errors import ProtocolError
+from fedward_common.study.spec import StudySpec
+from fedward_common.wire import Envelope, Instruction
+
+MAX_REFUSALS: Final = 64
+"""Refusals that wait at once. Each carries one of nine words; more of them would be a way out for
+bits that a hijacked worker chooses."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Live:
+    """What a receipt stands for: an instruction of a study that was charged and not yet sealed."""
+
+    instruction: Instruction
+    study: StudySpec
+
+
+class Receipts:
+    """At most one live receipt per slot; a newer one voids the older."""
+
+    def __init__(self) -> None:
+        self._live: dict[str, Live] = {}
+        self._by_slot: dict[str, str] = {}
+
+    def issue(self, live: Live) -> str:
+        """A new receipt, 256 random bits; an older one of the same slot is void."""
+        self.void(live.instruction.slot)
+        receipt = secrets.token_hex(32)
+        self._live[receipt] = live
+        self._by_slot[live.instruction.slot] = receipt
+        return receipt
+
+    def get(self, receipt: str) -> Live:
+        """What a live receipt stands for.
+
+        Raises:
+            ProtocolError: never issued, used, or void.
+        """
+        live = self._live.get(receipt)
+        if live is None:
+            raise ProtocolError(
+                "receipt: expected one that is live, found one that was never issued, was used or "
+                "is void. Begin the instruction again"
+            )
+        return live
+
+    def void(self, slot: str) -> None:
+        """Ends the live receipt of a slot, if there is one."""
+        receipt = self._by_slot.pop(slot, None)
+        if receipt is not None:
+            del self._live[receipt]
+
+
+@dataclass(kw_only=True, slots=True)
+class Refusal:
+    """A signed refusal of an instruction that cost nothing, and the message it left with."""
+
+    envelope: Envelope
+    object_ids: frozenset[str]
+    released_to: str | None = None
+
+
+class Refusals:
+    """The latest refusals of instructions that were not charged, by idempotency key."""
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[str, Refusal] = OrderedDict()
+
+    def find(self, key: str) -> Refusal | None:
+        """The refusal of an instruction, or None."""
+        return self._by_key.get(key)
+
+    def keep(self, key: str, refusal: Refusal) -> None:
+        """Remembers a refusal; the oldest one beyond the limit is forgotten."""
+        self._by_key[key] = refusal
+        while len(self._by_key) > MAX_REFUSALS:
+            self._by_key.popitem(last=False)
+
+    def find_by_objects(self, object_ids: frozenset[str]) -> Refusal | None:
+        """The refusal that is carried by exactly these objects, or None."""
+        return next((r for r in self._by_key.values() if r.object_ids == object_ids), None)

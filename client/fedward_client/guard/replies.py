@@ -1,0 +1,221 @@
+"""Sealed replies on disk: what a site answered, once and for all, to each round of each study.
+
+That a slot was answered is kept for ever; the protected bytes themselves only until the next round
+of the study begins, 24 hours passed or the quota is reached (rules 5). Folder 0700, files 0600.
+"""
+
+import json
+import os
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from fedward_client.ports import Clock
+from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.errors import LedgerError, ProtocolError
+from fedward_common.trust.private_files import write_private
+from fedward_common.wire import Envelope
+
+FORMAT: Final = "fedward-reply/1"
+PAYLOAD: Final = "payload"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SealedReply:
+    """One answer and whether it may leave: `released_to` is None while its receipt is unused."""
+
+    slot: str
+    study: str
+    round: int
+    key: str
+    kind: Literal["train", "evaluate", "refusal"]
+    header: bytes
+    payload_sha256: str
+    object_ids: frozenset[str]
+    sealed_at: datetime
+    released_to: str | None = None
+
+    @property
+    def has_payload(self) -> bool:
+        """Whether the answer carries bytes besides its header."""
+        return self.kind != "refusal"
+
+
+class Replies:
+    """The sealed replies of a site in one folder. The caller serialises the calls."""
+
+    def __init__(
+        self, folder: Path, *, quota_bytes: int, keep_seconds: float, clock: Clock
+    ) -> None:
+        """Opens the folder, or creates it.
+
+        Raises:
+            LedgerError: a file in it is damaged: what was answered is not known any more.
+        """
+        self._folder = folder
+        self._quota_bytes = quota_bytes
+        self._keep = timedelta(seconds=keep_seconds)
+        self._clock = clock
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        self._by_slot: dict[str, SealedReply] = {}
+        self._by_objects: dict[frozenset[str], str] = {}
+        self._stored: set[str] = set()
+        for path in sorted(folder.glob("*.json")):
+            reply = _load(path)
+            self._remember(reply)
+            if self._payload_path(reply).exists():
+                self._stored.add(reply.slot)
+        self.prune()
+
+    def find(self, slot: str) -> SealedReply | None:
+        """What was answered in a slot, or None."""
+        return self._by_slot.get(slot)
+
+    def find_by_objects(self, object_ids: frozenset[str]) -> SealedReply | None:
+        """The reply whose envelope is carried by exactly these objects, or None."""
+        slot = self._by_objects.get(object_ids)
+        return None if slot is None else self._by_slot[slot]
+
+    def envelope(self, reply: SealedReply) -> Envelope | None:
+        """The stored bytes, or None when they are gone (or are not what was sealed)."""
+        if not reply.has_payload:
+            return Envelope(header=reply.header)
+        try:
+            payload = self._payload_path(reply).read_bytes()
+        except FileNotFoundError:
+            return None
+        if sha256_hex(payload) != reply.payload_sha256:
+            return None
+        return Envelope(header=reply.header, blobs={PAYLOAD: payload})
+
+    def keep(self, reply: SealedReply, payload: bytes) -> None:
+        """Stores an answer: the slot counts as answered exactly when this returns.
+
+        Raises:
+            ProtocolError: the payload alone is above the quota, or the slot has an answer.
+            LedgerError: it cannot be written.
+        """
+        if reply.slot in self._by_slot:
+            raise ProtocolError("reply: expected a round that is not answered, found an answer")
+        if len(payload) > self._quota_bytes:
+            raise ProtocolError(
+                f"reply: expected at most {self._quota_bytes} bytes (guard.reply_quota_bytes), "
+                f"found {len(payload)}"
+            )
+        self._make_room(len(payload))
+        if reply.has_payload:
+            self._write(self._payload_path(reply), payload)
+        # The answer exists from here on; a crash before leaves a payload that nothing names.
+        self._save(reply)
+        if reply.has_payload:
+            self._stored.add(reply.slot)
+
+    def set_released(self, reply: SealedReply, message_id: str | None) -> None:
+        """Uses up the reply's receipt for a message, or arms it again with None; durable.
+
+        Raises:
+            LedgerError: it cannot be written.
+        """
+        self._save(replace(reply, released_to=message_id))
+
+    def forget_before(self, study: str, *, slot: str) -> None:
+        """Deletes the bytes of the study's other slots: a later round means those are committed
+        or abandoned.
+        """
+        for other in tuple(self._stored):
+            if other != slot and other.startswith(f"{study}/"):
+                self._delete(other)
+
+    def prune(self) -> None:
+        """Deletes bytes that are older than the site keeps them."""
+        limit = self._clock() - self._keep
+        for slot in tuple(self._stored):
+            if self._by_slot[slot].sealed_at < limit:
+                self._delete(slot)
+
+    def _make_room(self, needed: int) -> None:
+        """Deletes the oldest payloads until `needed` bytes fit into the quota."""
+        oldest_first = sorted(self._stored, key=lambda slot: self._by_slot[slot].sealed_at)
+        sizes = {slot: self._size(slot) for slot in oldest_first}
+        total = sum(sizes.values())
+        for slot in oldest_first:
+            if total + needed <= self._quota_bytes:
+                return
+            self._delete(slot)
+            total -= sizes[slot]
+
+    def _size(self, slot: str) -> int:
+        path = self._payload_path(self._by_slot[slot])
+        return path.stat().st_size if path.exists() else 0
+
+    def _delete(self, slot: str) -> None:
+        self._payload_path(self._by_slot[slot]).unlink(missing_ok=True)
+        self._stored.discard(slot)
+
+    def _save(self, reply: SealedReply) -> None:
+        self._write(self._folder / f"{_name(reply.slot)}.json", _text(reply))
+        self._remember(reply)
+
+    def _remember(self, reply: SealedReply) -> None:
+        self._by_slot[reply.slot] = reply
+        self._by_objects[reply.object_ids] = reply.slot
+
+    def _write(self, path: Path, data: bytes) -> None:
+        try:
+            write_private(path, data)
+        except OSError as error:
+            raise LedgerError(
+                f"replies {self._folder}: expected to store a reply, found "
+                f"{os.strerror(error.errno or 0)}. Free space on its disk"
+            ) from error
+
+    def _payload_path(self, reply: SealedReply) -> Path:
+        return self._folder / f"{_name(reply.slot)}.payload"
+
+
+def _name(slot: str) -> str:
+    return sha256_hex(slot.encode())
+
+
+def _text(reply: SealedReply) -> bytes:
+    return canonical_json(
+        {
+            "format": FORMAT,
+            "slot": reply.slot,
+            "study": reply.study,
+            "round": reply.round,
+            "key": reply.key,
+            "kind": reply.kind,
+            "header": reply.header.decode(),
+            "payload_sha256": reply.payload_sha256,
+            "object_ids": sorted(reply.object_ids),
+            "sealed_at": reply.sealed_at.isoformat(),
+            "released_to": reply.released_to,
+        }
+    )
+
+
+def _load(path: Path) -> SealedReply:
+    try:
+        value: dict[str, Any] = json.loads(path.read_bytes())
+        if value["format"] != FORMAT or path.name != f"{_name(value['slot'])}.json":
+            raise ValueError("another format or slot")
+        return SealedReply(
+            slot=value["slot"],
+            study=value["study"],
+            round=value["round"],
+            key=value["key"],
+            kind=value["kind"],
+            header=value["header"].encode(),
+            payload_sha256=value["payload_sha256"],
+            object_ids=frozenset(value["object_ids"]),
+            sealed_at=datetime.fromisoformat(value["sealed_at"]),
+            released_to=value["released_to"],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise LedgerError(
+            f"reply {path}: expected the record of an answered round, found a damaged one. "
+            "Restore the newest copy: the round must not be answered twice"
+        ) from error

@@ -1,0 +1,276 @@
+"""The guard's Unix sockets: who may connect, what may be asked, one thread per connection.
+
+The socket file is 0600 (0660 for a group where worker and gateway are users of their own), and the
+kernel's word on the other side's user decides (SO_PEERCRED), whatever the file's mode.
+"""
+
+import grp
+import os
+import socket
+import struct
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+
+from fedward_client.guard.client import Grant
+from fedward_client.guard.frames import MAX_BLOB_BYTES, Frame, read_frame, write_frame
+from fedward_client.guard.service import GuardService
+from fedward_common.errors import FedwardError, PolicyRefused, ProtocolError, StartError
+from fedward_common.ids import DIGEST
+from fedward_common.study.registry import Strict
+from fedward_common.wire import Envelope
+
+MAX_CONNECTIONS: Final = 64
+IDLE_SECONDS: Final = 600.0
+MAX_SOCKET_PATH: Final = 107
+WORD: Final = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
+
+Operation = Callable[[Frame], Frame]
+Request = TypeVar("Request", bound=Strict)
+
+
+class _Begin(Strict):
+    op: Literal["begin"]
+
+
+class _Seal(Strict):
+    op: Literal["seal"]
+    receipt: str = Field(pattern=DIGEST)
+
+
+class _Refuse(Strict):
+    op: Literal["refuse"]
+    code: str = Field(max_length=32)
+
+
+class _Release(Strict):
+    op: Literal["release"]
+    message_id: str = Field(pattern=WORD)
+    object_ids: list[str] = Field(min_length=1, max_length=10_000)
+
+
+class _Journal(Strict):
+    op: Literal["journal"]
+    direction: Literal["in", "out"]
+    route: str = Field(pattern=r"^[A-Za-z0-9_./-]{1,128}$")
+    kind: str = Field(pattern=WORD)
+    sha256: str = Field(pattern=DIGEST)
+    bytes: int = Field(ge=0, lt=2**53)
+
+
+class _BundleAllowed(Strict):
+    op: Literal["bundle_allowed"]
+    sha256: str = Field(pattern=DIGEST)
+
+
+def worker_operations(service: GuardService) -> dict[str, Operation]:
+    """What the worker may ask: begin, seal, refuse. Never release."""
+
+    def begin(frame: Frame) -> Frame:
+        _request(_Begin, frame, blobs=2)
+        result = service.begin(frame.blobs[0], frame.blobs[1])
+        if isinstance(result, Grant):
+            return Frame(header={"receipt": result.receipt, "site": result.site})
+        return _envelope(result.envelope)
+
+    def seal(frame: Frame) -> Frame:
+        return _envelope(service.seal(_request(_Seal, frame, blobs=1).receipt, frame.blobs[0]))
+
+    def refuse(frame: Frame) -> Frame:
+        return _envelope(service.refuse(frame.blobs[0], _request(_Refuse, frame, blobs=1).code))
+
+    return {"begin": begin, "seal": seal, "refuse": refuse}
+
+
+def gateway_operations(service: GuardService) -> dict[str, Operation]:
+    """What the gateway may ask: release, journal, bundle_allowed. Never a receipt."""
+
+    def release(frame: Frame) -> Frame:
+        request = _request(_Release, frame)
+        return Frame(header={"allowed": service.release(request.message_id, request.object_ids)})
+
+    def journal(frame: Frame) -> Frame:
+        entry = _request(_Journal, frame)
+        service.journal(entry.direction, entry.route, entry.kind, entry.sha256, entry.bytes)
+        return Frame(header={})
+
+    def bundle_allowed(frame: Frame) -> Frame:
+        allowed = service.bundle_allowed(_request(_BundleAllowed, frame).sha256)
+        return Frame(header={"allowed": allowed})
+
+    return {"release": release, "journal": journal, "bundle_allowed": bundle_allowed}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Access:
+    """Who may use a socket: the kernel's user ids, and the group its file is opened to."""
+
+    uids: frozenset[int]
+    group: str | None = None
+
+
+class GuardServer:
+    """One listening Unix socket. `close` removes it."""
+
+    def __init__(
+        self,
+        path: Path,
+        operations: Mapping[str, Operation],
+        *,
+        access: Access,
+        max_blob_bytes: int = MAX_BLOB_BYTES,
+    ) -> None:
+        """Listens at once; connections are served from threads of their own.
+
+        Raises:
+            StartError: another guard listens there, or the path cannot be used.
+        """
+        self._path = path
+        self._operations = operations
+        self._access = access
+        self._max_blob_bytes = max_blob_bytes
+        self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
+        self._listener = _listen(path, access)
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._accept, name=path.name, daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Stops listening; requests under way are still answered."""
+        self._closing.set()
+        # Wakes accept(), which a close alone does not.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+        self._path.unlink(missing_ok=True)
+
+    def _accept(self) -> None:
+        while not self._closing.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                # Closing, or out of descriptors for a moment; the loop's condition tells.
+                self._closing.wait(0.05)
+                continue
+            self._slots.acquire()
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        try:
+            with connection:
+                connection.settimeout(IDLE_SECONDS)
+                self._answer_all(connection)
+        except (OSError, ProtocolError):
+            # The other side went away or speaks something else: there is nobody to tell.
+            return
+        finally:
+            self._slots.release()
+
+    def _answer_all(self, connection: socket.socket) -> None:
+        uid = _peer_uid(connection)
+        if uid not in self._access.uids:
+            refusal = PolicyRefused(
+                f"guard: expected user {sorted(self._access.uids)} at {self._path.name}, found "
+                f"{uid}. See [guard] in site.toml"
+            )
+            write_frame(connection, _refusal(refusal))
+            return
+        while (frame := self._next(connection)) is not None:
+            try:
+                answer = self._operation(frame)(frame)
+            except FedwardError as error:
+                write_frame(connection, _refusal(error))
+            else:
+                write_frame(connection, {"ok": True, **answer.header}, answer.blobs)
+
+    def _next(self, connection: socket.socket) -> Frame | None:
+        try:
+            return read_frame(connection, max_blob_bytes=self._max_blob_bytes)
+        except ProtocolError as error:
+            # Where the next frame would begin is not known any more: answer and close.
+            write_frame(connection, _refusal(error))
+            return None
+
+    def _operation(self, frame: Frame) -> Operation:
+        name = frame.header.get("op")
+        operation = self._operations.get(name) if isinstance(name, str) else None
+        if operation is None:
+            raise ProtocolError(
+                f"guard: expected one of {sorted(self._operations)} at {self._path.name}, found "
+                "another operation"
+            )
+        return operation
+
+
+def _listen(path: Path, access: Access) -> socket.socket:
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise StartError(
+            f"guard socket {path}: expected at most {MAX_SOCKET_PATH} bytes of path, found "
+            f"{len(os.fsencode(path))}. Choose a shorter folders.run in site.toml"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    draft = path.with_name(f"{path.name[:8]}.new")
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _require_unused(path)
+        draft.unlink(missing_ok=True)
+        listener.bind(str(draft))
+        draft.chmod(0o600)
+        if access.group is not None:
+            os.chown(draft, -1, grp.getgrnam(access.group).gr_gid)
+            draft.chmod(0o660)
+        listener.listen(MAX_CONNECTIONS)
+        # Appears under its name with its final mode, and only when it already answers.
+        draft.rename(path)
+    except (OSError, KeyError) as error:
+        listener.close()
+        raise StartError(
+            f"guard socket {path}: expected to listen there, found {error}. Check folders.run and "
+            "[guard] in site.toml"
+        ) from error
+    except StartError:
+        listener.close()
+        raise
+    return listener
+
+
+def _require_unused(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            return  # nothing there, or what a killed guard left behind
+    raise StartError(f"guard socket {path}: expected no guard to listen there, found one. Stop it")
+
+
+def _peer_uid(connection: socket.socket) -> int:
+    size = struct.calcsize("3i")
+    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    uid: int = struct.unpack("3i", credentials)[1]
+    return uid
+
+
+def _request(model: type[Request], frame: Frame, *, blobs: int = 0) -> Request:
+    if len(frame.blobs) != blobs:
+        raise ProtocolError(f"guard: expected {blobs} blobs, found {len(frame.blobs)}")
+    try:
+        return model.model_validate(frame.header)
+    except ValidationError as error:
+        raise ProtocolError(
+            f"guard: expected the fields of {model.__name__.lstrip('_').lower()}, found others"
+        ) from error
+
+
+def _envelope(envelope: Envelope) -> Frame:
+    names = sorted(envelope.blobs)
+    return Frame(
+        header={"names": names}, blobs=(envelope.header, *(envelope.blobs[name] for name in names))
+    )
+
+
+def _refusal(error: FedwardError) -> dict[str, Any]:
+    return {"ok": False, "code": error.code, "message": str(error)}

@@ -1,0 +1,122 @@
+"""One instruction at a site: what is verified, what is charged, what runs, what may leave.
+
+The guard decides and charges before any record is read; this module trains or evaluates and hands
+the result to the guard, which seals it. Nothing here can make anything leave without the guard.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedward_client.data.tabular import DataSource
+from fedward_client.guard.client import Grant, StoredReply
+from fedward_client.tasks.registry import task_of
+from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
+from fedward_client.training.weights import record_scores
+from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
+from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.errors import REFUSAL_CODES, FedwardError, ProtocolError, SignatureRefused
+from fedward_common.ids import SiteId
+from fedward_common.models.registry import model_shapes
+from fedward_common.privacy.histogram import binned_counts, noisy_counts
+from fedward_common.privacy.randomness import Csprng, RandomSource
+from fedward_common.study.signed import SignedStudy
+from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.tabular import BinnedScores
+from fedward_common.wire import Envelope, Instruction
+
+
+class Guard(Protocol):
+    """What a worker may ask of the guard."""
+
+    def begin(self, instruction: bytes, signed_study: bytes) -> Grant | StoredReply:
+        """A single-use receipt after the charge is durable, or the reply that was sealed before."""
+        ...
+
+    def seal(self, receipt: str, payload: bytes) -> Envelope:
+        """The signed envelope that may leave."""
+        ...
+
+    def refuse(self, instruction: bytes, code: str) -> Envelope:
+        """A signed refusal that may leave."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worker:
+    """Answers instructions with one site's guard, data and machine."""
+
+    guard: Guard
+    source: DataSource
+    flags: PerformanceFlags
+    randomness: Callable[[], RandomSource] = Csprng
+
+    def answer(self, envelope: Envelope) -> Envelope:
+        """The sealed answer to one instruction: an update, noised counts, or a refusal by code.
+
+        Raises:
+            FedwardError: the guard cannot be reached or refuses to seal even a refusal.
+        """
+        try:
+            return self._answer(envelope)
+        except FedwardError as error:
+            code = error.code if error.code in REFUSAL_CODES else "internal"
+            return self.guard.refuse(envelope.header, code)
+
+    def _answer(self, envelope: Envelope) -> Envelope:
+        instruction = Instruction.parse(envelope.header)
+        model, signed = _blob(envelope, "model"), _blob(envelope, "study")
+        # Before the charge: a model damaged on the way must not cost a patient anything.
+        if sha256_hex(model) != instruction.model_sha256:
+            raise SignatureRefused("model: expected the digest of the instruction, found another")
+        grant = self.guard.begin(envelope.header, signed)
+        if isinstance(grant, StoredReply):
+            return grant.envelope
+        # The guard verified signature and approval; here the same bytes only become a value.
+        study = SignedStudy.parse(signed).verify()
+        work = self._train if instruction.kind == "train" else self._evaluate
+        return self.guard.seal(grant.receipt, work(study, SiteId(grant.site), model))
+
+    def _train(self, study: StudySpec, site: SiteId, model: bytes) -> bytes:
+        weights = tensors_from_bytes(model, shapes=_shapes(study))
+        trainer = LocalTrainer(
+            study, site, sampling=self.randomness(), noise=self.randomness(), flags=self.flags
+        )
+        update = trainer.train(weights, self.source.records(study, part="train"))
+        plan, ran = study.dp, update.executed
+        if not isinstance(plan, DpSgd) or (
+            ran.steps != study.local_steps
+            or ran.noise_multiplier != plan.noise_multiplier
+            or ran.clip_norm != plan.clip_norm
+            or ran.sampling_probability != plan.sampling_probability
+        ):
+            raise ProtocolError("training: expected the study's plan to have run, found otherwise")
+        return tensors_to_bytes(update.tensors)
+
+    def _evaluate(self, study: StudySpec, site: SiteId, model: bytes) -> bytes:
+        del site
+        release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
+        if release is None:
+            raise ProtocolError("evaluation: expected a binned-scores release, found none")
+        weights = tensors_from_bytes(model, shapes=_shapes(study))
+        records = self.source.records(study, part="test")
+        counts = binned_counts(
+            record_scores(study, weights, records.features),
+            records.labels,
+            records.patient,
+            bins=release.bins,
+        )
+        noised = noisy_counts(
+            counts, noise_multiplier=release.noise_multiplier, noise=self.randomness()
+        )
+        return canonical_json({"counts": noised.tolist()})
+
+
+def _shapes(study: StudySpec) -> dict[str, tuple[int, ...]]:
+    return model_shapes(study.model, inputs=task_of(study).inputs)
+
+
+def _blob(envelope: Envelope, name: str) -> bytes:
+    if name not in envelope.blobs:
+        raise ProtocolError(f"instruction: expected a blob {name!r}, found none")
+    return envelope.blobs[name]

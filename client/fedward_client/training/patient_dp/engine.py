@@ -1,0 +1,107 @@
+"""One step of DP-SGD whose privacy unit is the patient."""
+
+import numpy as np
+import torch
+
+from fedward_client.training.patient_dp.back_end import BackEnd, Chunk
+from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
+from fedward_client.training.patient_dp.sampling import Draw, chunks, draw_patients, draw_records
+from fedward_common.privacy.clipping import clip_l2
+from fedward_common.privacy.randomness import RandomSource
+
+
+class PatientDpEngine:
+    """Turns patients into noisy gradients, one step at a time.
+
+    Guarantees, each with a test of the same words in tests/privacy/test_patient_dp.py:
+        one patient more or less moves the sum before noise by at most C, another patient in
+        its place by at most 2 C;
+        a patient with a non-finite gradient counts as absent;
+        an empty draw adds noise like any other;
+        how records are cut into chunks changes nothing but rounding;
+        an interrupted step leaves nothing behind: the sum lives in the call and dies with it.
+
+    What is not checked here: that the model keeps patients apart (`model_check` does that before
+    the first step), and that the budget was charged (the guard did).
+    """
+
+    def __init__(
+        self,
+        back_end: BackEnd,
+        plan: PatientDpPlan,
+        *,
+        parameters: int,
+        sampling: RandomSource,
+        noise: RandomSource,
+        max_records_per_chunk: int,
+    ) -> None:
+        """An engine for a model with `parameters` trainable numbers.
+
+        `sampling` and `noise` are separate sources: who learns one draw learns nothing of another.
+        """
+        if max_records_per_chunk < 1:
+            raise ValueError(f"chunk: expected at least 1 record, found {max_records_per_chunk}")
+        self.plan = plan
+        self._back_end = back_end
+        self._parameters = parameters
+        self._sampling = sampling
+        self._noise = noise
+        self._max_records_per_chunk = max_records_per_chunk
+        self._steps = 0
+
+    @property
+    def steps(self) -> int:
+        """How many steps have released a gradient; what the ledger's charge is checked against."""
+        return self._steps
+
+    def step(self, patients: PatientTensors) -> torch.Tensor:
+        """The noisy mean gradient of one Poisson draw: float64 [parameters].
+
+        1. Draw: each patient enters with probability q, with at most k random records.
+        2. Clip: each patient's mean gradient to C in float64; a non-finite one becomes zero.
+        3. Sum over patients, and add N(0, (sigma C)^2) to each coordinate, once.
+        4. Divide by the public constant q * N, never by the number drawn.
+
+        Source: McMahan et al. 2018 (the unit is a person); Abadi et al. 2016 (the step).
+        """
+        chosen = draw_patients(
+            self._sampling,
+            patients=patients.patients,
+            probability=self.plan.sampling_probability,
+        )
+        draw = draw_records(
+            self._sampling,
+            starts=patients.starts,
+            chosen=chosen,
+            limit=self.plan.max_records_per_patient,
+        )
+        total = self._clipped_sum(patients, draw)
+        total += self._draw_noise(total.device)
+        self._steps += 1
+        return total / self.plan.denominator
+
+    def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
+        device = patients.features.device
+        total = torch.zeros(self._parameters, dtype=torch.float64, device=device)
+        for piece in chunks(draw, max_records=self._max_records_per_chunk):
+            rows = torch.from_numpy(piece.rows).to(device)
+            chunk = Chunk(
+                features=patients.features.index_select(0, rows),
+                labels=patients.labels.index_select(0, rows),
+                sizes=torch.from_numpy(piece.sizes),
+            )
+            rows_expected = len(piece.sizes)
+            for block in self._back_end.patient_gradients(chunk):
+                if block.shape[1] != self._parameters:
+                    raise RuntimeError("back end: expected one number for each parameter")
+                rows_expected -= block.shape[0]
+                total += clip_l2(block, clip_norm=self.plan.clip_norm).sum(dim=0)
+            if rows_expected != 0:
+                raise RuntimeError("back end: expected one gradient for each patient of the chunk")
+        return total
+
+    def _draw_noise(self, device: torch.device) -> torch.Tensor:
+        noise = self._noise.normal(self._parameters)
+        if noise.shape != (self._parameters,) or not np.isfinite(noise).all():
+            raise RuntimeError("noise source: expected a finite number for each parameter")
+        return torch.from_numpy(noise * self.plan.noise_std).to(device)

@@ -1,0 +1,199 @@
+"""A site's part of one training round: weights in, a protected update out."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedward_client.tasks.registry import task_of
+from fedward_client.training.patient_dp.back_end import (
+    BackEnd,
+    BackEndName,
+    choose_back_end,
+    trainable_parameters,
+)
+from fedward_client.training.patient_dp.engine import PatientDpEngine
+from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
+from fedward_client.training.patient_dp.model_check import (
+    check_model,
+    check_untrained_state,
+    checked_back_end,
+    untrained_state,
+)
+from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
+from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
+from fedward_client.training.weights import load_weights
+from fedward_common.arrays import Array, Tensors
+from fedward_common.errors import ConfigError, ProtocolError
+from fedward_common.ids import SiteId
+from fedward_common.models.registry import build_model, model_tensors
+from fedward_common.privacy.randomness import RandomSource
+from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.spec import DpSgd, FedProx, StudySpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PerformanceFlags:
+    """What a site may choose freely: nothing here has an effect on the guarantee."""
+
+    device: str = "cpu"
+    backend: BackEndName = "auto"
+    max_records_per_chunk: int = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutedPlan:
+    """What really ran, read from the engine afterwards and compared with what was charged."""
+
+    steps: int
+    noise_multiplier: float
+    clip_norm: float
+    sampling_probability: float
+    denominator: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainedUpdate:
+    """A site's weights after its local steps, and the plan that made them.
+
+    `tensors` depend on patients only through the noisy gradients: everything after the noise works
+    on public numbers. There is no loss, count, norm or time in here (rules 7).
+    """
+
+    tensors: dict[str, Array]
+    executed: ExecutedPlan
+
+
+class LocalTrainer:
+    """Runs the local steps of one round of `study` at one site.
+
+    Raises:
+        ProtocolError: the study does not include the site.
+        ConfigError: a device, task, model or DP plan that this installation cannot run.
+    """
+
+    def __init__(
+        self,
+        study: StudySpec,
+        site_id: SiteId,
+        *,
+        sampling: RandomSource,
+        noise: RandomSource,
+        flags: PerformanceFlags,
+    ) -> None:
+        self._study = study
+        self._plan = _site_plan(study, site_id)
+        self._task = task_of(study)
+        self._device = _device(flags.device)
+        self._sampling = sampling
+        self._noise = noise
+        self._flags = flags
+
+    def train(self, weights: Tensors, records: PatientRecords) -> TrainedUpdate:
+        """The weights after `local_steps` steps of DP-SGD from `weights`.
+
+        The model is checked on made-up records before `records` are touched, and once more
+        afterwards that nothing but the trained parameters has changed.
+
+        Raises:
+            ModelRefused: the model cannot have a patient-level guarantee.
+            ProtocolError: `weights` are not the finite weights of the study's model.
+            DataError: `records` are not grouped by patient.
+            ConfigError: the weights overflowed; the study's learning rate is too high.
+        """
+        model = build_model(self._study.model, self._task.inputs).to(self._device).train()
+        examples = self._task.examples(device=self._device)
+        check_model(model, loss=self._task.losses, examples=examples)
+        back_end = checked_back_end(
+            lambda: self._back_end(model), model, loss=self._task.losses, examples=examples
+        )
+        load_weights(model, weights)
+        engine = PatientDpEngine(
+            back_end,
+            self._plan,
+            parameters=sum(p.numel() for p in trainable_parameters(model).values()),
+            sampling=self._sampling,
+            noise=self._noise,
+            max_records_per_chunk=self._flags.max_records_per_chunk,
+        )
+        untrained = untrained_state(model)
+        self._descend(model, engine, PatientTensors.from_records(records, device=self._device))
+        check_untrained_state(model, before=untrained)
+        return TrainedUpdate(tensors=_finite(model), executed=_executed(engine))
+
+    def _back_end(self, model: nn.Module) -> BackEnd:
+        name = self._flags.backend
+        if name == "auto":
+            name = choose_back_end(
+                parameters=sum(p.numel() for p in trainable_parameters(model).values()),
+                # Expected from public constants: the choice says nothing about the site's patients.
+                patients_per_call=self._study.local_steps * self._plan.denominator,
+            )
+        loss = self._task.losses
+        return (
+            OpacusBackEnd(model, loss=loss) if name == "opacus" else LoopBackEnd(model, loss=loss)
+        )
+
+    def _descend(self, model: nn.Module, engine: PatientDpEngine, patients: PatientTensors) -> None:
+        """SGD on noisy gradients. Momentum, decay and the proximal term are post-processing."""
+        parameters = list(trainable_parameters(model).values())
+        start = [parameter.detach().clone() for parameter in parameters]
+        aggregation, training = self._study.aggregation, self._study.training
+        mu = aggregation.mu if isinstance(aggregation, FedProx) else 0.0
+        # Momentum starts at zero in each round: a site keeps nothing between rounds.
+        optimizer = torch.optim.SGD(
+            parameters,
+            lr=training.learning_rate,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
+        for _ in range(self._study.local_steps):
+            gradient = engine.step(patients)
+            parts = torch.split(gradient, [parameter.numel() for parameter in parameters])
+            for parameter, origin, part in zip(parameters, start, parts, strict=True):
+                noisy = part.view_as(parameter).to(parameter.dtype)
+                parameter.grad = noisy + mu * (parameter.detach() - origin)
+            optimizer.step()
+
+
+def _site_plan(study: StudySpec, site_id: SiteId) -> PatientDpPlan:
+    site, dp = study.site(site_id), study.dp
+    if site is None:
+        raise ProtocolError(f"study {study.id}: expected to find site {site_id} in it, found none")
+    if not isinstance(dp, DpSgd):
+        raise ConfigError(f"study {study.id}: expected dp of kind dp-sgd, found {dp.kind}")
+    return PatientDpPlan(
+        noise_multiplier=dp.noise_multiplier,
+        clip_norm=dp.clip_norm,
+        sampling_probability=dp.sampling_probability,
+        max_records_per_patient=dp.max_records_per_patient,
+        public_patients=site.patients,
+    )
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"device: expected 'cpu' or 'cuda', found {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: found 'cuda' but no usable GPU; set device = 'cpu' in site.toml")
+    return torch.device(name)
+
+
+def _executed(engine: PatientDpEngine) -> ExecutedPlan:
+    plan = engine.plan
+    return ExecutedPlan(
+        steps=engine.steps,
+        noise_multiplier=plan.noise_multiplier,
+        clip_norm=plan.clip_norm,
+        sampling_probability=plan.sampling_probability,
+        denominator=plan.denominator,
+    )
+
+
+def _finite(model: nn.Module) -> dict[str, Array]:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in model.state_dict().values()):
+        raise ConfigError(
+            "training.learning_rate: expected one that keeps the weights finite, found one that "
+            "does not; choose a smaller learning rate or clip_norm"
+        )
+    return model_tensors(model)

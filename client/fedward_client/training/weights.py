@@ -1,0 +1,49 @@
+"""Weights from the wire into a model, and a model's scores from weights."""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from fedward_client.tasks.registry import task_of
+from fedward_common.arrays import Tensors
+from fedward_common.errors import ProtocolError
+from fedward_common.models.registry import build_model
+from fedward_common.study.spec import StudySpec
+
+
+def load_weights(model: nn.Module, weights: Tensors) -> None:
+    """Copies `weights` into `model`, names and shapes exactly those of its state_dict.
+
+    Raises:
+        ProtocolError: a name, a shape or a type differs, or a number is not finite.
+    """
+    state = model.state_dict()
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found = {name: tuple(array.shape) for name, array in weights.items()}
+    if found != expected:
+        raise ProtocolError(f"weights: expected {expected}, found {found}")
+    for name, array in weights.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise ProtocolError(f"weights {name}: expected finite float32 numbers, found others")
+    # A copy: the arrays may be read-only views of the message they came in.
+    model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+
+
+def record_scores(
+    study: StudySpec, weights: Tensors, features: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float64]:
+    """The score in [0, 1] of each row of `features` [records, inputs] under `weights`.
+
+    Scores are patient data: only a charged mechanism may release something made of them (rules 7).
+
+    Raises:
+        ProtocolError: `weights` are not the finite weights of the study's model.
+        ConfigError: a task or model that this installation does not have.
+    """
+    task = task_of(study)
+    model = build_model(study.model, task.inputs).eval()
+    load_weights(model, weights)
+    with torch.inference_mode():
+        scores = task.scores(model(torch.tensor(features)))
+    return scores.numpy().astype(np.float64)

@@ -1,0 +1,42 @@
+"""How every Fedward program ends: one line for the person on duty and an exit code per class."""
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Final, NoReturn
+
+from fedward_common.errors import FedwardError
+
+INTERNAL_EXIT: Final = 70
+
+
+def run_program(program: Callable[[], object], *, name: str) -> NoReturn:
+    """Runs `program` and exits: 0, the error's own code, 130 after Ctrl-C, 70 for a defect.
+
+    An error of ours is one line on stderr (with `--json` an object), a defect names its type only,
+    because its text may hold a value; `--debug` prints the traceback as well.
+    """
+    debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
+    try:
+        program()
+    except FedwardError as error:
+        _tell(name, error.code, str(error), as_json=as_json)
+        if debug:
+            traceback.print_exc()
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:  # noqa: BLE001 - entry point: see the docstring
+        kind = type(error).__name__
+        text = f"{kind}: a defect of Fedward. Run it again with --debug and report it"
+        _tell(name, "internal", text, as_json=as_json)
+        if debug:
+            traceback.print_exc()
+        sys.exit(INTERNAL_EXIT)
+    sys.exit(0)
+
+
+def _tell(name: str, code: str, text: str, *, as_json: bool) -> None:
+    line = json.dumps({"error": code, "message": text}) if as_json else f"{name}: {text}"
+    sys.stderr.write(line + "\n")

@@ -1,0 +1,76 @@
+"""Models by the name a study gives them: built and initialised alike on every machine."""
+
+from collections.abc import Callable
+
+import numpy as np
+from torch import nn
+
+from fedward_common.arrays import Array
+from fedward_common.errors import ConfigError
+from fedward_common.models.tabular import logistic_regression, mlp
+from fedward_common.study.spec import ModelSpec
+
+ModelFactory = Callable[[ModelSpec, int], nn.Module]
+"""(spec, number of inputs) -> a model with one logit per record, deterministic in its arguments."""
+
+_FACTORIES: dict[str, ModelFactory] = {"logistic-regression": logistic_regression, "mlp": mlp}
+
+
+def register_model(name: str) -> Callable[[ModelFactory], ModelFactory]:
+    """A decorator that makes a factory known as `name`.
+
+    Raises:
+        ValueError: the name is taken; a study must mean the same model at every site.
+    """
+
+    def add(factory: ModelFactory) -> ModelFactory:
+        if name in _FACTORIES:
+            raise ValueError(f"model {name!r}: expected a name that is not taken")
+        _FACTORIES[name] = factory
+        return factory
+
+    return add
+
+
+def build_model(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model of `spec` for `inputs` inputs, on the CPU, float32, with its initial weights.
+
+    The output is one logit per record, shape [records]. Equal arguments give equal weights, bit
+    for bit; torch's global generator is neither read nor advanced.
+
+    Raises:
+        ConfigError: an unknown model, sizes that the model does not take, or no input.
+    """
+    if inputs < 1:
+        raise ConfigError(f"model {spec.name}: expected at least one input, found {inputs}")
+    factory = _FACTORIES.get(spec.name)
+    if factory is None:
+        raise ConfigError(f"model.name: expected one of {sorted(_FACTORIES)}, found {spec.name!r}")
+    return factory(spec, inputs)
+
+
+def initial_tensors(spec: ModelSpec, inputs: int) -> dict[str, Array]:
+    """The initial weights of `spec` by name, as in the model's state_dict; float32.
+
+    Raises:
+        ConfigError: as `build_model`.
+    """
+    return model_tensors(build_model(spec, inputs))
+
+
+def model_shapes(spec: ModelSpec, inputs: int) -> dict[str, tuple[int, ...]]:
+    """The names and shapes that every set of weights of `spec` has.
+
+    Raises:
+        ConfigError: as `build_model`.
+    """
+    return {name: tensor.shape for name, tensor in initial_tensors(spec, inputs).items()}
+
+
+def model_tensors(model: nn.Module) -> dict[str, Array]:
+    """A copy of the model's state_dict as float32 arrays, names sorted."""
+    state = model.state_dict()
+    return {
+        name: np.array(state[name].detach().cpu().numpy(), dtype=np.float32)
+        for name in sorted(state)
+    }

@@ -1,0 +1,82 @@
+"""The evaluation mechanism: per class, how many held-out patients score in each bin, plus noise.
+
+The only way in which anything about held-out patients leaves a site (rules 7).
+"""
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from fedward_common.errors import ConfigError, DataError
+from fedward_common.privacy.randomness import RandomSource
+
+Counts = npt.NDArray[np.float64]
+"""[2, bins]: first the negative class, then the positive one."""
+
+GRID: Final = 1024.0
+"""Noised counts are rounded to 1/1024: the low bits of a float64 sum would tell more than the
+mechanism's analysis allows for (Mironov 2012)."""
+
+
+def binned_counts(
+    scores: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.floating],
+    patient: npt.NDArray[np.integer],
+    *,
+    bins: int,
+) -> Counts:
+    """The exact counts [2, bins] over equal parts of [0, 1]; a score of 1 is in the last bin.
+
+    `scores`, `labels` (0 or 1) and `patient` have one entry per record.
+
+    Guarantees:
+        A patient contributes a total weight of 1, an equal share with each record, so adding or
+        removing one patient changes the counts by at most 1 in L2 (exactly 1 with one record).
+        A patient with a non-finite score contributes exactly zero, as in training.
+        No record at all gives zeros.
+
+    These counts are private: only `noisy_counts` of them may leave.
+
+    Raises:
+        ConfigError: fewer than 2 bins.
+        DataError: arrays of different lengths, a label other than 0 and 1, or a score outside
+            [0, 1].
+    """
+    if bins < 2:
+        raise ConfigError(f"releases.bins: expected at least 2, found {bins}")
+    if not scores.shape == labels.shape == patient.shape or scores.ndim != 1:
+        raise DataError("evaluation: expected one score, label and patient per record")
+    counts = np.zeros((2, bins), dtype=np.float64)
+    if not len(scores):
+        return counts
+    if not np.isin(labels, (0, 1)).all():
+        raise DataError("evaluation: expected labels 0 or 1, found others")
+    finite = np.isfinite(scores)
+    if ((scores < 0) | (scores > 1))[finite].any():
+        raise DataError("evaluation: expected scores between 0 and 1, found others")
+    _, group, records = np.unique(patient, return_inverse=True, return_counts=True)
+    whole = np.ones(len(records), dtype=bool)
+    np.logical_and.at(whole, group, finite)
+    weight = np.where(whole, 1.0 / records, 0.0)[group]
+    place = np.minimum(np.where(finite, scores, 0.0) * bins, bins - 1).astype(np.int64)
+    np.add.at(counts, (labels.astype(np.int64), place), weight)
+    return counts
+
+
+def noisy_counts(counts: Counts, *, noise_multiplier: float, noise: RandomSource) -> Counts:
+    """`counts` plus independent Gaussian noise of standard deviation `noise_multiplier`.
+
+    The sensitivity of `binned_counts` is 1, so the multiplier is the standard deviation. Results
+    may be negative and are not corrected: the coordinator knows the noise and accounts for it.
+
+    Raises:
+        ConfigError: `noise_multiplier` is not a positive finite number.
+    """
+    if not (np.isfinite(noise_multiplier) and noise_multiplier > 0):
+        raise ConfigError(
+            f"releases.noise_multiplier: expected a number above 0, found {noise_multiplier}"
+        )
+    drawn = noise.normal(counts.size).reshape(counts.shape)
+    noised: Counts = np.round((counts + noise_multiplier * drawn) * GRID) / GRID
+    return noised

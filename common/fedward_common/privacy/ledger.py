@@ -1,0 +1,407 @@
+"""The budget of one hospital's patients: what is reserved, what is charged, what may still run.
+
+The population is every person of the hospital, whatever the source, study or federation: all
+reservations compose (rules 3). This module decides and does no I/O: a ledger implementation keeps
+the entries that `LedgerState` hands out, in order, and gives them back unchanged.
+
+Entries: `open` (once), `reserve` (a study at admission, its declared T_max), `charge` (one round or
+one release against a reservation). There is no entry that takes anything back.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Protocol
+
+from dp_accounting import ComposedDpEvent, DpEvent
+
+from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.errors import BudgetExceeded, ConfigError, LedgerError, ProtocolError
+from fedward_common.ids import Digest, StudyId
+from fedward_common.privacy.accounting import EpsilonKind, epsilon_admission, epsilon_as
+from fedward_common.privacy.mechanism import decode_event, encode_event, leaf_counts, study_event
+from fedward_common.study.spec import DpSgd, StudySpec
+
+FORMAT: Final = "fedward-ledger/1"
+GENESIS: Final = "0" * 64
+Purpose = Literal["round", "release"]
+Entry = Mapping[str, Any]
+"""One ledger entry as a JSON object."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limits:
+    """What the hospital allows, as admission figures.
+
+    `max_epsilon_per_study` holds at each study's own delta, which may not exceed `delta`;
+    `max_epsilon_total`, for all reservations together, holds at `delta`. So the hospital's total
+    has one delta of its own, and the deltas of studies are never added up.
+    """
+
+    max_epsilon_per_study: float
+    max_epsilon_total: float
+    delta: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reservation:
+    """What a study may cost at most: its whole T_max and every release, whatever happens later.
+
+    `event` is recomputed by the site from the study's parameters; `epsilon` is what the study
+    declares at `delta` by the accountant `epsilon_is`, and is checked, never believed.
+    """
+
+    study: Digest
+    study_id: StudyId
+    unit: str
+    event: DpEvent
+    delta: float
+    epsilon: float
+    epsilon_is: EpsilonKind
+    rounds: int
+    releases: int
+
+    @classmethod
+    def of(cls, study: StudySpec) -> "Reservation":
+        """The reservation that `study` needs at each of its sites.
+
+        Raises:
+            ConfigError: a plan or a release without known accounting.
+        """
+        if not isinstance(study.dp, DpSgd):
+            raise ConfigError(
+                f"dp.kind: expected a plan with known accounting, found {study.dp.kind!r}"
+            )
+        return cls(
+            study=study.digest,
+            study_id=StudyId(study.id),
+            unit=study.dp.unit,
+            event=study_event(study),
+            delta=study.dp.delta,
+            epsilon=study.dp.epsilon,
+            epsilon_is=study.dp.epsilon_is,
+            rounds=study.rounds,
+            releases=len(study.releases),
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Charge:
+    """A durable charge. `repeated` says that it was there before: nothing was charged now."""
+
+    study: Digest
+    slot: str
+    key: Digest
+    purpose: Purpose
+    event: DpEvent
+    time: str
+    repeated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudyAccount:
+    """One study's reservation and the charges against it, oldest first."""
+
+    reservation: Reservation
+    reserved_at: str
+    charges: tuple[Charge, ...]
+
+    def charged(self, purpose: Purpose) -> int:
+        """How many charges of this purpose there are."""
+        return sum(charge.purpose == purpose for charge in self.charges)
+
+    @property
+    def used_event(self) -> DpEvent | None:
+        """What has really been charged, as one event; None before the first charge."""
+        if not self.charges:
+            return None
+        return ComposedDpEvent([charge.event for charge in self.charges])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """The last row of a ledger: its number and its hash. An empty ledger has seq 0."""
+
+    seq: int = 0
+    sha256: str = GENESIS
+
+
+class Ledger(Protocol):
+    """Append-only charges of one hospital. Every implementation passes the same contract suite."""
+
+    def reserve(self, reservation: Reservation) -> None:
+        """Admits a study, durably; admitting the same again changes nothing.
+
+        Raises:
+            BudgetExceeded: the study declares too little, or a limit would be passed.
+            LedgerError: the ledger is damaged, or holds another reservation for this digest.
+        """
+        ...
+
+    def charge(
+        self, events: Sequence[DpEvent], *, study: Digest, slot: str, key: Digest, purpose: Purpose
+    ) -> Charge:
+        """Charges `events` against the study's reservation; durable when it returns.
+
+        The same slot and key again: the charge of the first time, nothing more.
+
+        Raises:
+            ProtocolError: the slot was charged under another key or for something else.
+            BudgetExceeded: no reservation, not enough left of it, or a limit has been lowered.
+            LedgerError: the ledger is damaged.
+        """
+        ...
+
+    def find(self, slot: str) -> Charge | None:
+        """The charge of a slot, or None."""
+        ...
+
+    def accounts(self) -> tuple[StudyAccount, ...]:
+        """Every study, in order of admission."""
+        ...
+
+    def head(self) -> Head:
+        """The last row."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True)
+class _Account:
+    reservation: Reservation
+    reserved_at: str
+    left: Counter[str]
+    charges: list[Charge] = field(default_factory=list)
+
+
+class LedgerState:
+    """What the entries so far add up to, and which entry may come next. No I/O.
+
+    Guarantees: an entry is handed out only after everything about it was checked; handing it out
+    changes nothing until `apply` gets it back, so a failed write leaves the state as it was.
+    """
+
+    def __init__(self) -> None:
+        self._accounts: dict[str, _Account] = {}
+        self._slots: dict[str, Charge] = {}
+
+    def apply(self, entry: Entry) -> None:
+        """Adds an entry that is in the ledger.
+
+        Raises:
+            LedgerError: not an entry that this module hands out.
+        """
+        try:
+            match entry["kind"]:
+                case "open" if entry["format"] == FORMAT:
+                    return
+                case "reserve":
+                    self._apply_reserve(entry)
+                case "charge":
+                    self._apply_charge(entry)
+                case _:
+                    raise LedgerError("ledger: expected an entry of a known kind, found another")
+        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+            raise LedgerError("ledger: expected a complete entry, found a damaged one") from error
+
+    def _apply_reserve(self, entry: Entry) -> None:
+        event = decode_event(entry["event"])
+        reservation = Reservation(
+            study=Digest(entry["study"]),
+            study_id=StudyId(entry["study_id"]),
+            unit=entry["unit"],
+            event=event,
+            delta=entry["delta"],
+            epsilon=entry["epsilon"],
+            epsilon_is=entry["epsilon_is"],
+            rounds=entry["rounds"],
+            releases=entry["releases"],
+        )
+        if reservation.study in self._accounts:
+            raise LedgerError("ledger: expected one reservation per study, found a second")
+        self._accounts[reservation.study] = _Account(
+            reservation=reservation, reserved_at=entry["time"], left=leaf_counts([event])
+        )
+
+    def _apply_charge(self, entry: Entry) -> None:
+        charge = Charge(
+            study=Digest(entry["study"]),
+            slot=entry["slot"],
+            key=Digest(entry["key"]),
+            purpose=entry["purpose"],
+            event=decode_event(entry["event"]),
+            time=entry["time"],
+        )
+        account = self._accounts.get(charge.study)
+        costs = leaf_counts([charge.event])
+        if account is None or charge.slot in self._slots or not costs <= account.left:
+            raise LedgerError("ledger: expected a charge that its reservation covers, found none")
+        account.left = account.left - costs
+        account.charges.append(charge)
+        self._slots[charge.slot] = charge
+
+    def admit(self, reservation: Reservation, *, limits: Limits, time: str) -> Entry | None:
+        """The entry that admits the study, or None when it was admitted before.
+
+        Raises:
+            BudgetExceeded: the study declares too little, or a limit would be passed.
+            LedgerError: the digest was admitted with another mechanism.
+        """
+        known = self._accounts.get(reservation.study)
+        if known is not None:
+            if _identity(known.reservation) != _identity(reservation):
+                raise LedgerError(
+                    f"ledger: expected the reservation that study {reservation.study_id} was "
+                    "admitted with, found another under the same digest"
+                )
+            return None
+        check_declared(reservation)
+        self._check_limits([reservation], limits=limits)
+        return {"kind": "reserve", "time": time, **_identity(reservation)}
+
+    def draw(
+        self,
+        events: Sequence[DpEvent],
+        *,
+        study: Digest,
+        slot: str,
+        key: Digest,
+        purpose: Purpose,
+        limits: Limits,
+        time: str,
+    ) -> Entry | Charge:
+        """The entry that charges `events`, or the charge of before when it is the same.
+
+        Raises:
+            ProtocolError: the slot was charged under another key or for something else.
+            BudgetExceeded: no reservation, not enough left of it, or a limit has been lowered.
+        """
+        event = ComposedDpEvent(list(events))
+        costs = leaf_counts(events)
+        if not costs:
+            raise ProtocolError("charge: expected at least one mechanism, found none")
+        before = self._slots.get(slot)
+        if before is not None:
+            if (before.study, before.key, before.purpose) != (study, key, purpose) or (
+                leaf_counts([before.event]) != costs
+            ):
+                raise ProtocolError(
+                    f"charge: expected the instruction that {slot} was charged for, found another. "
+                    "A round is answered once; its number is burnt"
+                )
+            return _again(before)
+        account = self._accounts.get(study)
+        if account is None:
+            raise BudgetExceeded("charge: expected a study that was admitted, found another")
+        if not costs <= account.left:
+            raise BudgetExceeded(
+                f"study {account.reservation.study_id}: expected a charge within what it reserved "
+                f"({account.reservation.rounds} rounds and {account.reservation.releases} "
+                f"releases), found one {purpose} too many"
+            )
+        self._check_limits([], limits=limits)
+        return {
+            "kind": "charge",
+            "time": time,
+            "study": study,
+            "slot": slot,
+            "key": key,
+            "purpose": purpose,
+            "event": encode_event(event),
+        }
+
+    def find(self, slot: str) -> Charge | None:
+        """The charge of a slot, or None."""
+        return self._slots.get(slot)
+
+    def accounts(self) -> tuple[StudyAccount, ...]:
+        """Every study, in order of admission."""
+        return tuple(
+            StudyAccount(
+                reservation=account.reservation,
+                reserved_at=account.reserved_at,
+                charges=tuple(account.charges),
+            )
+            for account in self._accounts.values()
+        )
+
+    def _check_limits(self, new: Sequence[Reservation], *, limits: Limits) -> None:
+        """Every limit, over what is reserved and what is to be (again at each charge: a hospital
+        that lowers a limit below what is reserved stops what still runs).
+        """
+        for reservation in new:
+            # `not a <= b`: a figure that is no number is refused, too.
+            if not reservation.delta <= limits.delta:
+                raise BudgetExceeded(
+                    f"study {reservation.study_id}: expected a delta of at most {limits.delta:g} "
+                    f"(policy.delta), found {reservation.delta:g}"
+                )
+            one = epsilon_admission([reservation.event], delta=reservation.delta)
+            if not one <= limits.max_epsilon_per_study:
+                raise BudgetExceeded(
+                    f"study {reservation.study_id}: expected at most epsilon "
+                    f"{limits.max_epsilon_per_study:g} (policy.max_epsilon_per_study), found "
+                    f"{one:.4g} at delta {reservation.delta:g} (admission figure)"
+                )
+        reserved = [account.reservation for account in self._accounts.values()]
+        total = epsilon_admission(
+            [reservation.event for reservation in [*reserved, *new]], delta=limits.delta
+        )
+        if not total <= limits.max_epsilon_total:
+            raise BudgetExceeded(
+                f"this hospital's budget: expected at most epsilon {limits.max_epsilon_total:g} "
+                f"over all its studies (policy.max_epsilon_total), found {total:.4g} at delta "
+                f"{limits.delta:g} (admission figure) with {len(reserved) + len(new)} studies. "
+                "Nothing is ever refunded; the data steward may raise the limit"
+            )
+
+
+def check_declared(reservation: Reservation) -> None:
+    """Returns when what the study runs costs no more than it declares.
+
+    Raises:
+        BudgetExceeded: the recomputed epsilon is above the declared one.
+    """
+    real = epsilon_as(reservation.epsilon_is, reservation.event, delta=reservation.delta)
+    if not real <= reservation.epsilon:
+        raise BudgetExceeded(
+            f"study {reservation.study_id}: expected its noise to keep the declared epsilon "
+            f"{reservation.epsilon:g}, found {real:.4g} at delta {reservation.delta:g} "
+            f"({reservation.epsilon_is} figure, training and every release). Ask the study lead "
+            "to sign it with more noise"
+        )
+
+
+def row_sha256(*, seq: int, previous: str, body: bytes) -> str:
+    """The hash of a row: over its number, the hash before it and its canonical entry."""
+    return sha256_hex(b"fedward/ledger/v1|%d|%s|" % (seq, previous.encode()) + body)
+
+
+def entry_body(entry: Entry) -> bytes:
+    """The bytes of an entry as they are hashed and kept."""
+    return canonical_json(dict(entry))
+
+
+def _identity(reservation: Reservation) -> dict[str, Any]:
+    return {
+        "study": reservation.study,
+        "study_id": reservation.study_id,
+        "unit": reservation.unit,
+        "event": encode_event(reservation.event),
+        "delta": reservation.delta,
+        "epsilon": reservation.epsilon,
+        "epsilon_is": reservation.epsilon_is,
+        "rounds": reservation.rounds,
+        "releases": reservation.releases,
+    }
+
+
+def _again(charge: Charge) -> Charge:
+    return Charge(
+        study=charge.study,
+        slot=charge.slot,
+        key=charge.key,
+        purpose=charge.purpose,
+        event=charge.event,
+        time=charge.time,
+        repeated=True,
+    )

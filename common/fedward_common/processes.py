@@ -1,0 +1,188 @@
+"""Child processes that live and die with their parent: what `serve` and `run` supervise.
+
+A child that ends is started again after a pause that grows; a child that cannot stay up within its
+first seconds, again and again, ends the parent with an error that names it.
+"""
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fedward_common.errors import StartError
+
+PR_SET_PDEATHSIG: Final = 1
+STOP_SECONDS: Final = 10.0
+EARLY_SECONDS: Final = 5.0
+EARLY_DEATHS: Final = 5
+
+_log = structlog.get_logger(__name__)
+
+
+def _die_with_parent() -> None:
+    """Asks the kernel to end this process when its parent ends, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChildSpec:
+    """One child: its command, what to add to the environment, when it counts as ready."""
+
+    name: str
+    command: tuple[str, ...]
+    log_file: Path
+    environment: Mapping[str, str] = field(default_factory=dict)
+    ready: Callable[[], bool] = lambda: True
+    ready_seconds: float = 60.0
+
+
+def port_open(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether something accepts connections on the loopback port."""
+    try:
+        with socket.create_connection((host, port), timeout=0.5):
+            return True
+    except OSError:
+        return False
+
+
+def require_free_port(port: int, *, name: str, key: str, host: str = "127.0.0.1") -> None:
+    """Returns when nothing listens on the port.
+
+    Raises:
+        StartError: the port is in use; names the program and the configuration key.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise StartError(
+                f"{name}: expected port {port} ({key}) of {host} to be free, found it in use. "
+                f"Stop what listens there or set another {key}"
+            ) from error
+
+
+def offline_environment() -> dict[str, str]:
+    """What every child gets: no telemetry, update check or installs; loopback never by proxy."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "FEDWARD_"))}
+    bypass = ",".join(filter(None, ["127.0.0.1,localhost,::1", kept.get("NO_PROXY", "")]))
+    kept.pop("no_proxy", None)
+    return kept | {
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "NO_PROXY": bypass,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+class Supervisor:
+    """Starts children in order, keeps them up, stops them in reverse order."""
+
+    def __init__(self, *, poll_seconds: float = 0.2) -> None:
+        self._poll_seconds = poll_seconds
+        self._running: dict[str, tuple[ChildSpec, subprocess.Popen[bytes], float]] = {}
+        self._deaths: dict[str, int] = {}
+        self._stop = threading.Event()
+
+    def start(self, spec: ChildSpec) -> None:
+        """Starts a child and returns when it is ready.
+
+        Raises:
+            StartError: the program is missing, ends, or is not ready in time.
+        """
+        self._spawn(spec)
+        limit = time.monotonic() + spec.ready_seconds
+        while not spec.ready():
+            process = self._running[spec.name][1]
+            if self._stop.is_set():
+                raise StartError(f"{spec.name}: asked to stop while starting")
+            if process.poll() is not None:
+                raise StartError(
+                    f"{spec.name}: expected it to start, found it ended with code "
+                    f"{process.returncode}. Its log: {spec.log_file}"
+                )
+            if time.monotonic() > limit:
+                raise StartError(
+                    f"{spec.name}: expected it ready within {spec.ready_seconds:.0f} s, found it "
+                    f"silent. Its log: {spec.log_file}"
+                )
+            time.sleep(0.05)
+
+    def _spawn(self, spec: ChildSpec) -> None:
+        spec.log_file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with spec.log_file.open("ab") as log_file:
+                process = subprocess.Popen(
+                    spec.command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log_file,
+                    stderr=subprocess.STDOUT,
+                    env=offline_environment() | dict(spec.environment),
+                    # Set between fork and exec in a single-threaded supervisor: safe, and the only
+                    # way that a SIGKILL of the supervisor leaves no orphan.
+                    preexec_fn=_die_with_parent,  # noqa: PLW1509
+                )
+        except OSError as error:
+            raise StartError(
+                f"{spec.name}: expected to find the program {spec.command[0]}, found "
+                f"{error.strerror}. Install Fedward's dependencies again"
+            ) from error
+        self._running[spec.name] = (spec, process, time.monotonic())
+
+    def watch(self) -> None:
+        """Keeps the children up until `stop` is asked for.
+
+        Raises:
+            StartError: a child ended within seconds of its start too many times in a row.
+        """
+        while not self._stop.wait(self._poll_seconds):
+            for name, (spec, process, started) in list(self._running.items()):
+                code = process.poll()
+                if code is None:
+                    continue
+                early = time.monotonic() - started < EARLY_SECONDS
+                self._deaths[name] = self._deaths.get(name, 0) + 1 if early else 0
+                if self._deaths[name] >= EARLY_DEATHS:
+                    raise StartError(
+                        f"{name}: expected it to stay up, found it ended {EARLY_DEATHS} times in a "
+                        f"row (code {code}). Its log: {spec.log_file}"
+                    )
+                _log.warning("child.restarted", process=name, exit_code=code)
+                if self._stop.wait(min(10.0, 0.5 * 2 ** self._deaths[name])):
+                    return
+                self._spawn(spec)
+
+    def ask_to_stop(self, *_: object) -> None:
+        """Makes `watch` return; usable as a signal handler."""
+        self._stop.set()
+
+    def stop(self) -> None:
+        """Ends every child, the last started first: SIGTERM, and SIGKILL after ten seconds."""
+        self._stop.set()
+        order: Sequence[str] = list(reversed(self._running))
+        for name in order:
+            process = self._running[name][1]
+            if process.poll() is None:
+                process.terminate()
+        limit = time.monotonic() + STOP_SECONDS
+        for name in order:
+            process = self._running[name][1]
+            try:
+                process.wait(timeout=max(0.1, limit - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self._running.clear()

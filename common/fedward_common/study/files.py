@@ -1,0 +1,302 @@
+"""Files that people write, as values: study.toml, and readable errors for any settings file.
+
+A wrong key, type or range gives one line that names the key, what was expected and what was found.
+Unknown keys are refused. What cannot be in a study file (keys of sites and lead) comes from the
+signer; what may be left out (steps, and one of epsilon and noise) is derived here.
+"""
+
+import math
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from pydantic import ValidationError
+
+# Registers the tabular kinds, so that a study file with them parses wherever this module is used.
+import fedward_common.study.tabular  # noqa: F401
+from fedward_common.errors import ConfigError
+from fedward_common.study.registry import DpSpec
+from fedward_common.study.spec import DpSgd, StudySpec
+
+Part = str | int
+Unknown = Literal["epsilon", "noise_multiplier"]
+Resolve = Callable[[StudySpec, Unknown], float]
+"""(study whose `dp` holds a placeholder for one number, that number's name) -> the number."""
+
+PLACEHOLDER: Final = 1.0
+MAX_FOUND: Final = 60
+SIGNER_KEYS: Final = ("key_sha256", "node_key_sha256")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteKeys:
+    """SHA-256 digests of a site's Ed25519 signing key and of its Flower node key (rules 12)."""
+
+    key_sha256: str
+    node_key_sha256: str
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ConfigError: no such file, not readable, not UTF-8 or not TOML (with the line).
+    """
+    try:
+        return _parse_toml(path.read_text(encoding="utf-8"), source=str(path))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: expected a readable file, found none ({error.strerror}); check the path"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: expected UTF-8 text, found other bytes") from error
+
+
+def parse_study(
+    text: str,
+    *,
+    source: str,
+    keys: Mapping[str, SiteKeys],
+    lead_key_sha256: str,
+    resolve: Resolve | None = None,
+) -> StudySpec:
+    """The study that a study.toml with these contents describes, complete and ready to be signed.
+
+    `source` names the file in errors. `keys` are the sites' key digests as the parties confirmed
+    them; `lead_key_sha256` is the signer's. Of `dp.epsilon` and `dp.noise_multiplier` the file
+    gives exactly one; `resolve` derives the other (default: `derive`, the accountants).
+
+    Raises:
+        ConfigError: one line per problem: the key, what was expected, what was found.
+    """
+    document = _parse_toml(text, source=source)
+    unknown = _complete(document, source=source, keys=keys, lead_key_sha256=lead_key_sha256)
+    study = _validated(document, source=source)
+    _check_model(study, source=source)
+    if unknown is None:
+        return study
+    try:
+        number = (resolve or derive)(study, unknown)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    document["dp"][unknown] = number
+    return _validated(document, source=source)
+
+
+def derive(study: StudySpec, unknown: Unknown) -> float:
+    """What the file leaves out: the noise that keeps the whole study (training and every release)
+    within `dp.epsilon`, or the epsilon of the given noise, rounded up to four decimals.
+
+    Raises:
+        ConfigError: a plan without accounting, no noise is enough, or epsilon is not finite.
+    """
+    # Accountants cost a second to import; processes that only read their settings never need them.
+    from fedward_common.privacy import accounting, mechanism  # noqa: PLC0415
+
+    dp = study.dp
+    if not isinstance(dp, DpSgd):
+        raise ConfigError(f"dp.kind: expected a plan with known accounting, found {dp.kind!r}")
+    if unknown == "noise_multiplier":
+        return accounting.calibrate_noise_multiplier(
+            epsilon=dp.epsilon,
+            epsilon_is=dp.epsilon_is,
+            delta=dp.delta,
+            sampling_probability=dp.sampling_probability,
+            steps=dp.steps,
+            releases=study.releases,
+        )
+    event = mechanism.study_event(study)
+    epsilon = accounting.epsilon_as(dp.epsilon_is, event, delta=dp.delta)
+    if not math.isfinite(epsilon):
+        raise ConfigError(
+            f"dp.noise_multiplier: expected enough noise for a finite epsilon, "
+            f"found {dp.noise_multiplier}"
+        )
+    # The same margin as calibration: another machine's last digits stay below the declared figure.
+    return math.ceil(epsilon * (1 + accounting.MARGIN) * 10_000) / 10_000
+
+
+def explain(
+    error: ValidationError, *, source: str, document: Mapping[str, Any] | None = None
+) -> ConfigError:
+    """`error` for the person who wrote the file: one line per problem with key, expected, found.
+
+    `document` is what was validated; with it, entries of lists are named by their `id` or `name`.
+    """
+    lines = [
+        f"{source}: {_path(location, document)}: {_problem(details)}"
+        for location, details in _flatten(error, ())
+    ]
+    return ConfigError("\n".join(dict.fromkeys(lines)))
+
+
+def _parse_toml(text: str, *, source: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigError(f"{source}: expected TOML, found an error: {error}") from error
+
+
+def _validated(document: dict[str, Any], *, source: str) -> StudySpec:
+    try:
+        return StudySpec.model_validate(document)
+    except ValidationError as error:
+        raise explain(error, source=source, document=document) from error
+
+
+def _check_model(study: StudySpec, *, source: str) -> None:
+    # As `derive`: torch costs seconds, and only who signs a study comes this way.
+    from fedward_common.models.registry import build_model  # noqa: PLC0415
+    from fedward_common.study.tabular import TabularData  # noqa: PLC0415
+
+    if isinstance(study.data, TabularData):
+        try:
+            build_model(study.model, study.data.input_size)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from error
+
+
+def _complete(
+    document: dict[str, Any], *, source: str, keys: Mapping[str, SiteKeys], lead_key_sha256: str
+) -> Unknown | None:
+    """Fills in what a study file leaves out; gives the name of the number still to be derived."""
+    if "lead_key_sha256" in document:
+        raise _refused(source, "lead_key_sha256")
+    document["lead_key_sha256"] = lead_key_sha256
+    sites = document.get("sites")
+    if isinstance(sites, list):
+        document["sites"] = [_with_keys(site, source=source, keys=keys) for site in sites]
+    dp = document.get("dp")
+    if not isinstance(dp, dict) or DpSpec.variants.get(dp.get("kind", "")) is not DpSgd:
+        return None
+    rounds, local_steps = document.get("rounds"), document.get("local_steps")
+    if "steps" not in dp and isinstance(rounds, int) and isinstance(local_steps, int):
+        dp["steps"] = rounds * local_steps
+    given = [name for name in ("epsilon", "noise_multiplier") if name in dp]
+    if len(given) != 1:
+        found = "both" if given else "neither"
+        raise ConfigError(
+            f"{source}: dp: expected exactly one of epsilon and noise_multiplier, found {found}; "
+            "the other is derived from it"
+        )
+    unknown: Unknown = "epsilon" if given == ["noise_multiplier"] else "noise_multiplier"
+    dp[unknown] = PLACEHOLDER
+    return unknown
+
+
+def _with_keys(site: object, *, source: str, keys: Mapping[str, SiteKeys]) -> object:
+    if not isinstance(site, dict):
+        return site
+    for name in SIGNER_KEYS:
+        if name in site:
+            raise _refused(source, f"sites.{name}")
+    site_id = site.get("id")
+    if not isinstance(site_id, str):
+        return {**site, **dict.fromkeys(SIGNER_KEYS, "0" * 64)}
+    if site_id not in keys:
+        raise ConfigError(
+            f"{source}: sites[{site_id}]: expected a site whose keys the signer has "
+            f"({', '.join(sorted(keys)) or 'none'}), found another; enrol it first"
+        )
+    known = keys[site_id]
+    return {**site, "key_sha256": known.key_sha256, "node_key_sha256": known.node_key_sha256}
+
+
+def _refused(source: str, key: str) -> ConfigError:
+    return ConfigError(
+        f"{source}: {key}: expected no key digest in a study file, found one; remove it: "
+        "the signer fills in the digests that the parties confirmed"
+    )
+
+
+def _flatten(
+    error: ValidationError, prefix: tuple[Part, ...]
+) -> list[tuple[tuple[Part, ...], dict[str, Any]]]:
+    """Every problem with its full path; variants of a tagged union nest their own errors."""
+    problems: list[tuple[tuple[Part, ...], dict[str, Any]]] = []
+    for details in error.errors(include_url=False):
+        location = (*prefix, *details["loc"])
+        inner = details.get("ctx", {}).get("error")
+        if isinstance(inner, ValidationError):
+            problems += _flatten(inner, location)
+        else:
+            problems.append((location, dict(details)))
+    return problems
+
+
+def _path(location: Sequence[Part], document: Mapping[str, Any] | None) -> str:
+    """`data.columns[age].low`; the tags that pydantic puts between are left out where known."""
+    text = ""
+    here: object = document
+    for number, part in enumerate(location):
+        if isinstance(part, int):
+            here = here[part] if isinstance(here, list) and part < len(here) else None
+            text += f"[{_entry_name(here) or f'#{part + 1}'}]"
+            continue
+        last = number == len(location) - 1
+        if document is not None and not last and isinstance(here, Mapping) and part not in here:
+            continue  # the tag of a tagged union, not a key of the file
+        here = here.get(part) if isinstance(here, Mapping) else None
+        text += f".{part}" if text else part
+    return text or "the file"
+
+
+def _entry_name(entry: object) -> str:
+    if isinstance(entry, Mapping):
+        for key in ("id", "name"):
+            if isinstance(entry.get(key), str):
+                return str(entry[key])
+    return ""
+
+
+_EXPECTED: Final[dict[str, str]] = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "list_type": "a list",
+    "model_type": "a table",
+    "dict_type": "a table",
+    "model_attributes_type": "a table",
+    "finite_number": "a finite number",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "at least {ge}",
+    "less_than": "a number below {lt}",
+    "less_than_equal": "at most {le}",
+    "literal_error": "{expected}",
+    "union_tag_invalid": "one of {expected_tags} as {discriminator}",
+    "union_tag_not_found": "a table with the key {discriminator}",
+    "string_pattern_mismatch": "text of the form {pattern}",
+    "string_too_short": "at least {min_length} characters",
+    "string_too_long": "at most {max_length} characters",
+    "too_short": "at least {min_length} entries",
+    "too_long": "at most {max_length} entries",
+}
+
+
+def _problem(details: Mapping[str, Any]) -> str:
+    kind, context = details["type"], details.get("ctx", {})
+    if kind == "missing":
+        return "expected a value, found none; add this key"
+    if kind == "extra_forbidden":
+        return "expected only known keys, found this one; remove it or correct its spelling"
+    if kind == "value_error":
+        return str(context.get("error", details["msg"]))
+    template = _EXPECTED.get(kind)
+    expected = template.format(**context) if template else str(details["msg"])
+    return f"expected {expected}, found {_found(details['input'])}"
+
+
+def _found(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "a table"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value)
+    return text if len(text) <= MAX_FOUND else f"{text[:MAX_FOUND]}..."

@@ -1,0 +1,93 @@
+"""A run on disk: checkpoints, the hash-chained log of its rounds, the outcome.
+
+One folder per run under the coordinator's state folder. Every file is written aside and moved into
+place, so that a reader finds a whole file or none.
+"""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fedward_common.canonical import canonical_json
+from fedward_common.errors import ConfigError
+from fedward_common.log.events import EventLog
+from fedward_common.trust.private_files import write_atomically
+
+MODEL = "model.safetensors"
+OUTCOME = "outcome.json"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SystemClock:
+    """The `Clock` of a real run."""
+
+    def now(self) -> float:
+        """Seconds on the monotonic clock."""
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Waits."""
+        time.sleep(seconds)
+
+
+class RunFolder:
+    """Implements the run's `RunStore` and `RunEvents` over one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._folder = folder
+        self._log = EventLog(folder / LOG)
+
+    def checkpoint(self, *, round_number: int, model: bytes) -> None:
+        """Keeps the global model after a committed round, durably."""
+        write_atomically(self._folder / f"round-{round_number:05d}.safetensors", model, mode=0o600)
+
+    def emit(self, action: str, **fields: Any) -> None:
+        """Appends one event to the run's log."""
+        self._log.append(action, **fields)
+
+    def finish(self, *, model: bytes, counts: dict[str, Any], facts: dict[str, Any]) -> None:
+        """Writes the final model and, last, the outcome that says the run is finished."""
+        write_atomically(self._folder / MODEL, model, mode=0o600)
+        self._outcome({"status": "finished", "counts": counts, **facts})
+
+    def fail(self, *, code: str, exit_code: int, message: str) -> None:
+        """Writes the outcome of a run that ended without a model."""
+        self._outcome(
+            {"status": "failed", "code": code, "exit_code": exit_code, "message": message}
+        )
+
+    def _outcome(self, outcome: dict[str, Any]) -> None:
+        write_atomically(self._folder / OUTCOME, canonical_json(outcome), mode=0o600)
+
+
+def read_outcome(folder: Path) -> dict[str, Any] | None:
+    """The outcome of a run, or None while it goes on."""
+    try:
+        outcome: dict[str, Any] = json.loads((folder / OUTCOME).read_bytes())
+    except FileNotFoundError:
+        return None
+    return outcome
+
+
+def study_path(state: Path, digest: str) -> Path:
+    """Where the coordinator keeps a signed study."""
+    return state / "studies" / f"{digest}.json"
+
+
+def read_study(state: Path, digest: str) -> bytes:
+    """The bytes of a signed study.
+
+    Raises:
+        ConfigError: the coordinator has no such study.
+    """
+    try:
+        return study_path(state, digest).read_bytes()
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"study {digest[:12]}: expected it among the coordinator's studies, found none. "
+            "Submit it with `fedward-server runs start SIGNED_STUDY`"
+        ) from error

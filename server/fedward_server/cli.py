@@ -1,0 +1,148 @@
+"""`fedward-server`: what the operator of a coordinator and the study lead type."""
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Final
+
+import typer
+from rich.console import Console
+
+from fedward_common.entry import run_program
+from fedward_common.errors import ConfigError
+from fedward_common.log.setup import configure_logging
+
+app = typer.Typer(
+    name="fedward-server",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="The coordinator of a Fedward federation.",
+)
+runs = typer.Typer(no_args_is_help=True, help="Runs of signed studies.")
+studies = typer.Typer(no_args_is_help=True, help="Study files and signed studies.")
+model = typer.Typer(no_args_is_help=True, help="Model packages.")
+app.add_typer(runs, name="runs")
+app.add_typer(studies, name="studies")
+app.add_typer(model, name="model")
+
+DEFAULT_CONFIG: Final = Path("/etc/fedward/coordinator.toml")
+Config = Annotated[Path, typer.Option("--config", help="The coordinator's settings file.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Print a traceback with an error.")]
+
+
+@app.command()
+def serve(config: Config = DEFAULT_CONFIG, debug: Debug = False) -> None:
+    """Run the coordinator: SuperLink, ServerApp and edge, until stopped."""
+    del debug
+    from fedward_server.serve import serve as run_serve
+    from fedward_server.settings import load_coordinator_settings
+
+    configure_logging(process="coordinator")
+    run_serve(load_coordinator_settings(config), settings_file=config)
+
+
+@app.command(hidden=True)
+def edge(config: Config) -> None:
+    """The edge process (started by `serve`, or by its own service unit)."""
+    os.umask(0o077)
+    from fedward_server.edge.process import run_edge
+    from fedward_server.settings import load_coordinator_settings
+
+    configure_logging(process="edge")
+    run_edge(load_coordinator_settings(config))
+
+
+@app.command()
+def sandbox(
+    study: Annotated[
+        Path | None, typer.Argument(help="A study.toml; left out, the study that fits --data.")
+    ] = None,
+    site: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER: a site of the study and the folder of its patients.csv."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="A folder of a known data set (fed_heart_disease).")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Run a whole federation on this machine, as real processes, and report what it reached."""
+    del debug
+    from fedward_server.sandbox.run import Inputs, run_sandbox
+
+    inputs = Inputs.parse(study=study, sites=site or [], data=data)
+    result = run_sandbox(inputs, out=out, quiet=as_json)
+    if as_json:
+        typer.echo(json.dumps(result))
+
+
+@runs.command("start")
+def runs_start(
+    signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
+    config: Config = DEFAULT_CONFIG,
+    wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Start a run of a signed study on the running coordinator."""
+    del debug
+    from fedward_server.runs import follow, require_finished, start_run
+    from fedward_server.settings import load_coordinator_settings
+
+    settings = load_coordinator_settings(config)
+    name, flower_id = start_run(settings, _read(signed_study, "a signed study"))
+    if wait:
+        for event in follow(settings, name, flower_id):
+            if not as_json:
+                typer.echo(json.dumps(event))
+        require_finished(settings, name)
+    typer.echo(json.dumps({"run": name}) if as_json else f"run {name}")
+
+
+@studies.command("show")
+def studies_show(
+    signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
+    debug: Debug = False,
+) -> None:
+    """Verify a signed study and print its digest and what it asks of a site."""
+    del debug
+    from fedward_common.study.signed import SignedStudy
+
+    spec = SignedStudy.parse(_read(signed_study, "a signed study")).verify()
+    Console().print_json(json.dumps({"digest": spec.digest, "study": spec.model_dump(mode="json")}))
+
+
+@model.command("verify")
+def model_verify(
+    folder: Annotated[Path, typer.Argument(help="A model package.")],
+    key: Annotated[
+        str | None, typer.Option(help="The study lead's public key (hexadecimal) to insist on.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Verify a model package's signature and digests; reads nothing that could run."""
+    del debug
+    from fedward_server.adapters.model_package import verify_package
+
+    manifest = verify_package(folder, public_key=key)
+    if as_json:
+        typer.echo(json.dumps(manifest))
+    else:
+        typer.echo(f"model {manifest['model_sha256'][:12]} of study {manifest['study']['id']}: ok")
+
+
+def _read(path: Path, what: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: expected {what}, found {error.strerror}") from error
+
+
+def main() -> None:
+    """The program: exit codes and one-line errors as `run_program` says."""
+    run_program(app, name="fedward-server")

@@ -1,0 +1,96 @@
+"""The Unix socket on which the ServerApp says which nodes have work (rules 19)."""
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fedward_common.errors import ProtocolError, StartError
+from fedward_server.edge.bell import WorkBell
+
+MAX_LINE_BYTES: Final = 1 << 20
+MAX_NODE: Final = 1 << 64
+READ_SECONDS: Final = 5.0
+
+_log = structlog.get_logger(__name__)
+
+
+def parse_kick(line: bytes) -> list[int]:
+    """The node ids in `{"nodes": [...]}`. Raises ProtocolError for anything else."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("kick: expected a line of JSON, found something else") from error
+    nodes = value.get("nodes") if isinstance(value, dict) and len(value) == 1 else None
+    if not isinstance(nodes, list) or not all(
+        type(node) is int and 0 <= node < MAX_NODE for node in nodes
+    ):
+        raise ProtocolError('kick: expected {"nodes": [node ids]}, found something else')
+    return nodes
+
+
+class KickServer:
+    """Rings the bell for the ServerApp: a line in, `ok` out, one per connection.
+
+    The socket is 0600 and only a process of the edge's own user is heard.
+    """
+
+    def __init__(self, *, path: Path, bell: WorkBell) -> None:
+        self._path = path
+        self._bell = bell
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listens.
+
+        Raises:
+            StartError: the socket cannot be made.
+        """
+        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._path.unlink(missing_ok=True)
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(
+                self._serve, path=str(self._path), limit=MAX_LINE_BYTES
+            )
+        except OSError as error:
+            raise StartError(f"edge: cannot listen on {self._path}: {error.strerror}") from error
+        finally:
+            os.umask(before)
+
+    async def stop(self) -> None:
+        """Stops listening and removes the socket."""
+        if self._server is not None:
+            self._server.close()
+            await self._server.wait_closed()
+        self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            if _peer_user(writer) != os.getuid():
+                _log.warning("edge.kick-refused", code="user")
+                return
+            line = await asyncio.wait_for(reader.readline(), timeout=READ_SECONDS)
+            self._bell.ring(parse_kick(line))
+            writer.write(b"ok\n")
+            await writer.drain()
+        except ProtocolError as error:
+            _log.warning("edge.kick-refused", code=error.code, reason=str(error))
+        except (OSError, TimeoutError, ValueError):  # gone, silent, or a line over the limit
+            _log.warning("edge.kick-refused", code="connection")
+        finally:
+            writer.close()
+
+
+def _peer_user(writer: asyncio.StreamWriter) -> int:
+    connection: socket.socket = writer.get_extra_info("socket")
+    credentials = connection.getsockopt(
+        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
+    )
+    user: int = struct.unpack("3i", credentials)[1]
+    return user

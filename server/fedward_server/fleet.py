@@ -1,0 +1,72 @@
+"""What a study run needs of the outside: sites, time, a place for checkpoints, an audience."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from fedward_common.ids import SiteId
+from fedward_common.wire import Envelope
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """One site's answer to one instruction: an envelope, or the reason why none came."""
+
+    site: SiteId
+    envelope: Envelope | None
+    lost: str = ""
+
+
+class Fleet(Protocol):
+    """The sites of a study as a run sees them; only sites whose node key is in the study."""
+
+    def online(self) -> frozenset[SiteId]:
+        """The study's sites that are connected now."""
+        ...
+
+    def send(self, envelopes: Mapping[SiteId, Envelope]) -> None:
+        """Hands one envelope to each site; forgets what earlier rounds left unanswered."""
+        ...
+
+    def receive(self, *, timeout_seconds: float) -> list[Answer]:
+        """The answers that arrived since the last call; waits up to the timeout for a first one."""
+        ...
+
+
+class Clock(Protocol):
+    """Monotonic time and waiting."""
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        ...
+
+    def sleep(self, seconds: float) -> None:
+        """Waits."""
+        ...
+
+
+class RunStore(Protocol):
+    """Where a run keeps what must survive it."""
+
+    def checkpoint(self, *, round_number: int, model: bytes) -> None:
+        """Keeps the global model after a committed round, durably."""
+        ...
+
+
+class RunEvents(Protocol):
+    """Who hears what happens in a run: the log and the live view. Public facts only."""
+
+    def emit(self, action: str, **fields: Any) -> None:
+        """Tells one event; `fields` are JSON values."""
+        ...
+
+
+@dataclass(kw_only=True, slots=True)
+class Silent:
+    """A RunEvents that keeps what it hears (tests, benchmarks)."""
+
+    heard: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+
+    def emit(self, action: str, **fields: Any) -> None:
+        """Keeps the event."""
+        self.heard.append((action, fields))

@@ -1,0 +1,72 @@
+"""The installed ServerApp: what the code-free bundle names and the coordinator runs.
+
+An entry point: any exception becomes the run's outcome with its exit code; an unexpected one is
+named by its type only.
+"""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import structlog
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedward_common.arrays import tensors_to_bytes
+from fedward_common.errors import FedwardError
+from fedward_common.study.signed import SignedStudy
+from fedward_server.adapters.edge_kick import kick
+from fedward_server.adapters.flower_grid import FlowerFleet
+from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study
+from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
+from fedward_server.study_run import StudyRun
+
+SETTINGS_VARIABLE: Final = "FEDWARD_COORDINATOR_SETTINGS"
+"""Names the coordinator.toml for the ServerApp; set by `fedward-server serve`, not by a person."""
+
+app = ServerApp()
+_log = structlog.get_logger(__name__)
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Runs the study that the run's configuration names and writes its outcome."""
+    settings = load_coordinator_settings(Path(os.environ[SETTINGS_VARIABLE]))
+    folder = RunFolder(settings.state / "runs" / str(context.run_config["run"]))
+    try:
+        _run(grid, settings, folder, digest=str(context.run_config["study"]))
+    except FedwardError as error:
+        folder.emit("run.failed", code=error.code)
+        folder.fail(code=error.code, exit_code=error.exit_code, message=str(error))
+        raise
+    except Exception as error:
+        folder.emit("run.failed", code="internal")
+        folder.fail(code="internal", exit_code=1, message=type(error).__name__)
+        raise
+
+
+def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest: str) -> None:
+    signed = read_study(settings.state, digest)
+    study = SignedStudy.parse(signed).verify()
+    folder.emit("run.started", study=study.digest, rounds=study.rounds)
+    fleet = FlowerFleet(grid, study=study, kick=partial(kick, settings.kick_socket))
+    result = StudyRun(
+        study=study,
+        signed_study=signed,
+        fleet=fleet,
+        clock=SystemClock(),
+        store=folder,
+        events=folder,
+    ).run()
+    folder.emit("run.finished", study=study.digest, rounds=result.committed_rounds)
+    folder.finish(
+        model=tensors_to_bytes(result.model),
+        counts={site: counts.tolist() for site, counts in result.counts.items()},
+        facts={
+            "study": study.digest,
+            "committed_rounds": result.committed_rounds,
+            "abandoned_rounds": result.abandoned_rounds,
+            "refusals": dict(result.refusals),
+        },
+    )

@@ -1,0 +1,128 @@
+"""What the federated model is compared with: the same model without privacy, pooled and alone.
+
+Only the sandbox can do this: its parent owns a copy of every hospital's table. Both comparators get
+what the study got, the same encoding and model, and their penalty is tuned on training patients.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedward_common.arrays import Array
+from fedward_common.ids import SiteId
+from fedward_common.models.registry import build_model, model_tensors
+from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.spec import StudySpec
+
+PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1)
+"""L2 penalties to choose from, on the scale of `training.weight_decay`."""
+FOLDS: Final = 5
+ITERATIONS: Final = 200
+
+
+def pooled_no_privacy(
+    study: StudySpec, training: Mapping[SiteId, PatientRecords]
+) -> dict[str, Array]:
+    """The study's model trained on all hospitals' training patients in one place, no noise.
+
+    Every patient counts once. What a federation that trusted everybody could reach.
+    """
+    return fit(study, pool(list(training.values())))
+
+
+def each_site_alone(
+    study: StudySpec, training: Mapping[SiteId, PatientRecords]
+) -> dict[SiteId, dict[str, Array]]:
+    """For each hospital, the study's model trained on its own training patients only, no noise."""
+    return {site: fit(study, records) for site, records in training.items()}
+
+
+def pool(parts: Sequence[PatientRecords]) -> PatientRecords:
+    """The records of several hospitals as one table; patients stay apart."""
+    starts = np.cumsum([0, *(part.patients for part in parts)])
+    return PatientRecords(
+        features=np.concatenate([part.features for part in parts]),
+        labels=np.concatenate([part.labels for part in parts]),
+        patient=np.concatenate(
+            [part.patient + start for part, start in zip(parts, starts, strict=False)]
+        ),
+    )
+
+
+def fit(
+    study: StudySpec, records: PatientRecords, *, penalty: float | None = None
+) -> dict[str, Array]:
+    """The study's model at the minimum of the mean patient loss plus penalty / 2 |weights|^2.
+
+    Without `penalty` it is chosen by `choose_penalty`. Deterministic.
+    """
+    if penalty is None:
+        penalty = choose_penalty(study, records)
+    return model_tensors(_minimum(study, records, penalty=penalty).float())
+
+
+def choose_penalty(study: StudySpec, records: PatientRecords) -> float:
+    """The penalty with the smallest cross-validated loss, every fifth patient left out in turn.
+
+    The largest one where there are too few patients for that.
+    """
+    penalties = sorted({*PENALTIES, study.training.weight_decay} - {0.0})
+    if records.patients < 2 * FOLDS:
+        return penalties[-1]
+
+    def loss(penalty: float) -> float:
+        total = 0.0
+        for fold in range(FOLDS):
+            left_out = records.patient % FOLDS == fold
+            model = _minimum(study, _some(records, ~left_out), penalty=penalty)
+            with torch.inference_mode():
+                total += float(_patient_loss(model, _some(records, left_out)))
+        return total
+
+    return min(penalties, key=loss)
+
+
+def _some(records: PatientRecords, chosen: np.ndarray) -> PatientRecords:
+    _, patient = np.unique(records.patient[chosen], return_inverse=True)
+    return PatientRecords(
+        features=records.features[chosen],
+        labels=records.labels[chosen],
+        patient=patient.astype(np.int64),
+    )
+
+
+def _minimum(study: StudySpec, records: PatientRecords, *, penalty: float) -> nn.Module:
+    # float64: with separable classes the last steps of the line search need more than float32.
+    model = build_model(study.model, records.features.shape[1]).double().train()
+    optimizer = torch.optim.LBFGS(
+        model.parameters(),
+        max_iter=ITERATIONS,
+        line_search_fn="strong_wolfe",
+        tolerance_change=1e-10,
+    )
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        size = sum((parameter.square().sum() for parameter in model.parameters()), torch.zeros(()))
+        loss = _patient_loss(model, records) + 0.5 * penalty * size
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return model.eval()
+
+
+def _patient_loss(model: nn.Module, records: PatientRecords) -> torch.Tensor:
+    """The mean over patients of the mean loss of their records, as in the study's training."""
+    _, position, size = np.unique(records.patient, return_inverse=True, return_counts=True)
+    weights = torch.from_numpy((1.0 / size)[position] / len(size))
+    losses = functional.binary_cross_entropy_with_logits(
+        model(torch.from_numpy(records.features).double()),
+        torch.from_numpy(records.labels).double(),
+        reduction="none",
+    )
+    return (weights * losses).sum()

@@ -1,0 +1,291 @@
+"""result.json of a sandbox run (schema fedward-result/1) from what the run and the parent know."""
+
+import csv
+import os
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from fedward_common.arrays import Array, tensors_from_bytes
+from fedward_common.errors import ConfigError, DataError
+from fedward_common.ids import SiteId
+from fedward_common.models.registry import model_shapes
+from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
+from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.tabular import BinnedScores, TabularData
+from fedward_server.adapters.run_files import MODEL
+from fedward_server.evaluation import Estimate, PrivateFigures, evaluate
+from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
+from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
+
+EXACT: Final = "exact: computed by the sandbox's parent from its own copy of the held-out patients"
+PRIVATE: Final = "private: estimated from noised bins, which is all a coordinator knows"
+PACKAGES: Final = {
+    "torch": "torch",
+    "flwr": "flwr",
+    "opacus": "opacus",
+    "dp_accounting": "dp-accounting",
+    "fedward": "fedward-server",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a finished run left: model, checkpoints, noised counts, and what the sites report."""
+
+    model: dict[str, Array]
+    checkpoints: dict[int, bytes]
+    counts: dict[SiteId, np.ndarray]
+    committed: int
+    abandoned: int
+    budgets: Mapping[SiteId, Mapping[str, Any]]
+    journals: Mapping[SiteId, Mapping[str, Any]]
+    timings: Mapping[str, float]
+
+
+def read_outcome(
+    folder: Path,
+    facts: Mapping[str, Any],
+    *,
+    budgets: Mapping[SiteId, Mapping[str, Any]],
+    journals: Mapping[SiteId, Mapping[str, Any]],
+    timings: Mapping[str, float],
+) -> Outcome:
+    """The outcome of the finished run in `folder`."""
+    return Outcome(
+        model=tensors_from_bytes((folder / MODEL).read_bytes()),
+        checkpoints={
+            int(path.stem.removeprefix("round-")): path.read_bytes()
+            for path in sorted(folder.glob("round-*.safetensors"))
+        },
+        counts={SiteId(site): np.asarray(rows) for site, rows in facts["counts"].items()},
+        committed=facts["committed_rounds"],
+        abandoned=facts["abandoned_rounds"],
+        budgets=budgets,
+        journals=journals,
+        timings=timings,
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParentCopy:
+    """The sandbox parent's own copy of every site's patients, for exact figures and comparators."""
+
+    training: Mapping[SiteId, PatientRecords]
+    held_out: Mapping[SiteId, PatientRecords]
+
+    @classmethod
+    def read(cls, study: StudySpec, files: Mapping[SiteId, Path]) -> "ParentCopy":
+        """The copy, encoded by the study's schema as each site encodes it.
+
+        Raises:
+            DataError: a table is missing or does not fit the schema; names the site.
+        """
+        if not isinstance(study.data, TabularData):
+            raise ConfigError(f"sandbox: expected tabular data, found {study.data.kind!r}")
+        tables = {site: _read(site, path) for site, path in files.items()}
+        return cls(
+            training={s: _encode(study, s, rows, part="train") for s, rows in tables.items()},
+            held_out={s: _encode(study, s, rows, part="test") for s, rows in tables.items()},
+        )
+
+
+def _read(site: SiteId, path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [{k: v.strip() for k, v in row.items()} for row in csv.DictReader(file)]
+    except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
+        raise DataError(
+            f"{site}: expected a CSV table with a header and full rows in {path.name}, "
+            "found none that can be read"
+        ) from error
+    return rows
+
+
+def _encode(
+    study: StudySpec, site: SiteId, rows: list[dict[str, str]], *, part: TablePart
+) -> PatientRecords:
+    single = isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
+    schema = study.data
+    if not isinstance(schema, TabularData):
+        raise ConfigError(f"sandbox: expected tabular data, found {schema.kind!r}")
+    try:
+        check_columns(schema, list(rows[0]) if rows else [])
+        return encode_table(schema, rows, part=part, one_record_per_patient=single)
+    except DataError as error:
+        raise DataError(f"{site}: {error}") from error
+
+
+def assemble_result(
+    study: StudySpec, copy: ParentCopy, outcome: Outcome, *, seconds: float
+) -> dict[str, Any]:
+    """The result as a JSON value; figures that do not exist are None, never a stand-in."""
+    federated = model_figures(study, outcome.model, copy.held_out)
+    alone = {
+        site: model_figures(study, model, copy.held_out)
+        for site, model in each_site_alone(study, copy.training).items()
+    }
+    pooled = model_figures(study, pooled_no_privacy(study, copy.training), copy.held_out)
+    private = _private(study, outcome)
+    budgets = {site: _budget(report, study.digest) for site, report in outcome.budgets.items()}
+    bytes_sent = {site: report["bytes_out"] for site, report in outcome.journals.items()}
+    dp = study.dp
+    return {
+        "format": "fedward-result/1",
+        "study": _study(study),
+        "auc": _auc(federated, alone, pooled, private),
+        "accuracy": _accuracy(federated, alone, pooled, private),
+        "per_site": {
+            site: _site(site, federated, alone, budgets.get(site, {}), bytes_sent.get(site, 0))
+            for site in federated.per_site
+        },
+        "epsilon": {site: budget["epsilon_admission"] for site, budget in budgets.items()},
+        "epsilon_is": "admission",
+        "epsilon_pld": {site: budget["epsilon_pld"] for site, budget in budgets.items()},
+        "delta": dp.delta if isinstance(dp, DpSgd) else None,
+        "unit": "patient",
+        "bytes_sent": bytes_sent,
+        "seconds": round(seconds, 2),
+        "timings": {name: round(value, 2) for name, value in outcome.timings.items()},
+        "rounds": {"committed": outcome.committed, "abandoned": outcome.abandoned},
+        "curve": _curve(study, copy, outcome),
+        "roc": {
+            "exact": roc_points(study, outcome.model, copy.held_out),
+            "private": private.roc if private is not None else (),
+        },
+        "environment": {
+            "python": platform.python_version(),
+            **{name: version(package) for name, package in PACKAGES.items()},
+            "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores",
+        },
+        "seed": None,
+        "labels": {"federated": EXACT, "federated_private": PRIVATE, "alone_mean": EXACT},
+    }
+
+
+def _cores() -> int:
+
+    return os.cpu_count() or 1
+
+
+def _private(study: StudySpec, outcome: Outcome) -> PrivateFigures | None:
+    release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
+    if release is None or not outcome.counts:
+        return None
+    return evaluate(outcome.counts, release=release).pooled
+
+
+def _study(study: StudySpec) -> dict[str, Any]:
+    dp = study.dp.model_dump(mode="json")
+    kept = ("unit", "noise_multiplier", "clip_norm", "sampling_probability", "steps", "placement")
+    return {
+        "id": study.id,
+        "title": study.title,
+        "digest": study.digest,
+        "task": study.task.kind,
+        "model": study.model.model_dump(mode="json"),
+        "rounds": study.rounds,
+        "local_steps": study.local_steps,
+        **{name: dp[name] for name in (*kept, "max_records_per_patient")},
+        "aggregation": study.aggregation.model_dump(mode="json"),
+        "sites": [{"id": site.id, "patients": site.patients} for site in study.sites],
+    }
+
+
+def _auc(
+    federated: ModelFigures,
+    alone: Mapping[SiteId, ModelFigures],
+    pooled: ModelFigures,
+    private: PrivateFigures | None,
+) -> dict[str, Any]:
+    return {
+        "federated": federated.pooled.auc,
+        **_estimate(private.auc if private else None),
+        "alone_mean": _mean([figures.pooled.auc for figures in alone.values()]),
+        "pooled_no_privacy": pooled.pooled.auc,
+    }
+
+
+def _accuracy(
+    federated: ModelFigures,
+    alone: Mapping[SiteId, ModelFigures],
+    pooled: ModelFigures,
+    private: PrivateFigures | None,
+) -> dict[str, Any]:
+    own = [f.per_site[site].accuracy for site, f in alone.items() if site in f.per_site]
+    return {
+        "federated": federated.pooled.accuracy,
+        **_estimate(private.accuracy if private else None),
+        "alone_mean": _mean([figures.pooled.accuracy for figures in alone.values()]),
+        "pooled_no_privacy": pooled.pooled.accuracy,
+        "majority": federated.pooled.majority,
+        "standard_error": federated.pooled.accuracy_error,
+        "federated_site_mean": federated.site_mean_accuracy,
+        "federated_site_mean_standard_error": federated.site_mean_accuracy_error,
+        "alone_site_mean": _mean(own),
+        "pooled_no_privacy_site_mean": pooled.site_mean_accuracy,
+        "majority_site_mean": federated.site_mean_majority,
+    }
+
+
+def _estimate(estimate: Estimate | None) -> dict[str, Any]:
+    if estimate is None:
+        return {"federated_private": None, "federated_private_interval": None}
+    return {
+        "federated_private": estimate.value,
+        "federated_private_interval": [estimate.low, estimate.high],
+    }
+
+
+def _mean(values: list[float | None] | list[float]) -> float | None:
+    """The mean of the figures; None when one of them does not exist."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _site(
+    site: SiteId,
+    federated: ModelFigures,
+    alone: Mapping[SiteId, ModelFigures],
+    budget: Mapping[str, Any],
+    bytes_sent: int,
+) -> dict[str, Any]:
+    figures, own = federated.per_site[site], alone[site].per_site[site]
+    return {
+        "held_out": figures.held_out,
+        "auc": figures.auc,
+        "accuracy": figures.accuracy,
+        "alone_auc": own.auc,
+        "alone_accuracy": own.accuracy,
+        "epsilon_admission": budget.get("epsilon_admission"),
+        "epsilon_pld": budget.get("epsilon_pld"),
+        "bytes_sent": bytes_sent,
+        "rounds_charged": budget.get("rounds_charged", 0),
+    }
+
+
+def _budget(report: Mapping[str, Any], digest: str) -> Mapping[str, Any]:
+    for entry in report["studies"]:
+        if entry["digest"] == digest:
+            found: Mapping[str, Any] = entry
+            return found
+    return {"epsilon_admission": 0.0, "epsilon_pld": 0.0, "rounds_charged": 0}
+
+
+def _curve(study: StudySpec, copy: ParentCopy, outcome: Outcome) -> list[dict[str, Any]]:
+    """AUC and accuracy of the global model after each committed round, exact."""
+    if not isinstance(study.data, TabularData):
+        return []
+    shapes = model_shapes(study.model, inputs=study.data.input_size)
+    points = []
+    for number, content in sorted(outcome.checkpoints.items()):
+        pooled = model_figures(
+            study, tensors_from_bytes(content, shapes=shapes), copy.held_out
+        ).pooled
+        points.append({"round": number, "auc": pooled.auc, "accuracy": pooled.accuracy})
+    return points

@@ -1,0 +1,262 @@
+"""`fedward-server sandbox`: from a study file and folders of patients to a signed model."""
+
+import json
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from fedward_common.canonical import sha256_hex
+from fedward_common.errors import ConfigError
+from fedward_common.ids import SiteId, parse_site_id
+from fedward_common.log.setup import configure_logging
+from fedward_common.study.files import SiteKeys, parse_study
+from fedward_common.study.signed import SignedStudy
+from fedward_common.study.spec import StudySpec
+from fedward_common.trust.certificates import parse_peer_certificate
+from fedward_common.trust.private_files import write_atomically
+from fedward_server.adapters.flower_control import build_bundle
+from fedward_server.adapters.model_package import write_package
+from fedward_server.adapters.registry import open_registry
+from fedward_server.bundle import bundle_folder, studies_folder
+from fedward_server.ports import SiteRecord
+from fedward_server.report.card import model_card
+from fedward_server.report.page import write_report
+from fedward_server.runs import follow, require_finished, run_folder, start_run
+from fedward_server.sandbox.board import Header
+from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fed_heart
+from fedward_server.sandbox.federation import Federation
+from fedward_server.sandbox.layout import Layout, SiteFolder, make_layout, prepare_root
+from fedward_server.sandbox.progress import View, open_view
+from fedward_server.sandbox.result import Outcome, ParentCopy, assemble_result, read_outcome
+from fedward_server.sandbox.result_tables import print_result
+from fedward_server.sandbox.settings_files import write_coordinator, write_sites
+from fedward_server.settings import load_coordinator_settings
+
+KNOWN_DATA: Final = {"fed_heart_disease": ("heart.toml", import_fed_heart)}
+DEMO_STUDY: Final = "breast-cancer.toml"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Inputs:
+    """What to run: a study file, and where its sites' patients come from."""
+
+    study: Path
+    sites: Mapping[SiteId, Path]
+    source: Path | None = None
+
+    @classmethod
+    def parse(cls, *, study: Path | None, sites: Sequence[str], data: Path | None) -> "Inputs":
+        """The inputs that the command line names.
+
+        Raises:
+            ConfigError: options that contradict each other, an unknown data set, a missing folder.
+        """
+        if data is not None and sites:
+            raise ConfigError("expected either --data or --site, found both. Leave one out")
+        if data is not None:
+            return cls(study=study or _known_study(data), sites={}, source=data)
+        folders = dict(_named_folder(text) for text in sites)
+        if len(folders) != len(sites):
+            raise ConfigError("--site: expected every site once, found one twice")
+        if folders and study is None:
+            raise ConfigError("--site: expected a STUDY.toml with it, found none")
+        return cls(study=study or studies_folder() / DEMO_STUDY, sites=folders)
+
+    def data_files(self, folder: Path) -> dict[SiteId, Path]:
+        """One patients.csv per site; a known data set is dealt out under `folder`."""
+        if self.sites:
+            return {site: path / TABLE for site, path in self.sites.items()}
+        if self.source is not None:
+            return KNOWN_DATA[self.source.resolve().name][1](self.source, folder)
+        return deal_breast_cancer(folder)
+
+
+def _known_study(data: Path) -> Path:
+    known = KNOWN_DATA.get(data.resolve().name)
+    if not data.is_dir() or known is None:
+        raise ConfigError(
+            f"--data {data}: expected the folder of a known data set ({', '.join(KNOWN_DATA)}), "
+            "found another. Use STUDY.toml with --site NAME=FOLDER for your own data"
+        )
+    return studies_folder() / known[0]
+
+
+def _named_folder(text: str) -> tuple[SiteId, Path]:
+    name, sign, folder = text.partition("=")
+    if not sign or not (Path(folder) / TABLE).is_file():
+        raise ConfigError(
+            f"--site {text}: expected NAME=FOLDER with a {TABLE} in the folder, found none"
+        )
+    return parse_site_id(name), Path(folder)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prepared:
+    """A federation that is ready to start, its signed study and the parent's own copy."""
+
+    layout: Layout
+    study: StudySpec
+    signed: SignedStudy
+    copy: ParentCopy
+
+
+def prepare(inputs: Inputs, *, out: Path) -> Prepared:
+    """Folders, keys, certificates, the signed study and every settings file under `out`.
+
+    Raises:
+        ConfigError, DataError: the study or the data are wrong; `out` is as it was.
+    """
+    checked = _check(inputs)
+    prepare_root(out)
+    layout = make_layout(out, inputs.data_files(out / "data"))
+    study = parse_study(
+        _study_text(inputs.study),
+        source=str(inputs.study),
+        keys={site.site: _keys(site) for site in layout.sites.values()},
+        lead_key_sha256=layout.lead_sha256,
+        resolve=lambda _, unknown: float(getattr(checked.dp, unknown)),
+    )
+    copy = ParentCopy.read(study, {s.site: s.data_file for s in layout.sites.values()})
+    signed = SignedStudy.sign(study, layout.lead)
+    write_coordinator(layout)
+    write_sites(layout, study=study, bundle_sha256=build_bundle(bundle_folder()).sha256)
+    write_atomically(out / "study.json", signed.canonical)
+    _register(layout)
+    return Prepared(layout=layout, study=study, signed=signed, copy=copy)
+
+
+def _check(inputs: Inputs) -> StudySpec:
+    """The study with stand-in keys, after its file and all its data were read once.
+
+    Raises:
+        ConfigError, DataError: something in them is wrong.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        files = inputs.data_files(Path(scratch))
+        study = parse_study(
+            _study_text(inputs.study),
+            source=str(inputs.study),
+            keys={
+                site: SiteKeys(
+                    key_sha256=sha256_hex(f"{site}/key".encode()),
+                    node_key_sha256=sha256_hex(f"{site}/node".encode()),
+                )
+                for site in files
+            },
+            lead_key_sha256=sha256_hex(b"lead"),
+        )
+        idle = sorted(set(files) - {site.id for site in study.sites})
+        if idle:
+            raise ConfigError(
+                f"{inputs.study}: sites: expected an entry for {', '.join(idle)}, found none"
+            )
+        ParentCopy.read(study, files)
+    return study
+
+
+def _study_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: expected a study file (UTF-8 TOML), found none") from error
+
+
+def _keys(site: SiteFolder) -> SiteKeys:
+    return SiteKeys(key_sha256=site.key_sha256, node_key_sha256=site.node_key_sha256)
+
+
+def _register(layout: Layout) -> None:
+    """Enters every site in the coordinator's registry."""
+    registry = open_registry(load_coordinator_settings(layout.settings_file).database)
+    for site in layout.sites.values():
+        public = json.loads((site.folder / "keys" / "public.json").read_bytes())
+        certificate = parse_peer_certificate(public["certificate_pem"].encode())
+        registry.add(
+            SiteRecord(
+                site_id=site.site,
+                certificate_sha256=certificate.fingerprint_sha256,
+                node_public_key=public["node_public_key"],
+                signing_public_key=public["signing_public_key"],
+            )
+        )
+    registry.close()
+
+
+def run_sandbox(inputs: Inputs, *, out: Path, quiet: bool = False) -> dict[str, Any]:
+    """The result of the study, also written to `out`: result.json, report.html, model/.
+
+    Raises:
+        FedwardError: the study or the data are wrong, a process did not start, the study failed;
+            `out` then holds logs and no result.
+    """
+    configure_logging(process="sandbox")
+    console = Console(stderr=quiet, quiet=quiet)
+    started = time.monotonic()
+    prepared = prepare(inputs, out=out)
+    view = nullcontext() if quiet else open_view(Header.of(prepared.study), console=console)
+    with Federation(prepared.layout) as federation, view as shown:
+        outcome = run_study(federation, prepared, view=shown)
+    seconds = time.monotonic() - started
+    result = assemble_result(prepared.study, prepared.copy, outcome, seconds=seconds)
+    _publish(result, prepared, outcome, out=out)
+    if not quiet:
+        print_result(result, console)
+        console.print(f"\nWritten to {out}: result.json, report.html, model/, audit logs")
+    return result
+
+
+def run_study(federation: Federation, prepared: Prepared, *, view: View | None) -> Outcome:
+    """The outcome of the study on a federation that is started here.
+
+    Raises:
+        StartError: a process did not come up or ended.
+        StudyFailed: the study ended without a model.
+    """
+    started = time.monotonic()
+
+    def show(action: str, **fields: Any) -> None:
+        if view is not None:
+            view.feed(action, fields)
+
+    federation.start(on_state=lambda site, state: show(f"site.{state}", site=site))
+    ready = time.monotonic()
+    name, flower_id = start_run(federation.settings, prepared.signed.canonical)
+    evaluated = ready
+    for event in follow(federation.settings, name, flower_id, alive=federation.check_coordinator):
+        if event["fields"].get("kind") == "evaluate" and event["action"] == "round.opened":
+            evaluated = time.monotonic()
+        show(event["action"], **event["fields"])
+    facts = require_finished(federation.settings, name)
+    ended = time.monotonic()
+    show("phase", name="reading budgets and journals")
+    return read_outcome(
+        run_folder(federation.settings, name),
+        facts,
+        budgets={site: federation.ask_site(site, "budget", "show") for site in federation.sites},
+        journals={site: federation.ask_site(site, "journal", "show") for site in federation.sites},
+        timings={
+            "start": ready - started,
+            "training": evaluated - ready,
+            "evaluation": ended - evaluated,
+        },
+    )
+
+
+def _publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, out: Path) -> None:
+    """Writes report and model package and, last, result.json: where that stands, all stands."""
+    write_package(
+        out / "model",
+        study=prepared.study,
+        model=outcome.model,
+        card=model_card(result),
+        epsilon=result["epsilon"],
+        key=prepared.layout.lead,
+    )
+    write_report(result, out / "report.html")
+    write_atomically(out / "result.json", json.dumps(result, indent=1).encode() + b"\n")

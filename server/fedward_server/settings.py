@@ -1,0 +1,137 @@
+"""The coordinator's coordinator.toml as one frozen value, read once by an entry point.
+
+Relative paths are relative to the folder of the file. Unknown keys are refused.
+"""
+
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from fedward_common.study.files import explain, read_toml
+from fedward_common.study.registry import Strict
+from fedward_common.trust.authority import TRUST_DOMAIN
+
+FOLDER: Final = "folder"
+MAX_SOCKET_PATH: Final = 107
+"""What the kernel takes for a Unix socket."""
+
+
+def _resolve(value: object, info: ValidationInfo) -> object:
+    if not isinstance(value, str | Path):
+        return value
+    if not str(value):
+        raise ValueError("expected a path, found an empty text")
+    return Path((info.context or {}).get(FOLDER, ""), value)
+
+
+Location = Annotated[Path, BeforeValidator(_resolve)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+class TlsPaths(Strict):
+    """The edge's certificate chain, its key (0600) and the federation's root."""
+
+    certificate: Location
+    key: Location
+    ca: Location
+
+
+class EdgeLimits(Strict):
+    """What the edge allows; the 8 MiB of a body is part of the protocol and not set here."""
+
+    poll_seconds: float = Field(default=20.0, ge=1, le=20, description="below SuperNode's 30 s")
+    calls_per_second: float = Field(default=100.0, gt=0, le=10_000, description="per site")
+    burst: float = Field(default=400.0, ge=1, le=100_000, description="per site")
+    concurrent_calls: int = Field(default=512, ge=1, le=65536, description="all sites together")
+
+
+class CoordinatorSettings(Strict):
+    """Everything in coordinator.toml."""
+
+    federation: str = Field(pattern=f"^{TRUST_DOMAIN}$", description="the SPIFFE trust domain")
+    listen: str = Field(
+        default="0.0.0.0:9443",
+        pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}$",
+        description="address:port of the edge",
+    )
+    state: Location = Field(default=Path("state"), validate_default=True)
+    run: Location = Field(default=Path("run"), validate_default=True)
+    database: str = Field(default="", validate_default=True, description="SQLAlchemy URL")
+    tls: TlsPaths
+    superlink_port: Port = 9470
+    limits: EdgeLimits = EdgeLimits()
+
+    @property
+    def listen_host(self) -> str:
+        """The address that the edge binds."""
+        return self.listen.rpartition(":")[0].strip("[]")
+
+    @property
+    def listen_port(self) -> int:
+        """The port that the edge binds."""
+        return int(self.listen.rpartition(":")[2])
+
+    @property
+    def probe_host(self) -> str:
+        """Where this machine reaches its own edge."""
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(  # noqa: S104
+            self.listen_host, self.listen_host
+        )
+
+    @property
+    def kick_socket(self) -> Path:
+        """Where the ServerApp tells the edge which nodes have work."""
+        return self.run / "edge.sock"
+
+    @property
+    def edge_log(self) -> Path:
+        """The edge's hash-chained log."""
+        return self.state / "audit" / "edge.jsonl"
+
+    @property
+    def authority_folder(self) -> Path:
+        """Where the federation's certificate authority lies, if this machine holds it."""
+        return self.state / "authority"
+
+    @field_validator("database")
+    @classmethod
+    def _default_database(cls, value: str, info: ValidationInfo) -> str:
+        return value or f"sqlite:///{info.data.get('state', Path())}/registry.sqlite"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "CoordinatorSettings":
+        if not 1 <= self.listen_port <= 65535:
+            raise ValueError(f"listen: expected a port from 1 to 65535, found {self.listen_port}")
+        if self.listen_port == self.superlink_port:
+            raise ValueError(
+                f"superlink_port: expected another port than listen's, found {self.listen_port}"
+            )
+        if len(str(self.kick_socket)) > MAX_SOCKET_PATH:
+            raise ValueError(
+                f"run: expected a folder whose path has at most {MAX_SOCKET_PATH - 10} characters, "
+                f"found {len(str(self.run))}"
+            )
+        return self
+
+
+def load_coordinator_settings(path: Path) -> CoordinatorSettings:
+    """The settings in `path`.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown or missing key, a wrong type or range; one
+            line per problem with the key, what was expected and what was found.
+    """
+    source = path.absolute()
+    values = read_toml(source)
+    try:
+        return CoordinatorSettings.model_validate(values, context={FOLDER: str(source.parent)})
+    except ValidationError as error:
+        raise explain(error, source=str(source)) from error

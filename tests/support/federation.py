@@ -1,0 +1,105 @@
+"""A federation in memory: the real ports, with sites that can be told to misbehave."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.ids import SiteId
+from fedward_common.trust.signing import SigningKey
+from fedward_common.wire import Envelope, Instruction, Reply
+from fedward_server.fleet import Answer
+
+
+@dataclass(kw_only=True)
+class FakeClock:
+    """A `Clock` whose time passes when somebody waits."""
+
+    seconds: float = 1000.0
+
+    def now(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+@dataclass(kw_only=True)
+class FakeStore:
+    """A `RunStore` that keeps checkpoints in memory."""
+
+    checkpoints: dict[int, bytes] = field(default_factory=dict)
+
+    def checkpoint(self, *, round_number: int, model: bytes) -> None:
+        self.checkpoints[round_number] = model
+
+
+@dataclass(kw_only=True)
+class FakeSite:
+    """A site that trains by a function of the model it gets, and signs as the guard does."""
+
+    name: SiteId
+    key: SigningKey
+    train: Callable[[bytes], bytes] = lambda model: model
+    counts: list[list[float]] = field(default_factory=lambda: [[1.0] * 5, [1.0] * 5])
+    refusal: str = ""
+    silent_rounds: set[int] = field(default_factory=set)
+    tamper: Callable[[Envelope], Envelope] = lambda envelope: envelope
+    seen: list[Instruction] = field(default_factory=list)
+
+    def answer(self, envelope: Envelope) -> Envelope | None:
+        instruction = Instruction.parse(envelope.header)
+        self.seen.append(instruction)
+        if instruction.round in self.silent_rounds:
+            return None
+        if self.refusal:
+            return self.sealed(instruction, b"", kind="refusal", code=self.refusal)
+        payload = (
+            self.train(envelope.blobs["model"])
+            if instruction.kind == "train"
+            else canonical_json({"counts": self.counts})
+        )
+        return self.tamper(self.sealed(instruction, payload, kind=instruction.kind))
+
+    def sealed(
+        self, instruction: Instruction, payload: bytes, *, kind: str, code: str = ""
+    ) -> Envelope:
+        reply = Reply.model_validate(
+            {
+                "kind": kind,
+                "site": self.name,
+                "key": instruction.key,
+                "payload_sha256": sha256_hex(payload),
+                "code": code,
+                "public_key": self.key.public_hex,
+            }
+        )
+        signed = reply.model_copy(update={"signature": self.key.sign(reply.signed_bytes).hex()})
+        return Envelope(header=signed.canonical, blobs={"payload": payload})
+
+
+@dataclass(kw_only=True)
+class FakeFleet:
+    """A `Fleet` of fake sites; a silent site's answer never comes and time passes instead."""
+
+    sites: Mapping[SiteId, FakeSite]
+    clock: FakeClock
+    offline: set[SiteId] = field(default_factory=set)
+    inbox: list[Answer] = field(default_factory=list)
+
+    def online(self) -> frozenset[SiteId]:
+        return frozenset(self.sites) - self.offline
+
+    def send(self, envelopes: Mapping[SiteId, Envelope]) -> None:
+        self.inbox = []
+        for name, envelope in envelopes.items():
+            if name in self.offline:
+                continue
+            answer = self.sites[name].answer(envelope)
+            if answer is not None:
+                self.inbox.append(Answer(site=name, envelope=answer))
+
+    def receive(self, *, timeout_seconds: float) -> list[Answer]:
+        if not self.inbox:
+            self.clock.sleep(max(timeout_seconds, 0.01))
+            return []
+        return [self.inbox.pop(0)]
