@@ -1,7 +1,9 @@
 """`fedward-client`: what the site engineer and the privacy officer of a hospital type."""
 
+import importlib
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -57,7 +59,11 @@ def guard(config: Config) -> None:
     from fedward_client.adapters.flower_records import object_ids
     from fedward_client.guard.main import run_guard
 
-    run_guard(_load(config, process="guard"), object_ids=object_ids)
+    settings = _load(config, process="guard")
+    # The first update needs the models' shapes and with them torch: loaded while nobody waits.
+    registry = "fedward_common.models.registry"
+    threading.Thread(target=importlib.import_module, args=(registry,), daemon=True).start()
+    run_guard(settings, object_ids=object_ids)
 
 
 @app.command(hidden=True)
@@ -87,15 +93,12 @@ def worker(config: Config) -> None:
     os.umask(0o077)
     os.environ[SETTINGS_VARIABLE] = str(config.resolve())
     # Everything a task needs is imported here once: tasks are forks of this process.
-    import torch
-
-    import fedward_client.flower_app
-    import fedward_client.training.patient_dp.opacus_backend  # noqa: F401
+    import fedward_client.flower_app  # noqa: F401
     from fedward_client.adapters.flower_worker import run_worker
+    from fedward_client.training.warm_up import warm_up
 
     settings = _load(config, process="worker")
-    # One thread before the fork: a forked child must not inherit a thread pool that is gone.
-    torch.set_num_threads(1)
+    warm_up(opacus=settings.backend == "opacus")
     run_worker(
         runtime_port=settings.ports.runtime,
         secret_file=settings.folders.state / "superexec.secret",

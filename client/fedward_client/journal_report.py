@@ -6,7 +6,7 @@ from typing import Any
 from fedward_client.settings import SiteSettings
 from fedward_common.log.events import read_events, verify
 
-OBJECT = "gateway.object"
+OBJECT = "object"
 
 
 def journal_report(settings: SiteSettings) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Instruction(Strict):
 
 
 class Reply(Strict):
-    """What a site answers: a payload named by its digest, or a refusal code; signed by the site's key.
+    """What a site answers, signed by its key: a payload named by its digest, or a refusal code.
 
     A training reply carries no loss, count, gradient norm or timing (rules 7).
     """

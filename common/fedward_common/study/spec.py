@@ -90,8 +90,10 @@ Aggregation = Annotated[FedAvg | FedProx | FedAdam, Field(discriminator="name")]
 
 
 class StudySite(Strict):
-    """A hospital in the study. `patients` is a public planning constant (its training patients,
-    rounded as the parties agreed), not an exact count; keys are digests of public keys (rules 12, 15).
+    """A hospital in the study.
+
+    `patients` is a public planning constant (its training patients, rounded as the parties agreed),
+    not an exact count; keys are digests of public keys (rules 12, 15).
     """
 
     id: str = Field(pattern=LABEL)

@@ -17,8 +17,10 @@ class TabularClassification(TaskSpec):
 
 
 class NumberColumn(Strict):
-    """A measured column. `low` and `high` are public clinical limits: values outside are clipped to
-    them and the range is mapped to [-1, 1] (rules 6: never the site's own mean or spread).
+    """A measured column.
+
+    `low` and `high` are public clinical limits: values outside are clipped to them and the range is
+    mapped to [-1, 1] (rules 6: never the site's own mean or spread).
     """
 
     name: Name
@@ -82,7 +84,7 @@ class ColumnSplit(Strict):
 
 
 class HashSplit(Strict):
-    """A patient is held out when SHA-256(salt, patient id), read as a fraction, is below `held_out`.
+    """A patient is held out when SHA-256(salt, patient id), as a fraction, is below `held_out`.
 
     Removing one patient never moves another between the sets (rules 6).
     """
@@ -131,8 +133,10 @@ class TabularData(DataSpec):
 
 @register
 class BinnedScores(ReleaseSpec):
-    """Evaluation of the final model: per class, how many held-out patients score in each of `bins`
-    equal parts of [0, 1], plus Gaussian noise of `noise_multiplier` (L2 sensitivity 1), once.
+    """Evaluation of the final model, once.
+
+    Per class, how many held-out patients score in each of `bins` equal parts of [0, 1], plus
+    Gaussian noise of `noise_multiplier` (L2 sensitivity 1).
     """
 
     kind: Literal["binned-scores"] = "binned-scores"

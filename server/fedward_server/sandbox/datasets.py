@@ -25,6 +25,7 @@ DEAL: Final[Mapping[str, Mapping[str, float]]] = {
 }
 """Share of the patients with small, medium and large nuclei that comes to each hospital."""
 
+BREAST_CANCER_SITES: Final = tuple(map(SiteId, ("university", "city", "screening", "district")))
 DEAL_SALT: Final = "fedward/deal/breast-cancer/v1"
 MEDIUM_FROM: Final = 12.0
 LARGE_FROM: Final = 15.0
@@ -50,15 +51,18 @@ def deal_breast_cancer(folder: Path) -> dict[SiteId, Path]:
 
     The rule: patients are sorted into small (mean radius below 12), medium (below 15) and large
     nuclei. A hash of the patient's number, uniform on [0, 1), picks the hospital by the shares of
-    `DEAL`. So the university hospital (40 % of all) sees the large tumours that others refer, the
-    screening centre (21 %) hardly a malignant one, the city hospital (26 %) and the district clinic
-    (13 %) a mixture. Whether a tumour is malignant decides nothing by itself.
+    `DEAL`, as patients are referred: the university hospital (41 % of all patients) sees most large
+    tumours, the screening centre (21 %) hardly a malignant one, the city hospital (26 %) and the
+    district clinic (13 %) a mixture. Whether a tumour is malignant decides nothing by itself.
+
+    These patients are easy to tell apart: a hospital with a few of both kinds ranks them alone
+    almost as well as all hospitals together.
 
     The held-out patients follow from the study's hash of the patient id, not from a column.
     """
     data = load_breast_cancer()
     header = ["patient_id", *map(str, data.feature_names), "diagnosis"]
-    tables: dict[SiteId, list[list[str]]] = {SiteId(name): [] for name in DEAL["small"]}
+    tables: dict[SiteId, list[list[str]]] = {site: [] for site in BREAST_CANCER_SITES}
     for number, (features, target) in enumerate(zip(data.data, data.target, strict=True)):
         site = _dealt_to(number, radius=float(features[0]))
         # scikit-learn codes benign as 1; the study's positive class is malignant.
@@ -99,11 +103,12 @@ def _dealt_to(number: int, *, radius: float) -> SiteId:
     size = "small" if radius < MEDIUM_FROM else "medium" if radius < LARGE_FROM else "large"
     digest = hashlib.sha256(f"{DEAL_SALT}|{number}".encode()).digest()
     rest = int.from_bytes(digest[:8], "big") / 2**64
-    for name, share in DEAL[size].items():
+    shares = DEAL[size]
+    for name, share in shares.items():
         rest -= share
         if rest < 0:
             return SiteId(name)
-    return SiteId(name)  # the shares add up to 1 only within rounding
+    return SiteId(list(shares)[-1])  # the shares add up to 1 only within rounding
 
 
 def _heart_rows(path: Path) -> list[list[str]]:

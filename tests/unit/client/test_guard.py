@@ -14,8 +14,6 @@ from fedward_client.settings import PolicyRules
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import BudgetExceeded, LedgerError, PolicyRefused, ProtocolError
 from fedward_common.ids import SiteId
-from fedward_common.privacy.accounting import epsilon_admission
-from fedward_common.privacy.mechanism import study_event
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import verify
 from fedward_common.wire import Reply
@@ -407,18 +405,17 @@ def test_a_study_that_declares_less_than_its_noise_costs_is_refused(tmp_path: Pa
 
 
 def test_a_study_above_the_total_of_the_hospital_is_refused(tmp_path: Path) -> None:
-    heart, lung = a_study(), a_study(id="lung")
-    one = epsilon_admission([study_event(heart)], delta=2e-4)
-    limits = {"max_epsilon_per_study": 2.0, "max_epsilon_total": 2.0}
-    study = a_study(id="liver", rounds=300, noise_multiplier=4.0)
-    site = Site(folder=tmp_path, policy=policy(heart, lung, study, **limits))
-    for small in (heart, lung):
-        site.guard.begin(instruction(small), signed(small))
-
-    with pytest.raises(BudgetExceeded, match="max_epsilon_total"):
+    """Each study fits on its own: 0.6, 0.6 and 1.8 at delta 1e-4. Together they do not."""
+    small = [a_study(epsilon=1.0), a_study(id="lung", epsilon=1.0)]
+    large = a_study(id="liver", rounds=45, epsilon=1.9)
+    limits = {"max_epsilon_per_study": 1.9, "max_epsilon_total": 1.9}
+    site = Site(folder=tmp_path, policy=policy(*small, large, **limits, min_noise=2.0))
+    for study in small:
         site.guard.begin(instruction(study), signed(study))
 
-    assert one < 1.0
+    with pytest.raises(BudgetExceeded, match="max_epsilon_total"):
+        site.guard.begin(instruction(large), signed(large))
+
     assert len(site.ledger.accounts()) == 2
 
 

@@ -1,0 +1,22 @@
+"""What a task would import on first use, imported before the worker forks its tasks."""
+
+import torch
+
+from fedward_common.models.dp_layers import load_opacus
+from fedward_common.models.registry import build_model
+from fedward_common.study.spec import ModelSpec
+
+
+def warm_up(*, opacus: bool) -> None:
+    """Loads what training needs by one step on a made-up record; keeps nothing, forks nothing.
+
+    torch loads its compiler when the first optimiser is made (about a second), Opacus takes another
+    one; a forked task inherits both.
+    """
+    torch.set_num_threads(1)  # a forked child must not inherit a thread pool that is gone
+    model = build_model(ModelSpec(name="logistic-regression"), 1)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    model(torch.ones(1, 1)).sum().backward()
+    optimiser.step()
+    if opacus:
+        load_opacus()

@@ -1,0 +1,530 @@
+"""Attacks on the guard through its real sockets, and kill -9 of its real process."""
+
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from fedward_client.budget import budget_report
+from fedward_client.guard.client import Grant, GuardClient, StoredReply
+from fedward_client.guard.main import RunningGuard, start_guard
+from fedward_client.guard.server import Access, GuardServer
+from fedward_common.arrays import tensors_to_bytes
+from fedward_common.errors import (
+    ConfigError,
+    FedwardError,
+    LedgerError,
+    PolicyRefused,
+    ProtocolError,
+    SignatureRefused,
+    StartError,
+)
+from fedward_common.log.events import read_events, verify
+from fedward_common.trust.signing import SigningKey
+from fedward_common.wire import Envelope
+from tests.support.guard_site import (
+    BUNDLE,
+    KEYS,
+    GuardSite,
+    a_study,
+    counts,
+    instruction,
+    make_site,
+    object_ids,
+    signed,
+    update,
+)
+
+STUDY = a_study()
+LONG_STUDY = a_study(id="long", rounds=200, local_steps=1, noise_multiplier=6.0)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> GuardSite:
+    return make_site(tmp_path, STUDY)
+
+
+@pytest.fixture
+def guard(site: GuardSite) -> Iterator[RunningGuard]:
+    running = start_guard(site.settings, object_ids=object_ids)
+    yield running
+    running.close()
+
+
+def receipt(site: GuardSite, number: int = 1, **changes: Any) -> str:
+    grant = site.worker.begin(instruction(STUDY, number, **changes), signed(STUDY))
+    assert isinstance(grant, Grant)
+    return grant.receipt
+
+
+def charges(site: GuardSite) -> int:
+    return sum(
+        study["rounds_charged"] + study["releases_charged"]
+        for study in budget_report(site.settings)["studies"]
+    )
+
+
+def released(site: GuardSite, envelope: Envelope, message_id: str = "message-1") -> bool:
+    return site.gateway.release(message_id, sorted(object_ids(envelope)))
+
+
+@pytest.mark.usefixtures("guard")
+def test_the_good_site_passes(site: GuardSite) -> None:
+    envelope = site.worker.seal(receipt(site), update())
+
+    assert released(site, envelope)
+    assert site.gateway.bundle_allowed(BUNDLE)
+    site.gateway.journal("out", "/api/v0/fleet/push-object", "object", "1" * 64, 12)
+    assert charges(site) == 1
+    assert site.worker.begin(instruction(STUDY), signed(STUDY)) == StoredReply(envelope=envelope)
+    evaluation = site.worker.seal(receipt(site, 5, kind="evaluate"), counts())
+    assert released(site, evaluation)
+    assert charges(site) == 2
+
+
+@pytest.mark.usefixtures("guard")
+def test_the_sockets_are_for_the_guards_user_alone(site: GuardSite) -> None:
+    for path in (site.settings.worker_socket, site.settings.gateway_socket):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert path.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_wrong_uid_is_refused(tmp_path: Path) -> None:
+    """Where the tests may change users, by a process of another user that the file lets in."""
+    asked: list[str] = []
+
+    def release(frame: object) -> Any:
+        asked.append("release")
+        raise ProtocolError("never reached")
+
+    path = tmp_path / "gateway.sock"
+    root = os.getuid() == 0
+    allowed = frozenset({os.getuid() if root else os.getuid() + 1})
+    server = GuardServer(path, {"release": release}, access=Access(uids=allowed))
+    if root:
+        path.chmod(0o666)
+        tmp_path.chmod(0o711)
+
+    def ask() -> str:
+        try:
+            GuardClient(Path(path.name), timeout_seconds=10).release("m", ["0"])
+        except FedwardError as error:
+            return f"{type(error).__name__}: {error}"
+        return "answered"
+
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.chdir(tmp_path)
+            if root:
+                os.setgid(65534)
+                os.setuid(65534)
+            os.write(write, ask().encode())
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    answer = os.read(read, 4096).decode()
+    os.close(read)
+    server.close()
+
+    assert answer.startswith("PolicyRefused: guard: expected user")
+    assert asked == []
+
+
+@pytest.mark.usefixtures("guard")
+def test_no_receipt_no_seal(site: GuardSite) -> None:
+    receipt(site)
+
+    for forged in ("0" * 64, "", "a", "0" * 63 + "g"):
+        with pytest.raises(ProtocolError):
+            site.worker.seal(forged, update())
+
+
+@pytest.mark.usefixtures("guard")
+def test_nothing_leaves_without_a_sealed_reply(site: GuardSite) -> None:
+    receipt(site)
+    own = Envelope(header=b"anything", blobs={"payload": update()})
+
+    assert not released(site, own)
+    assert not site.gateway.release("m", ["0" * 64])
+
+
+@pytest.mark.usefixtures("guard")
+def test_a_changed_envelope_does_not_leave(site: GuardSite) -> None:
+    envelope = site.worker.seal(receipt(site), update())
+
+    for changed in (
+        Envelope(header=envelope.header, blobs={"payload": update(0.75)}),
+        Envelope(header=envelope.header + b" ", blobs=envelope.blobs),
+        Envelope(header=envelope.header, blobs=envelope.blobs | {"more": b"rows"}),
+        Envelope(header=envelope.header),
+    ):
+        assert not released(site, changed)
+    assert released(site, envelope)
+
+
+@pytest.mark.usefixtures("guard")
+def test_used_receipt_seals_nothing_more_and_its_reply_leaves_in_one_message(
+    site: GuardSite,
+) -> None:
+    used = receipt(site)
+    envelope = site.worker.seal(used, update())
+
+    with pytest.raises(ProtocolError, match="receipt"):
+        site.worker.seal(used, update(0.25))
+    assert released(site, envelope, "message-1")
+    assert released(site, envelope, "message-1")
+    assert not released(site, envelope, "message-2")
+
+
+def forged_payloads() -> dict[str, bytes]:
+    weight = np.zeros((1, 2), dtype=np.float32)
+    bias = np.zeros((1,), dtype=np.float32)
+    good = {"linear.weight": weight, "linear.bias": bias}
+    return {
+        "empty": b"",
+        "no tensors": tensors_to_bytes({}),
+        "a table of rows": b"age,pressure\n63,145\n",
+        "another shape": tensors_to_bytes(good | {"linear.weight": np.zeros((9, 2), np.float32)}),
+        "another name": tensors_to_bytes({"rows": weight, "linear.bias": bias}),
+        "one more tensor": tensors_to_bytes(good | {"rows": weight}),
+        "one tensor less": tensors_to_bytes({"linear.weight": weight}),
+        "float64": save({name: array.astype(np.float64) for name, array in good.items()}),
+        "not finite": tensors_to_bytes(good | {"linear.bias": np.array([np.nan], np.float32)}),
+        "notes in the header": save(good, metadata={"rows": "63,145"}),
+        "bytes after the end": tensors_to_bytes(good) + b"63,145",
+    }
+
+
+@pytest.mark.usefixtures("guard")
+def test_forged_payload_shape_is_not_sealed(site: GuardSite) -> None:
+    """The model's shapes come from the real registry here."""
+    live = receipt(site)
+
+    for name, payload in forged_payloads().items():
+        with pytest.raises(ProtocolError):
+            pytest.fail(f"sealed: {name} {site.worker.seal(live, payload)}")
+    site.worker.seal(live, update())
+
+
+@pytest.mark.usefixtures("guard")
+def test_wrong_key_of_the_lead_is_refused(site: GuardSite) -> None:
+    other = SigningKey.generate()
+    forged = signed(STUDY).replace(
+        signed(STUDY)[signed(STUDY).index(b'"signature":"') + 13 :][:16], b"0" * 16
+    )
+
+    with pytest.raises(SignatureRefused):
+        site.worker.begin(instruction(STUDY), forged)
+    # Another lead's study of the same contents is another digest, which nobody approved.
+    theirs = a_study(lead=other)
+    with pytest.raises(PolicyRefused):
+        site.worker.begin(instruction(theirs), signed(theirs, lead=other))
+    assert charges(site) == 0
+
+
+def test_wrong_key_of_the_site_is_refused(tmp_path: Path) -> None:
+    study = a_study(sites=KEYS | {"north": SigningKey.generate()})
+    site = make_site(tmp_path, study)
+    running = start_guard(site.settings, object_ids=object_ids)
+
+    with pytest.raises(SignatureRefused, match="this guard's key"):
+        site.worker.begin(instruction(study), signed(study))
+
+    running.close()
+    assert charges(site) == 0
+
+
+def test_a_study_without_this_site_is_refused(tmp_path: Path) -> None:
+    study = a_study(sites={name: KEYS[name] for name in ("south", "west")})
+    site = make_site(tmp_path, study)
+    running = start_guard(site.settings, object_ids=object_ids)
+
+    with pytest.raises(ProtocolError, match="expected site north"):
+        site.worker.begin(instruction(study), signed(study))
+
+    running.close()
+
+
+@pytest.mark.usefixtures("guard")
+def test_other_study_under_an_approved_digest_is_refused(site: GuardSite) -> None:
+    other = a_study(id="lung")
+
+    with pytest.raises(ProtocolError, match="signed study it names"):
+        site.worker.begin(instruction(STUDY), signed(other))
+    with pytest.raises(ProtocolError):
+        site.worker.begin(instruction(STUDY), b"")
+    with pytest.raises(ProtocolError, match="roster"):
+        site.worker.begin(instruction(STUDY, roster_sha256="0" * 64), signed(STUDY))
+    assert charges(site) == 0
+
+
+@pytest.mark.usefixtures("guard")
+@pytest.mark.parametrize(
+    "cohort",
+    [["south", "west"], ["north", "north"], ["north", "east"], ["south"]],
+    ids=["without us", "twice", "with a stranger", "alone without us"],
+)
+def test_impossible_cohort_is_refused(site: GuardSite, cohort: list[str]) -> None:
+    with pytest.raises(ProtocolError, match="cohort"):
+        site.worker.begin(instruction(STUDY, cohort=cohort), signed(STUDY))
+
+    assert charges(site) == 0
+
+
+@pytest.mark.usefixtures("guard")
+def test_changed_cohort_for_a_charged_round_is_refused(site: GuardSite) -> None:
+    """A coordinator that starts a round again with fewer sites gets no second answer."""
+    envelope = site.worker.seal(receipt(site), update())
+
+    with pytest.raises(ProtocolError):
+        site.worker.begin(instruction(STUDY, cohort=["north", "south"]), signed(STUDY))
+    with pytest.raises(ProtocolError):
+        site.worker.begin(instruction(STUDY, attempt=1), signed(STUDY))
+    assert charges(site) == 1
+    assert released(site, envelope)
+
+
+@pytest.mark.usefixtures("guard")
+def test_unapproved_study_is_refused(site: GuardSite) -> None:
+    study = a_study(id="lung")
+
+    with pytest.raises(PolicyRefused, match=f"its digest {study.digest} is not among"):
+        site.worker.begin(instruction(study), signed(study))
+
+    assert charges(site) == 0
+
+
+@pytest.mark.usefixtures("guard")
+def test_round_beyond_t_max_is_refused(site: GuardSite) -> None:
+    for number in range(1, STUDY.rounds + 1):
+        receipt(site, number)
+
+    with pytest.raises(ProtocolError, match="round of 1 to 5"):
+        receipt(site, STUDY.rounds + 1)
+    assert charges(site) == STUDY.rounds
+
+
+@pytest.mark.usefixtures("guard")
+def test_each_socket_takes_only_its_own_requests(site: GuardSite) -> None:
+    """A hijacked worker cannot release, a hijacked gateway cannot begin or seal."""
+    live = receipt(site)
+    with pytest.raises(ProtocolError, match="another operation"):
+        GuardClient(site.settings.worker_socket).release("m", ["0" * 64])
+    with pytest.raises(ProtocolError, match="another operation"):
+        GuardClient(site.settings.worker_socket).bundle_allowed("0" * 64)
+    with pytest.raises(ProtocolError):
+        GuardClient(site.settings.gateway_socket).begin(instruction(STUDY), signed(STUDY))
+    with pytest.raises(ProtocolError):
+        GuardClient(site.settings.gateway_socket).seal(live, update())
+
+
+@pytest.mark.usefixtures("guard")
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        struct.pack(">I", 2**31),
+        struct.pack(">I", 4) + b"null" + struct.pack(">Q", 0),
+        struct.pack(">I", 2) + b"{}" + struct.pack(">Q", 0),
+        struct.pack(">I", 12) + b'{"blobs":[]}' + struct.pack(">Q", 2**40),
+        struct.pack(">I", 13) + b'{"blobs":[9]}' + struct.pack(">Q", 3) + b"abc",
+        struct.pack(">I", 14) + b'{"blobs":[-1]}' + struct.pack(">Q", 0),
+        struct.pack(">I", 24) + b'{"blobs":[],"op":"begin"}'[:24] + struct.pack(">Q", 0),
+        struct.pack(">I", 25) + b'{"blobs":[],"op":"begin"}' + struct.pack(">Q", 0),
+        b"\x00",
+    ],
+    ids=range(10),
+)
+def test_what_is_no_frame_gets_a_refusal_and_the_guard_goes_on(
+    site: GuardSite, data: bytes
+) -> None:
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(site.settings.worker_socket))
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(65536)
+
+    assert b'"ok":false' in answer
+    assert receipt(site)
+
+
+@pytest.mark.usefixtures("guard")
+def test_connections_that_say_nothing_do_not_stop_the_others(site: GuardSite) -> None:
+    silent = []
+    for _ in range(20):
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(str(site.settings.worker_socket))
+        silent.append(connection)
+
+    assert receipt(site)
+
+    for connection in silent:
+        connection.close()
+
+
+@pytest.mark.usefixtures("guard")
+def test_workers_that_ask_at_once_are_charged_once(site: GuardSite) -> None:
+    outcomes: list[str] = []
+
+    def ask(attempt: int) -> None:
+        try:
+            outcomes.append(receipt(site, attempt=attempt))
+        except ProtocolError:
+            outcomes.append("refused")
+
+    threads = [threading.Thread(target=ask, args=(number % 2,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert outcomes.count("refused") == 4
+    assert charges(site) == 1
+
+
+@pytest.mark.usefixtures("guard")
+def test_every_refusal_and_every_release_is_in_the_journal(site: GuardSite) -> None:
+    with pytest.raises(PolicyRefused):
+        site.worker.begin(instruction(a_study(id="lung")), signed(a_study(id="lung")))
+    released(site, site.worker.seal(receipt(site), update()))
+    site.gateway.release("m", ["0" * 64])
+
+    actions = [event.action for event in read_events(site.settings.audit_path)]
+
+    assert actions == [
+        "guard.started",
+        "instruction.refused",
+        "study.reserved",
+        "round.charged",
+        "reply.sealed",
+        "reply.released",
+        "reply.held",
+    ]
+
+
+def test_a_key_that_others_can_read_keeps_the_guard_from_starting(site: GuardSite) -> None:
+    site.settings.keys.signing_key.chmod(0o644)
+
+    with pytest.raises(ConfigError, match="chmod 600"):
+        start_guard(site.settings, object_ids=object_ids)
+
+    assert not site.settings.worker_socket.exists()
+
+
+@pytest.mark.usefixtures("guard")
+def test_a_second_guard_of_the_same_site_does_not_start(site: GuardSite) -> None:
+    with pytest.raises(StartError):
+        start_guard(site.settings, object_ids=object_ids)
+
+    assert receipt(site)
+
+
+def test_a_ledger_put_back_with_its_mark_is_refused_because_of_the_journal(
+    site: GuardSite,
+) -> None:
+    running = start_guard(site.settings, object_ids=object_ids)
+    receipt(site, 1)
+    running.close()
+    for name in ("ledger.sqlite", "ledger.sqlite.mark"):
+        (site.settings.folders.state / name).unlink()
+
+    with pytest.raises(LedgerError, match="older ledger"):
+        start_guard(site.settings, object_ids=object_ids)
+
+
+def test_a_lost_guard_is_named_to_its_callers(site: GuardSite) -> None:
+    with pytest.raises(StartError, match="fedward-client run"):
+        receipt(site)
+
+
+def start_process(site: GuardSite) -> subprocess.Popen[bytes]:
+    """The guard as a process of its own, as `fedward-client guard` runs it, once it answers."""
+    code = (
+        "import sys; from pathlib import Path; "
+        "from fedward_client.guard.main import run_guard; "
+        "from fedward_client.settings import load_site_settings; "
+        "from tests.support.guard_site import object_ids; "
+        "run_guard(load_site_settings(Path(sys.argv[1])), object_ids=object_ids)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(site.folder / "site.toml")])
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit and process.poll() is None:
+        try:
+            site.gateway.bundle_allowed("0" * 64)
+        except StartError:
+            time.sleep(0.02)
+        else:
+            return process
+    process.kill()
+    raise AssertionError("the guard did not start")
+
+
+def test_kill_9_in_the_middle_of_charges_loses_no_charge(tmp_path: Path) -> None:
+    """The guard's process is killed while rounds are granted and sealed, three times.
+
+    Every grant that reached the worker is in the ledger, every round once; what was sealed comes
+    back unchanged and uncharged.
+    """
+    site = make_site(tmp_path, LONG_STUDY)
+    study = signed(LONG_STUDY)
+    granted: set[int] = set()
+    sealed: dict[int, Envelope] = {}
+    number = 0
+    for attempt in range(3):
+        process = start_process(site)
+        number += 1
+        first = site.worker.begin(instruction(LONG_STUDY, number), study)
+        assert isinstance(first, Grant)
+        granted.add(number)
+        # At another point of a charge or a seal each time.
+        timer = threading.Timer(0.1 + 0.033 * attempt, process.send_signal, (signal.SIGKILL,))
+        timer.start()
+        try:
+            while number < LONG_STUDY.rounds:
+                number += 1
+                grant = site.worker.begin(instruction(LONG_STUDY, number), study)
+                assert isinstance(grant, Grant)
+                granted.add(number)
+                if number % 2:
+                    sealed[number] = site.worker.seal(grant.receipt, update())
+        except StartError:
+            pass
+        timer.cancel()
+        process.kill()
+        process.wait()
+
+    process = start_process(site)
+    (before,) = budget_report(site.settings)["studies"]
+    for asked in sorted(granted):
+        # A grant whose seal was cut off is given again; a sealed one comes back or is gone.
+        try:
+            answer = site.worker.begin(instruction(LONG_STUDY, asked), study)
+        except ProtocolError as error:
+            assert "deleted since" in str(error)
+            continue
+        if isinstance(answer, StoredReply) and asked in sealed:
+            assert answer.envelope == sealed[asked]
+    (after,) = budget_report(site.settings)["studies"]
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(timeout=10) == 0
+    print("STAT", len(granted), len(sealed), before["rounds_charged"])
+    assert len(granted) > 6
+    assert sealed
+    assert len(granted) <= before["rounds_charged"] <= len(granted) + 3
+    assert after["rounds_charged"] == before["rounds_charged"]
+    assert verify(site.settings.audit_path).torn_bytes == 0
