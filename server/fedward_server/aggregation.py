@@ -116,8 +116,9 @@ class TailAverage:
         """The mean of the models kept. Raises RuntimeError when there is none."""
         if not self._models:
             raise RuntimeError("no round was committed, so there is no model to average")
+        count = len(self._models)
         return {
-            name: np.mean([m[name] for m in self._models], axis=0, dtype=np.float64).astype(
+            name: (np.add.reduce([np.float64(m[name]) for m in self._models]) / count).astype(
                 np.float32
             )
             for name in self._models[0]

@@ -219,7 +219,7 @@ class StudyRun:
             if site in state.missing:
                 state.lose(site, type(error).__name__)
             self.events.emit(
-                "site.lost", kind=instruction.kind, round=number, site=site, reason=str(error)
+                "site.lost", kind=instruction.kind, round=number, site=site, reason=_one_line(error)
             )
 
     def _refused(self, state: RoundState, site: SiteId, code: str) -> None:
@@ -261,6 +261,12 @@ class StudyRun:
             refused=describe(sorted(state.refused)),
             lost=describe(sorted(state.lost)),
         )
+
+
+def _one_line(error: Exception) -> str:
+    """The text of an error as a log takes it: one printable line of at most 400 characters."""
+    printable = "".join(c if c.isprintable() else " " for c in str(error))
+    return " ".join(printable.split())[:400]
 
 
 def parse_counts(payload: bytes, *, bins: int) -> Counts:

@@ -41,7 +41,8 @@ def prv_epsilon(study: StudySpec) -> float:
 
 def renyi_bound(study: StudySpec) -> float:
     """Mironov, Talwar and Zhang 2019, section 3.3, for whole orders; conversion of Mironov 2017,
-    Proposition 3."""
+    Proposition 3.
+    """
     dp = plan(study)
     q, sigma = dp.sampling_probability, dp.noise_multiplier
     bounds = []

@@ -27,7 +27,7 @@ BUNDLE = sha256_hex(b"bundle")
 
 def a_study(
     *,
-    id: str = "heart",  # noqa: A002 - the field's name
+    id: str = "heart",
     rounds: int = 5,
     local_steps: int = 4,
     sites: Mapping[str, SigningKey] = KEYS,

@@ -122,7 +122,8 @@ def run_worker(*, runtime_port: int, secret_file: Path) -> None:
     Everything a task needs must be imported before the call: children inherit it.
     """
     executor = ForkExecutor(Zygote())
-    superexec.get_executor = lambda *_args, **_kwargs: executor
+    # A private name of Flower 1.41, pinned by a contract test: it has no port for an executor.
+    setattr(superexec, "get_executor", lambda *_args, **_kwargs: executor)  # noqa: B010
     superexec.run_superexec(
         runtime_api_address=f"127.0.0.1:{runtime_port}",
         insecure=True,

@@ -1,5 +1,6 @@
 """The guard as a process: opens policy, ledger, journal and keys, then answers until ended."""
 
+import importlib
 import os
 import pwd
 import signal
@@ -15,7 +16,7 @@ from fedward_client.guard.replies import Replies
 from fedward_client.guard.server import Access, GuardServer, gateway_operations, worker_operations
 from fedward_client.guard.service import GuardService
 from fedward_client.policy import SitePolicy
-from fedward_client.ports import ObjectIds
+from fedward_client.ports import ObjectIds, Shapes
 from fedward_client.settings import SiteSettings
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ConfigError
@@ -26,6 +27,7 @@ from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularData
 
 GATEWAY_BLOB_BYTES: Final = 0
+REGISTRY: Final = "fedward_common.models.registry"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,12 @@ class RunningGuard:
         self.opened.close()
 
 
-def start_guard(settings: SiteSettings, *, object_ids: ObjectIds | None = None) -> RunningGuard:
+def start_guard(
+    settings: SiteSettings,
+    *,
+    object_ids: ObjectIds | None = None,
+    shapes: Shapes | None = None,
+) -> RunningGuard:
     """A guard that listens. Everything it needs is opened and verified first, in this order:
 
     1. the signing key: private to this user; 2. the journal: unbroken, nobody else writes it;
@@ -48,12 +55,18 @@ def start_guard(settings: SiteSettings, *, object_ids: ObjectIds | None = None) 
     Args:
         settings: the site's settings.
         object_ids: how the transport names the parts of an envelope; by default Flower's way.
+        shapes: what an update of a study must look like; by default what the model registry says.
 
     Raises:
         FedwardError: the class says which of these is not as it must be; nothing listens then.
     """
     with ExitStack() as opened:
-        service = _open_service(settings, opened=opened, object_ids=object_ids)
+        service = _open_service(
+            settings,
+            opened=opened,
+            object_ids=flower_object_ids() if object_ids is None else object_ids,
+            shapes=study_shapes if shapes is None else shapes,
+        )
         users, pid = settings.guard, os.getpid()
         rules = canonical_json(settings.policy.model_dump(mode="json"))
         service.log.append("guard.started", pid=pid, policy_sha256=sha256_hex(rules))
@@ -75,7 +88,7 @@ def start_guard(settings: SiteSettings, *, object_ids: ObjectIds | None = None) 
 
 
 def _open_service(
-    settings: SiteSettings, *, opened: ExitStack, object_ids: ObjectIds | None
+    settings: SiteSettings, *, opened: ExitStack, object_ids: ObjectIds, shapes: Shapes
 ) -> GuardService:
     """Steps 1 to 4 of `start_guard`; what must be closed again is registered with `opened`."""
     key = read_signing_key(settings.keys.signing_key)
@@ -101,13 +114,18 @@ def _open_service(
         replies=replies,
         log=log,
         key=key,
-        shapes=study_shapes,
-        object_ids=flower_object_ids() if object_ids is None else object_ids,
+        shapes=shapes,
+        object_ids=object_ids,
         clock=utc_now,
     )
 
 
-def run_guard(settings: SiteSettings, *, object_ids: ObjectIds | None = None) -> None:
+def run_guard(
+    settings: SiteSettings,
+    *,
+    object_ids: ObjectIds | None = None,
+    shapes: Shapes | None = None,
+) -> None:
     """Runs the guard until SIGTERM or SIGINT; the entry point of its process.
 
     Raises:
@@ -117,7 +135,10 @@ def run_guard(settings: SiteSettings, *, object_ids: ObjectIds | None = None) ->
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    guard = start_guard(settings, object_ids=object_ids)
+    guard = start_guard(settings, object_ids=object_ids, shapes=shapes)
+    if shapes is None:
+        # Torch takes seconds to load: done while nobody waits, after the sockets answer.
+        threading.Thread(target=importlib.import_module, args=(REGISTRY,), daemon=True).start()
     try:
         stop.wait()
     finally:
@@ -126,8 +147,7 @@ def run_guard(settings: SiteSettings, *, object_ids: ObjectIds | None = None) ->
 
 def study_shapes(study: StudySpec) -> Mapping[str, tuple[int, ...]]:
     """The names and shapes of a study's tensors, from the model registry."""
-    # Imported at the first update: it loads torch, and a guard must answer within a second of its
-    # start.
+    # Not at the top: it loads torch, and the guard's sockets must answer soon after its start.
     from fedward_common.models.registry import model_shapes  # noqa: PLC0415
 
     if not isinstance(study.data, TabularData):

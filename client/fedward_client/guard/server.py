@@ -156,7 +156,10 @@ class GuardServer:
                 # Closing, or out of descriptors for a moment; the loop's condition tells.
                 self._closing.wait(0.05)
                 continue
-            self._slots.acquire()
+            while not self._slots.acquire(timeout=0.5):
+                if self._closing.is_set():
+                    connection.close()
+                    return
             threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:

@@ -200,7 +200,7 @@ class LedgerState:
                     self._apply_charge(entry)
                 case _:
                     raise LedgerError("ledger: expected an entry of a known kind, found another")
-        except (KeyError, TypeError, AttributeError, ConfigError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, ConfigError) as error:
             raise LedgerError("ledger: expected a complete entry, found a damaged one") from error
 
     def _apply_reserve(self, entry: Entry) -> None:
@@ -210,8 +210,8 @@ class LedgerState:
             study_id=StudyId(entry["study_id"]),
             unit=entry["unit"],
             event=event,
-            delta=entry["delta"],
-            epsilon=entry["epsilon"],
+            delta=float(entry["delta"]),
+            epsilon=float(entry["epsilon"]),
             epsilon_is=entry["epsilon_is"],
             rounds=entry["rounds"],
             releases=entry["releases"],

@@ -27,7 +27,7 @@ class FlowerFleet:
     """
 
     def __init__(
-        self, grid: Grid, *, study: StudySpec, kick: Callable[[Sequence[int]], None]
+        self, grid: Grid, *, study: StudySpec, kick: Callable[[Sequence[int]], object]
     ) -> None:
         self._grid = grid
         self._kick = kick

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ConfigError
-from fedward_common.ids import SiteId, parse_site_id
+from fedward_common.ids import SiteId, parse_digest, parse_site_id
 from fedward_common.log.setup import configure_logging
 from fedward_common.study.files import SiteKeys, parse_study
 from fedward_common.study.signed import SignedStudy
@@ -180,7 +180,7 @@ def _register(layout: Layout) -> None:
         registry.add(
             SiteRecord(
                 site_id=site.site,
-                certificate_sha256=certificate.fingerprint_sha256,
+                certificate_sha256=parse_digest(certificate.fingerprint_sha256),
                 node_public_key=public["node_public_key"],
                 signing_public_key=public["signing_public_key"],
             )
@@ -204,7 +204,7 @@ def run_sandbox(inputs: Inputs, *, out: Path, quiet: bool = False) -> dict[str, 
         outcome = run_study(federation, prepared, view=shown)
     seconds = time.monotonic() - started
     result = assemble_result(prepared.study, prepared.copy, outcome, seconds=seconds)
-    _publish(result, prepared, outcome, out=out)
+    publish(result, prepared, outcome, out=out)
     if not quiet:
         print_result(result, console)
         console.print(f"\nWritten to {out}: result.json, report.html, model/, audit logs")
@@ -248,7 +248,7 @@ def run_study(federation: Federation, prepared: Prepared, *, view: View | None) 
     )
 
 
-def _publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, out: Path) -> None:
+def publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, out: Path) -> None:
     """Writes report and model package and, last, result.json: where that stands, all stands."""
     write_package(
         out / "model",

@@ -398,7 +398,7 @@ def test_a_study_that_declares_less_than_its_noise_costs_is_refused(tmp_path: Pa
     study = a_study(epsilon=0.5)
     site = Site(folder=tmp_path, policy=policy(study))
 
-    with pytest.raises(BudgetExceeded, match="declared epsilon 0.5"):
+    with pytest.raises(BudgetExceeded, match=r"declared epsilon 0\.5"):
         site.guard.begin(instruction(study), signed(study))
 
     assert site.journal.actions() == ["instruction.refused"]

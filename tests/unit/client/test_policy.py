@@ -100,7 +100,11 @@ def test_a_plan_of_an_unknown_kind_is_refused() -> None:
 def test_limits_are_the_ledger_s_too() -> None:
     limits = policy().limits
 
-    assert (limits.max_epsilon_per_study, limits.max_epsilon_total, limits.delta) == (3.0, 6.0, 2e-4)
+    assert (limits.max_epsilon_per_study, limits.max_epsilon_total, limits.delta) == (
+        3.0,
+        6.0,
+        2e-4,
+    )
 
 
 def test_only_a_listed_bundle_is_allowed() -> None:

@@ -1,0 +1,259 @@
+"""The four-hospital study from end to end, over the processes a hospital would start."""
+
+import json
+import re
+from pathlib import Path
+
+import psutil
+import pytest
+from opacus.accountants import PRVAccountant
+
+from fedward_common.log.events import read_events, verify
+from fedward_common.study.spec import DpSgd
+from fedward_common.study.tabular import BinnedScores
+from fedward_server.adapters.flower_control import FlowerControl, build_bundle
+from fedward_server.adapters.model_package import verify_package
+from fedward_server.adapters.run_files import LOG
+from fedward_server.bundle import bundle_folder
+from fedward_server.runs import follow, require_finished, run_folder, start_run
+from tests.support.live import LiveFederation, program
+
+pytestmark = pytest.mark.federation
+
+
+def test_the_federated_model_beats_the_floor_and_each_site_alone(live: LiveFederation) -> None:
+    """The floor of 0.97 is more than 4 SD below the mean of the benchmark's noise draws."""
+    auc = live.result["auc"]
+
+    assert auc["federated"] >= 0.97
+    assert auc["federated"] > auc["alone_mean"]
+    low, high = auc["federated_private_interval"]
+    assert low <= auc["federated_private"] <= high
+
+
+def test_every_round_was_committed_and_every_site_was_charged_for_all_of_them(
+    live: LiveFederation,
+) -> None:
+    assert live.result["rounds"] == {"committed": live.prepared.study.rounds, "abandoned": 0}
+    for site in live.result["per_site"].values():
+        assert site["rounds_charged"] == live.prepared.study.rounds
+
+
+def test_no_patient_is_charged_more_than_the_study_declares(live: LiveFederation) -> None:
+    result = live.result
+
+    assert result["delta"] == 2e-4
+    assert result["unit"] == "patient"
+    for site, epsilon in result["epsilon"].items():
+        assert 0 < result["epsilon_pld"][site] < epsilon <= 2.0
+
+
+def test_the_budget_that_a_site_prints_equals_opacus_prv_accountant(live: LiveFederation) -> None:
+    study = live.prepared.study
+    assert isinstance(study.dp, DpSgd)
+    release = study.releases[0]
+    assert isinstance(release, BinnedScores)
+    oracle = PRVAccountant()
+    oracle.history = [
+        (study.dp.noise_multiplier, study.dp.sampling_probability, study.dp.steps),
+        (release.noise_multiplier, 1.0, 1),
+    ]
+    expected = oracle.get_epsilon(study.dp.delta, eps_error=1e-3)
+
+    for site in live.federation.sites:
+        (entry,) = live.federation.ask_site(site, "budget", "show")["studies"]
+
+        assert entry["epsilon_pld"] == pytest.approx(expected, rel=0.01)
+
+
+def test_what_left_each_site_is_small_and_in_its_own_journal(live: LiveFederation) -> None:
+    """10 answers of a model of 31 numbers: kilobytes, and no table of patients would fit in."""
+    for site in live.federation.sites:
+        report = live.federation.ask_site(site, "journal", "show")
+
+        assert 0 < report["bytes_out"] < 100_000
+        assert live.result["bytes_sent"][site] == report["bytes_out"]
+
+
+def test_every_log_has_an_unbroken_chain(live: LiveFederation) -> None:
+    logs = [*live.out.rglob("audit/*.jsonl"), *live.out.rglob(f"runs/*/{LOG}")]
+
+    assert len(logs) >= 2 + len(live.federation.sites)
+    for log in logs:
+        assert verify(log).entries > 0
+
+
+def test_a_charge_is_on_record_before_each_reply_is_sealed(live: LiveFederation) -> None:
+    for site in live.prepared.layout.sites.values():
+        actions = [
+            event.action
+            for event in read_events(site.folder / "state" / "audit" / "site.jsonl")
+            if event.action in ("round.charged", "reply.sealed", "reply.released")
+        ]
+
+        rounds = live.prepared.study.rounds + 1
+        assert actions[: 3 * rounds] == ["round.charged", "reply.sealed", "reply.released"] * rounds
+
+
+def test_the_model_package_verifies_and_names_the_study(live: LiveFederation) -> None:
+    manifest = verify_package(
+        live.out / "model", public_key=live.prepared.layout.lead.public_hex
+    )
+
+    assert manifest["study"]["digest"] == live.prepared.study.digest
+    done = program("fedward-server", "model", "verify", live.out / "model", "--json")
+    assert json.loads(done.stdout) == manifest
+
+
+def test_the_report_is_one_page_without_an_address(live: LiveFederation) -> None:
+    page = (live.out / "report.html").read_text()
+
+    assert live.prepared.study.digest in page
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", page)
+
+
+def test_no_value_of_a_patient_stands_in_any_log(live: LiveFederation) -> None:
+    """Patient ids are the rarest strings of the tables: none may be in what any process wrote."""
+    ids = {
+        line.partition(",")[0]
+        for site in live.prepared.layout.sites.values()
+        for line in site.data_file.read_text().splitlines()[1:]
+    }
+    written = [*live.out.rglob("*.log"), *live.out.rglob("*.jsonl"), live.out / "result.json"]
+
+    assert len(ids) == 569
+    for path in written:
+        found = set(re.findall(r"bc-\d{3}", path.read_text(errors="replace")))
+        assert not found & ids, path
+
+
+def children(live: LiveFederation) -> list[psutil.Process]:
+    parents = [psutil.Process(pid) for pid in live.federation.processes.values()]
+    return [*parents, *(child for p in parents for child in p.children(recursive=True))]
+
+
+def test_the_sandbox_starts_the_same_programs_as_a_hospital(live: LiveFederation) -> None:
+    """Rules 22: each process's command line, down to the options, is one of these."""
+    allowed = [
+        r"\S*python\S* \S*/fedward-server serve --config \S+/coordinator\.toml",
+        r"\S*python\S* \S*/fedward-client run --config \S+/site\.toml",
+        r"\S*python\S* -m fedward_server edge --config \S+/coordinator\.toml",
+        r"\S*python\S* -m fedward_client (guard|gateway|worker) --config \S+/site\.toml",
+        r"\S*python\S* \S*/flower-superlink --host 127\.0\.0\.1 .*--isolation process .*",
+        r"\S*python\S* \S*/flower-superexec --runtime-api-address 127\.0\.0\.1:\d+ .*",
+        r"\S*python\S* \S*/flower-supernode --superlink 127\.0\.0\.1:\d+ .*--isolation process .*",
+    ]
+    lines = [" ".join(p.cmdline()) for p in children(live)]
+
+    assert len(lines) >= 4 + 5 * len(live.federation.sites)
+    for line in lines:
+        assert any(re.fullmatch(pattern, line) for pattern in allowed), line
+        assert "--allow-runtime-dependency-installation" not in line
+
+
+def test_every_listening_socket_is_on_loopback(live: LiveFederation) -> None:
+    listening = [
+        connection.laddr.ip
+        for process in children(live)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+
+    assert len(listening) >= 2 + 2 * len(live.federation.sites)
+    assert set(listening) == {"127.0.0.1"}
+
+
+def test_private_files_are_private(live: LiveFederation) -> None:
+    names = ("*.key", "*.pem", "*.sqlite*", "*.db*", "*.secret", "*.jsonl", "site.toml")
+    private = [p for name in names for p in live.out.rglob(name) if p.name not in PUBLIC]
+
+    assert private
+    for path in private:
+        assert path.stat().st_mode & 0o077 == 0 or folder_is_private(path, live.out), path
+
+
+PUBLIC = {"ca.pem", "cert.pem", "tls.pem"}
+
+
+def folder_is_private(path: Path, root: Path) -> bool:
+    folders = [folder for folder in path.parents if folder.is_relative_to(root)]
+    return any(folder.stat().st_mode & 0o077 == 0 for folder in folders)
+
+
+def test_the_same_study_run_again_costs_nothing_and_gives_the_same_model(
+    live: LiveFederation,
+) -> None:
+    """Rules 5: the same instruction gets the stored bytes again, so no second noise, no charge."""
+    before = [
+        live.federation.ask_site(site, "budget", "show")["ledger"] for site in live.federation.sites
+    ]
+
+    name, flower_id = start_run(live.federation.settings, live.prepared.signed.canonical)
+    for _ in follow(live.federation.settings, name, flower_id):
+        pass
+    require_finished(live.federation.settings, name)
+
+    again = (run_folder(live.federation.settings, name) / "model.safetensors").read_bytes()
+    assert again == (live.out / "model" / "model.safetensors").read_bytes()
+    after = [
+        live.federation.ask_site(site, "budget", "show")["ledger"] for site in live.federation.sites
+    ]
+    assert after == before
+
+
+def test_a_study_that_no_site_approved_ends_with_a_clear_error(
+    live: LiveFederation, tmp_path: Path
+) -> None:
+    from fedward_common.study.signed import SignedStudy
+
+    other = live.prepared.study.model_copy(update={"title": "Another study, approved by nobody"})
+    signed = tmp_path / "other.json"
+    signed.write_bytes(SignedStudy.sign(other, live.prepared.layout.lead).canonical)
+
+    done = program(
+        "fedward-server",
+        "runs",
+        "start",
+        signed,
+        "--wait",
+        "--config",
+        live.prepared.layout.settings_file,
+    )
+
+    assert done.returncode == 9
+    assert "expected at least 3 sites that take part, found 0" in done.stderr
+    assert all(f"{site}: policy" in done.stderr for site in live.federation.sites)
+    for site in live.federation.sites:
+        studies = live.federation.ask_site(site, "budget", "show")["studies"]
+        assert [entry["digest"] for entry in studies] == [live.prepared.study.digest]
+
+
+def test_a_bundle_that_no_site_approved_never_reaches_supernode(
+    live: LiveFederation, tmp_path: Path
+) -> None:
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    for path in bundle_folder().iterdir():
+        if path.is_file():
+            (folder / path.name).write_bytes(path.read_bytes())
+    project = folder / "pyproject.toml"
+    project.write_text(project.read_text().replace("0.1.0", "6.6.6"))
+    (folder / "evil.py").write_text("raise SystemExit\n")
+    bundle = build_bundle(folder)
+    settings = live.federation.settings
+    ca = settings.state / "loopback" / "ca.pem"
+
+    with FlowerControl(port=settings.superlink_port, ca_certificate=ca) as control:
+        flower_id = control.start_run(
+            bundle, config={"study": live.prepared.study.digest, "run": "hostile"}
+        )
+        for _ in follow(settings, "hostile", flower_id):
+            pass
+
+    installed = list(live.out.rglob("apps/*6.6.6*/evil.py"))
+    site_folders = live.out / "sites"
+    assert not [path for path in installed if path.is_relative_to(site_folders)]
+    for site in live.prepared.layout.sites.values():
+        log = site.folder / "state" / "audit" / "site.jsonl"
+        refused = [e for e in read_events(log) if e.fields.get("allowed") is False]
+        assert any(bundle.sha256 in e.fields.values() for e in refused)

@@ -1,0 +1,178 @@
+"""Children live and die with their supervisor, come back when they end, and are named when they cannot."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from fedward_common.errors import StartError
+from fedward_common.processes import (
+    ChildSpec,
+    Supervisor,
+    offline_environment,
+    port_open,
+    require_free_port,
+)
+
+
+def child(folder: Path, code: str, **changes: object) -> ChildSpec:
+    fields = {
+        "name": "child",
+        "command": (sys.executable, "-c", code),
+        "log_file": folder / "child.log",
+        **changes,
+    }
+    return ChildSpec(**fields)  # type: ignore[arg-type]
+
+
+def wait_for(path: Path) -> str:
+    limit = time.monotonic() + 10
+    while not path.exists() or not path.read_text():
+        if time.monotonic() > limit:
+            raise AssertionError(f"{path} was not written")
+        time.sleep(0.02)
+    return path.read_text()
+
+
+def gone(pid: int) -> bool:
+    limit = time.monotonic() + 10
+    while time.monotonic() < limit:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_used_port_is_named_with_its_key() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+        with pytest.raises(StartError, match=rf"edge: expected port {port} \(listen\)"):
+            require_free_port(port, name="edge", key="listen")
+        assert port_open(port)
+
+
+def test_a_free_port_is_fine() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    require_free_port(port, name="edge", key="listen")
+    assert not port_open(port)
+
+
+def test_a_missing_program_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StartError, match="expected to find the program no-such-program"):
+        Supervisor().start(child(tmp_path, "", command=("no-such-program",)))
+
+
+def test_a_child_that_ends_while_starting_is_named_with_its_log(tmp_path: Path) -> None:
+    spec = child(tmp_path, "import sys; sys.exit(3)", ready=lambda: False)
+
+    with pytest.raises(StartError, match=r"ended with code 3.*child\.log"):
+        Supervisor().start(spec)
+
+
+def test_a_silent_child_is_not_waited_for_forever(tmp_path: Path) -> None:
+    supervisor = Supervisor()
+    spec = child(tmp_path, "import time; time.sleep(60)", ready=lambda: False, ready_seconds=0.2)
+    try:
+        with pytest.raises(StartError, match="found it silent"):
+            supervisor.start(spec)
+    finally:
+        supervisor.stop()
+
+
+def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
+    marker = tmp_path / "pids"
+    code = f"import os, time; open({str(marker)!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
+    supervisor = Supervisor(poll_seconds=0.02)
+    supervisor.start(child(tmp_path, code))
+    first = int(wait_for(marker))
+    watcher = threading.Thread(target=supervisor.watch)
+    watcher.start()
+    try:
+        os.kill(first, signal.SIGKILL)
+        limit = time.monotonic() + 10
+        while len(marker.read_text().split()) < 2 and time.monotonic() < limit:
+            time.sleep(0.05)
+        pids = marker.read_text().split()
+    finally:
+        supervisor.ask_to_stop()
+        watcher.join()
+        supervisor.stop()
+
+    assert len(pids) == 2
+    assert all(gone(int(pid)) for pid in pids)
+
+
+def test_a_child_that_cannot_stay_up_ends_the_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedward_common.processes.EARLY_DEATHS", 2)
+    supervisor = Supervisor(poll_seconds=0.02)
+    supervisor.start(child(tmp_path, "raise SystemExit(7)"))
+
+    with pytest.raises(StartError, match=r"ended 2 times in a row \(code 7\)"):
+        supervisor.watch()
+
+
+def test_a_child_that_ignores_sigterm_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedward_common.processes.STOP_SECONDS", 0.3)
+    marker = tmp_path / "pid"
+    code = (
+        "import os, signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+        f"open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    supervisor = Supervisor()
+    supervisor.start(child(tmp_path, code, ready=marker.exists))
+    pid = int(wait_for(marker))
+
+    supervisor.stop()
+
+    assert gone(pid)
+
+
+def test_children_die_when_their_supervisor_is_killed(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    grandchild = f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        "from fedward_common.processes import ChildSpec, Supervisor\n"
+        f"Supervisor().start(ChildSpec(name='x', command=(sys.executable, '-c', {grandchild!r}), "
+        f"log_file=Path({str(tmp_path / 'x.log')!r})))\n"
+        "time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script])
+    pid = int(wait_for(marker))
+
+    parent.kill()
+    parent.wait()
+
+    assert gone(pid)
+
+
+def test_children_get_no_telemetry_and_reach_loopback_without_a_proxy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "intranet")
+    monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
+    monkeypatch.setenv("FLWR_SOMETHING", "1")
+
+    environment = offline_environment()
+
+    assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
+    assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
+    assert environment["NO_PROXY"] == "127.0.0.1,localhost,::1,intranet"
+    assert "FLWR_SOMETHING" not in environment

@@ -1,0 +1,175 @@
+"""The fleet over Flower's Grid addresses study keys only, kicks the edge, and loses no reply quietly."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+
+import pytest
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedward_common.canonical import sha256_hex
+from fedward_common.errors import ProtocolError
+from fedward_common.ids import SiteId
+from fedward_common.study.files import SiteKeys
+from fedward_common.wire import Envelope, Instruction
+from fedward_server.adapters.flower_grid import FlowerFleet
+from fedward_server.adapters.flower_records import from_records, to_records
+from tests.support.studies import SITES, key_digest, make_spec
+
+NODE_KEYS = {name: f"public key of {name}".encode() for name in SITES}
+STUDY = make_spec(
+    keys={
+        name: SiteKeys(key_sha256=key_digest(number), node_key_sha256=sha256_hex(NODE_KEYS[name]))
+        for number, name in enumerate(SITES, start=1)
+    }
+)
+
+
+@pytest.fixture(autouse=True)
+def _inside_a_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flower makes messages only in a process that it started for a run."""
+    for name, value in (("_run_id", 1), ("_node_id", 1), ("_task_id", 1)):
+        monkeypatch.setattr(TaskIdentity, name, value)
+
+
+@dataclass
+class FakeGrid:
+    """Flower's Grid in memory; answers come when the test puts them in."""
+
+    nodes: list[SimpleNamespace] = field(default_factory=list)
+    pushed: list[Message] = field(default_factory=list)
+    replies: dict[str, SimpleNamespace] = field(default_factory=dict)
+
+    def get_nodes(self) -> list[SimpleNamespace]:
+        return self.nodes
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        self.pushed += list(messages)
+        return [f"m{number}" for number in range(len(self.pushed))]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[SimpleNamespace]:
+        return [self.replies.pop(i) for i in message_ids if i in self.replies]
+
+
+def a_grid(names: Iterable[str] = SITES) -> FakeGrid:
+    return FakeGrid(
+        nodes=[
+            SimpleNamespace(node_id=100 + SITES.index(name), public_key=NODE_KEYS[name])
+            for name in names
+        ]
+    )
+
+
+def a_fleet(grid: FakeGrid) -> tuple[FlowerFleet, list[list[int]]]:
+    kicked: list[list[int]] = []
+    fleet = FlowerFleet(grid, study=STUDY, kick=lambda nodes: kicked.append(list(nodes)))  # type: ignore[arg-type]
+    fleet.online()
+    return fleet, kicked
+
+
+def an_instruction() -> Envelope:
+    instruction = Instruction(
+        kind="train",
+        study=STUDY.digest,
+        round=2,
+        attempt=0,
+        model_sha256="0" * 64,
+        cohort=SITES,
+        roster_sha256=STUDY.roster_sha256,
+    )
+    return Envelope(header=instruction.canonical, blobs={"model": b"m"})
+
+
+def test_a_node_that_registered_itself_gets_no_message() -> None:
+    grid = a_grid(["north"])
+    grid.nodes.append(SimpleNamespace(node_id=999, public_key=b"a stranger's key"))
+    fleet, kicked = a_fleet(grid)
+
+    fleet.send(dict.fromkeys(map(SiteId, SITES), an_instruction()))
+
+    assert fleet.online() == {"north"}
+    assert [message.metadata.dst_node_id for message in grid.pushed] == [100]
+    assert kicked == [[100]]
+
+
+def test_a_message_carries_the_envelope_its_kind_and_its_round() -> None:
+    grid = a_grid()
+    fleet, _ = a_fleet(grid)
+
+    fleet.send({SiteId("east"): an_instruction()})
+
+    (message,) = grid.pushed
+    assert message.metadata.message_type == "train"
+    assert message.metadata.group_id == "2"
+    assert from_records(message.content) == an_instruction()
+
+
+def test_an_answer_comes_back_with_its_site() -> None:
+    grid = a_grid()
+    fleet, _ = a_fleet(grid)
+    fleet.send(dict.fromkeys(map(SiteId, SITES), an_instruction()))
+    answer = Envelope(header=b"h", blobs={"payload": b"p"})
+    grid.replies["m1"] = SimpleNamespace(has_error=lambda: False, content=to_records(answer))
+
+    (received,) = fleet.receive(timeout_seconds=0.0)
+
+    assert (received.site, received.envelope) == (SITES[1], answer)
+    assert fleet.receive(timeout_seconds=0.0) == []
+
+
+def test_a_flower_error_is_a_lost_answer() -> None:
+    grid = a_grid()
+    fleet, _ = a_fleet(grid)
+    fleet.send({SiteId("east"): an_instruction()})
+    grid.replies["m0"] = SimpleNamespace(has_error=lambda: True, error=Error(5, "gone"))
+
+    (received,) = fleet.receive(timeout_seconds=0.0)
+
+    assert received.envelope is None
+    assert received.lost == "flower error 5"
+
+
+def test_records_that_are_no_envelope_are_a_lost_answer() -> None:
+    grid = a_grid()
+    fleet, _ = a_fleet(grid)
+    fleet.send({SiteId("east"): an_instruction()})
+    records = RecordDict({"metrics": ConfigRecord({"loss": 0.1})})
+    grid.replies["m0"] = SimpleNamespace(has_error=lambda: False, content=records)
+
+    (received,) = fleet.receive(timeout_seconds=0.0)
+
+    assert received.envelope is None
+
+
+def test_a_late_answer_to_an_earlier_round_is_forgotten() -> None:
+    grid = a_grid()
+    fleet, _ = a_fleet(grid)
+    fleet.send({SiteId("east"): an_instruction()})
+    grid.push_messages = lambda _: ["later"]  # type: ignore[method-assign, assignment, misc]
+    fleet.send({SiteId("east"): an_instruction()})
+    late = to_records(Envelope(header=b"late"))
+    grid.replies["m0"] = SimpleNamespace(has_error=lambda: False, content=late)
+
+    assert fleet.receive(timeout_seconds=0.0) == []
+
+
+def test_an_envelope_survives_the_records_byte_for_byte() -> None:
+    envelope = Envelope(header=b"{}", blobs={"a": b"", "b": bytes(range(256)) * 10})
+
+    assert from_records(to_records(envelope)) == envelope
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        RecordDict(),
+        RecordDict({"fedward": ConfigRecord({"header": "text"})}),
+        RecordDict({"fedward": ConfigRecord({"header": b"x", "more": 1})}),
+        RecordDict({"other": ConfigRecord({"header": b"x"})}),
+    ],
+    ids=["nothing", "a header that is no bytes", "a second value", "another record"],
+)
+def test_other_records_are_refused(records: RecordDict) -> None:
+    with pytest.raises(ProtocolError):
+        from_records(records)
