@@ -1,9 +1,7 @@
 """`fedward-client`: what the site engineer and the privacy officer of a hospital type."""
 
-import importlib
 import json
 import os
-import threading
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -13,6 +11,8 @@ from rich.table import Table
 
 from fedward_client.settings import SiteSettings, load_site_settings
 from fedward_common.entry import run_program
+from fedward_common.errors import ConfigError
+from fedward_common.ids import SiteId
 from fedward_common.log.setup import configure_logging
 
 SETTINGS_VARIABLE: Final = "FEDWARD_SITE_SETTINGS"
@@ -59,11 +59,7 @@ def guard(config: Config) -> None:
     from fedward_client.adapters.flower_records import object_ids
     from fedward_client.guard.main import run_guard
 
-    settings = _load(config, process="guard")
-    # The first update needs the models' shapes and with them torch: loaded while nobody waits.
-    registry = "fedward_common.models.registry"
-    threading.Thread(target=importlib.import_module, args=(registry,), daemon=True).start()
-    run_guard(settings, object_ids=object_ids)
+    run_guard(_load(config, process="guard"), object_ids=object_ids)
 
 
 @app.command(hidden=True)
@@ -103,6 +99,42 @@ def worker(config: Config) -> None:
         runtime_port=settings.ports.runtime,
         secret_file=settings.folders.state / "superexec.secret",
     )
+
+
+@app.command()
+def rehearse(
+    signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
+    out: Annotated[Path, typer.Option(help="Where the models are written; they stay here.")],
+    config: Config = DEFAULT_CONFIG,
+    draws: Annotated[int, typer.Option(min=1, help="How many times, with fresh noise.")] = 1,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a study's plan on this site alone. Nothing leaves, nothing is charged."""
+    del debug
+    from fedward_client.data.tabular import CsvSource
+    from fedward_client.rehearse import rehearse as run_rehearsal
+    from fedward_client.rehearse import write_models
+    from fedward_client.training.trainer import PerformanceFlags
+    from fedward_common.study.signed import SignedStudy
+
+    settings = _load(config)
+    study = SignedStudy.parse(_read(signed_study)).verify()
+    flags = PerformanceFlags(device=settings.device, backend=settings.backend)
+    models = run_rehearsal(
+        study, SiteId(settings.site), CsvSource(settings.data), flags=flags, draws=draws
+    )
+    paths = [str(path) for path in write_models(models, out)]
+    typer.echo(
+        json.dumps({"site": settings.site, "models": paths}) if as_json else "\n".join(paths)
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a signed study, found {error.strerror}") from error
 
 
 @budget.command("show")

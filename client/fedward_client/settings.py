@@ -52,8 +52,8 @@ class CoordinatorAddress(Strict):
 class Folders(Strict):
     """Where the guard keeps what must survive (`state`) and where its sockets are (`run`)."""
 
-    state: Location = Path("state")
-    run: Location = Path("run")
+    state: Location = Field(default=Path("state"), validate_default=True)
+    run: Location = Field(default=Path("run"), validate_default=True)
 
 
 class KeyPaths(Strict):
@@ -143,7 +143,7 @@ class SiteSettings(Strict):
     site: str = Field(pattern=LABEL)
     federation: str = Field(pattern=DOMAIN_NAME, description="the SPIFFE trust domain")
     coordinator: CoordinatorAddress
-    folders: Folders = Folders()
+    folders: Folders = Field(default_factory=dict, validate_default=True)
     keys: KeyPaths
     data: tuple[CsvFile, ...] = Field(min_length=1, strict=False)
     policy: PolicyRules

@@ -14,7 +14,13 @@ from typing import Final
 import structlog
 
 from fedward_client.settings import SiteSettings
-from fedward_common.processes import ChildSpec, Supervisor, port_open, require_free_port
+from fedward_common.processes import (
+    ChildSpec,
+    Supervisor,
+    port_open,
+    require_free_port,
+    socket_open,
+)
 from fedward_common.trust.certificates import make_loopback_identity
 from fedward_common.trust.private_files import write_private
 
@@ -61,7 +67,7 @@ def _children(settings: SiteSettings, settings_file: Path) -> list[ChildSpec]:
             name="guard",
             command=own("guard"),
             log_file=logs / "guard.log",
-            ready=settings.gateway_socket.exists,
+            ready=lambda: socket_open(settings.gateway_socket),
         ),
         ChildSpec(
             name="gateway",

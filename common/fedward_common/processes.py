@@ -56,6 +56,17 @@ def port_open(port: int, host: str = "127.0.0.1") -> bool:
         return False
 
 
+def socket_open(path: Path) -> bool:
+    """Whether something accepts connections on the Unix socket; a socket left behind does not."""
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(0.5)
+            connection.connect(str(path))
+            return True
+    except OSError:
+        return False
+
+
 def require_free_port(port: int, *, name: str, key: str, host: str = "127.0.0.1") -> None:
     """Returns when nothing listens on the port.
 

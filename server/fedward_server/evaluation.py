@@ -13,7 +13,6 @@ Sources: Dorfman and Alf 1969 (binormal ROC from rating data); the grid posterio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Final
 
 import numpy as np
@@ -32,9 +31,13 @@ ONE_SIDED: Final = 1.645
 """A class counts as large enough when even the lower 95 % bound of its noised size is."""
 INTERVAL: Final = (0.025, 0.975)
 
-_MEANS: Final[Numbers] = np.linspace(-6.0, 6.0, 73)
-_SPREADS: Final[Numbers] = np.exp(np.linspace(math.log(0.15), math.log(4.0), 16))
-_SIZES: Final = 40
+_POINTS: Final = 25
+"""Grid points on each of the three axes: patients, mean, logarithm of the spread."""
+_MEANS: Final = (-6.0, 6.0)
+_LOG_SPREADS: Final = (math.log(0.15), math.log(4.0))
+_ENOUGH: Final = 200.0
+"""Grid points that must share the probability: about six on each axis."""
+_STAGES: Final = 12
 _DRAWS: Final = 4000
 _GOLDEN: Final = (math.sqrt(5.0) - 1.0) / 2.0
 _ROC_POINTS: Final = 101
@@ -121,50 +124,84 @@ def figures(counts: Numbers, *, noise: float) -> PrivateFigures:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Posterior:
-    """Probabilities over a grid of (patients, mean, spread), as a running sum."""
+    """Probabilities over a grid of (patients, mean, log spread), as a running sum."""
 
-    sizes: Numbers
+    axes: tuple[Numbers, Numbers, Numbers]
     running: Numbers
 
     def at(self, quantiles: Numbers) -> tuple[Numbers, Numbers, Numbers]:
         """The grid points (patients, mean, spread) at these quantiles of the running sum."""
         place = np.minimum(np.searchsorted(self.running, quantiles), len(self.running) - 1)
-        size, rest = np.divmod(place, len(_MEANS) * len(_SPREADS))
-        mean, spread = np.divmod(rest, len(_SPREADS))
-        return self.sizes[size], _MEANS[mean], _SPREADS[spread]
+        size, mean, spread = np.unravel_index(place, (_POINTS, _POINTS, _POINTS))
+        sizes, means, spreads = self.axes
+        return sizes[size], means[mean], np.exp(spreads[spread])
 
 
 def _posterior(counts: Numbers, *, noise: float) -> _Posterior:
+    """The posterior on a grid that closes in until it is fine enough for the data.
+
+    Many patients leave one point of a coarse grid and a wrong one: then the grid shrinks to where
+    a flattened version of the posterior lies, and again, until many points share the probability.
+    """
+    most = max(float(counts.sum()) + 4.0 * noise * math.sqrt(len(counts)), 20.0)
+    axes = (
+        np.linspace(most / _POINTS, most, _POINTS),
+        np.linspace(*_MEANS, _POINTS),
+        np.linspace(*_LOG_SPREADS, _POINTS),
+    )
+    for _ in range(_STAGES):
+        logarithm = _log_posterior(counts, axes, noise=noise)
+        power = 1.0
+        while _sharing(_weights(logarithm * power)) < _ENOUGH:
+            power /= 2.0
+        if power == 1.0:
+            break
+        axes = _closer(axes, _weights(logarithm * power))
+    running = np.cumsum(_weights(_log_posterior(counts, axes, noise=noise)).ravel())
+    return _Posterior(axes=axes, running=running / running[-1])
+
+
+def _log_posterior(
+    counts: Numbers, axes: tuple[Numbers, Numbers, Numbers], *, noise: float
+) -> Numbers:
     """Each bin is normal around its expected count; its variance is the noise plus that count."""
-    bins = len(counts)
-    most = max(float(counts.sum()) + 4.0 * noise * math.sqrt(bins), 20.0)
-    sizes = np.linspace(most / _SIZES, most, _SIZES)
-    expected = sizes[:, None, None] * _shares(bins)[None]
+    sizes, means, log_spreads = axes
+    edges = np.arange(1, len(counts)) / len(counts)
+    logits = np.log(edges / (1.0 - edges))
+    z = (logits - means[:, None, None]) / np.exp(log_spreads)[None, :, None]
+    below = np.pad(ndtr(z), ((0, 0), (0, 0), (1, 1)))
+    below[..., -1] = 1.0
+    expected = sizes[:, None, None, None] * np.diff(below, axis=-1)[None]
     variance = noise**2 + expected
     fit = -0.5 * ((counts - expected) ** 2 / variance + np.log(variance)).sum(axis=-1)
-    logarithm = (fit + _prior()[None]).ravel()
-    weights = np.exp(logarithm - logarithm.max())
-    running = np.cumsum(weights)
-    return _Posterior(sizes=sizes, running=running / running[-1])
+    mean = -0.5 * (means / _MEAN_SPREAD) ** 2
+    spread = -0.5 * ((log_spreads - math.log(_TYPICAL_SPREAD)) / _SPREAD_RANGE) ** 2
+    posterior: Numbers = fit + mean[None, :, None] + spread[None, None, :]
+    return posterior
 
 
-@lru_cache(maxsize=20)
-def _shares(bins: int) -> Numbers:
-    """[means x spreads, bins]: the share of a class in each equal part of the score's [0, 1]."""
-    edges = np.arange(1, bins) / bins
-    logits = np.log(edges / (1.0 - edges))
-    z = (logits[None, None] - _MEANS[:, None, None]) / _SPREADS[None, :, None]
-    below = np.pad(ndtr(z), ((0, 0), (0, 0), (1, 1)), constant_values=((0, 0), (0, 0), (0.0, 1.0)))
-    shares: Numbers = np.diff(below, axis=-1).reshape(-1, bins)
-    return shares
+def _weights(logarithm: Numbers) -> Numbers:
+    weights: Numbers = np.exp(logarithm - logarithm.max())
+    weights /= weights.sum()
+    return weights
 
 
-@lru_cache(maxsize=1)
-def _prior() -> Numbers:
-    mean = -0.5 * (_MEANS / _MEAN_SPREAD) ** 2
-    spread = -0.5 * (np.log(_SPREADS / _TYPICAL_SPREAD) / _SPREAD_RANGE) ** 2
-    prior: Numbers = (mean[:, None] + spread[None, :]).ravel()
-    return prior
+def _sharing(weights: Numbers) -> float:
+    """How many grid points effectively share the probability."""
+    return 1.0 / float(np.square(weights).sum())
+
+
+def _closer(
+    axes: tuple[Numbers, Numbers, Numbers], weights: Numbers
+) -> tuple[Numbers, Numbers, Numbers]:
+    """The same number of points over the part of each axis that has probability, one step wider."""
+    closer = []
+    for number, axis in enumerate(axes):
+        share = weights.sum(axis=tuple({0, 1, 2} - {number}))
+        held = np.flatnonzero(share > 1e-4 * share.max())
+        first, last = max(held[0] - 1, 0), min(held[-1] + 1, _POINTS - 1)
+        closer.append(np.linspace(axis[first], axis[last], _POINTS))
+    return closer[0], closer[1], closer[2]
 
 
 def _estimate(values: Numbers) -> Estimate:

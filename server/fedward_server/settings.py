@@ -50,7 +50,7 @@ class EdgeLimits(Strict):
     poll_seconds: float = Field(default=20.0, ge=1, le=20, description="below SuperNode's 30 s")
     calls_per_second: float = Field(default=100.0, gt=0, le=10_000, description="per site")
     burst: float = Field(default=400.0, ge=1, le=100_000, description="per site")
-    concurrent_calls: int = Field(default=512, ge=1, le=65536, description="all sites together")
+    concurrent_calls: int = Field(default=256, ge=1, le=65536, description="all sites together")
 
 
 class CoordinatorSettings(Strict):

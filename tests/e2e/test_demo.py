@@ -9,11 +9,12 @@ import pytest
 from opacus.accountants import PRVAccountant
 
 from fedward_common.log.events import read_events, verify
-from fedward_common.study.spec import DpSgd
+from fedward_common.study.signed import SignedStudy
+from fedward_common.study.spec import DpSgd, FedAvg
 from fedward_common.study.tabular import BinnedScores
 from fedward_server.adapters.flower_control import FlowerControl, build_bundle
 from fedward_server.adapters.model_package import verify_package
-from fedward_server.adapters.run_files import LOG
+from fedward_server.adapters.run_files import LOG, study_path
 from fedward_server.bundle import bundle_folder
 from fedward_server.runs import follow, require_finished, run_folder, start_run
 from tests.support.live import LiveFederation, program
@@ -56,7 +57,7 @@ def test_the_budget_that_a_site_prints_equals_opacus_prv_accountant(live: LiveFe
     oracle = PRVAccountant()
     oracle.history = [
         (study.dp.noise_multiplier, study.dp.sampling_probability, study.dp.steps),
-        (release.noise_multiplier, 1.0, 1),
+        (release.noise_multiplier, 1 - 1e-9, 1),  # PRV takes no q = 1
     ]
     expected = oracle.get_epsilon(study.dp.delta, eps_error=1e-3)
 
@@ -96,9 +97,7 @@ def test_a_charge_is_on_record_before_each_reply_is_sealed(live: LiveFederation)
 
 
 def test_the_model_package_verifies_and_names_the_study(live: LiveFederation) -> None:
-    manifest = verify_package(
-        live.out / "model", public_key=live.prepared.layout.lead.public_hex
-    )
+    manifest = verify_package(live.out / "model", public_key=live.prepared.layout.lead.public_hex)
 
     assert manifest["study"]["digest"] == live.prepared.study.digest
     done = program("fedward-server", "model", "verify", live.out / "model", "--json")
@@ -204,8 +203,6 @@ def test_the_same_study_run_again_costs_nothing_and_gives_the_same_model(
 def test_a_study_that_no_site_approved_ends_with_a_clear_error(
     live: LiveFederation, tmp_path: Path
 ) -> None:
-    from fedward_common.study.signed import SignedStudy
-
     other = live.prepared.study.model_copy(update={"title": "Another study, approved by nobody"})
     signed = tmp_path / "other.json"
     signed.write_bytes(SignedStudy.sign(other, live.prepared.layout.lead).canonical)
@@ -241,12 +238,22 @@ def test_a_bundle_that_no_site_approved_never_reaches_supernode(
     (folder / "evil.py").write_text("raise SystemExit\n")
     bundle = build_bundle(folder)
     settings = live.federation.settings
+    dp = live.prepared.study.dp.model_copy(update={"steps": 1})
+    study = live.prepared.study.model_copy(
+        update={
+            "rounds": 1,
+            "local_steps": 1,
+            "deadline_seconds": 15.0,
+            "dp": dp,
+            "aggregation": FedAvg(),
+        }
+    )
+    path = study_path(settings.state, study.digest)
+    path.write_bytes(SignedStudy.sign(study, live.prepared.layout.lead).canonical)
     ca = settings.state / "loopback" / "ca.pem"
 
     with FlowerControl(port=settings.superlink_port, ca_certificate=ca) as control:
-        flower_id = control.start_run(
-            bundle, config={"study": live.prepared.study.digest, "run": "hostile"}
-        )
+        flower_id = control.start_run(bundle, config={"study": study.digest, "run": "hostile"})
         for _ in follow(settings, "hostile", flower_id):
             pass
 

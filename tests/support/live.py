@@ -47,7 +47,9 @@ def start_live(study: Path, folder: Path) -> Iterator[LiveFederation]:
         )
 
 
-def program(name: str, *arguments: object, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+def program(
+    name: str, *arguments: object, timeout: float = 120
+) -> subprocess.CompletedProcess[str]:
     """Runs one of the installed programs as a person would."""
     return subprocess.run(
         [str(BIN / name), *map(str, arguments)],

@@ -34,7 +34,8 @@ class Outbox:
 
     A worker writes the metadata of its reply, so nothing in it may be free: everything is fixed by
     the instruction it answers, except the time of its creation, which must lie between the
-    instruction's arrival and now. (What is left is the fraction of a second: some 20 bits.)
+    instruction's arrival and now. (Where in that span is still the worker's to choose: Flower keeps
+    microseconds, so some 25 to 32 bits a reply.)
     """
 
     def __init__(self) -> None:

@@ -126,7 +126,7 @@ def explain(
     `document` is what was validated; with it, entries of lists are named by their `id` or `name`.
     """
     lines = [
-        f"{source}: {_path(location, document)}: {_problem(details)}"
+        f"{source}: {_path(location, document, kind=details['type'])}: {_problem(details)}"
         for location, details in _flatten(error, ())
     ]
     return ConfigError("\n".join(dict.fromkeys(lines)))
@@ -172,8 +172,10 @@ def _complete(
     if not isinstance(dp, dict) or DpSpec.variants.get(dp.get("kind", "")) is not DpSgd:
         return None
     rounds, local_steps = document.get("rounds"), document.get("local_steps")
-    if "steps" not in dp and isinstance(rounds, int) and isinstance(local_steps, int):
-        dp["steps"] = rounds * local_steps
+    if "steps" not in dp:
+        dp["steps"] = 1  # where rounds or local_steps are wrong, their own error is enough
+        if isinstance(rounds, int) and isinstance(local_steps, int):
+            dp["steps"] = rounds * local_steps
     given = [name for name in ("epsilon", "noise_multiplier") if name in dp]
     if len(given) != 1:
         found = "both" if given else "neither"
@@ -226,7 +228,7 @@ def _flatten(
     return problems
 
 
-def _path(location: Sequence[Part], document: Mapping[str, Any] | None) -> str:
+def _path(location: Sequence[Part], document: Mapping[str, Any] | None, *, kind: str) -> str:
     """`data.columns[age].low`; the tags that pydantic puts between are left out where known."""
     text = ""
     here: object = document
@@ -235,8 +237,8 @@ def _path(location: Sequence[Part], document: Mapping[str, Any] | None) -> str:
             here = here[part] if isinstance(here, list) and part < len(here) else None
             text += f"[{_entry_name(here) or f'#{part + 1}'}]"
             continue
-        last = number == len(location) - 1
-        if document is not None and not last and isinstance(here, Mapping) and part not in here:
+        absent = kind == "missing" and number == len(location) - 1
+        if isinstance(here, Mapping) and part not in here and not absent:
             continue  # the tag of a tagged union, not a key of the file
         here = here.get(part) if isinstance(here, Mapping) else None
         text += f".{part}" if text else part
@@ -287,7 +289,8 @@ def _problem(details: Mapping[str, Any]) -> str:
     if kind == "value_error":
         return str(context.get("error", details["msg"]))
     template = _EXPECTED.get(kind)
-    expected = template.format(**context) if template else str(details["msg"])
+    numbers = {key: f"{value:g}" for key, value in context.items() if isinstance(value, float)}
+    expected = template.format(**{**context, **numbers}) if template else str(details["msg"])
     return f"expected {expected}, found {_found(details['input'])}"
 
 

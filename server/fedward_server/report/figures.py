@@ -63,11 +63,18 @@ def comparison(run: RunFigures) -> tuple[ComparisonRow, ...]:
             note=note("federated_private"),
         ),
         ComparisonRow(
-            name="each site alone (mean)",
+            name="each site alone, same privacy (mean)",
             auc=auc.alone_mean,
             accuracy=accuracy.alone_mean,
             site_mean=accuracy.alone_site_mean,
             note=note("alone_mean"),
+        ),
+        ComparisonRow(
+            name="each site alone, without privacy (mean)",
+            auc=auc.alone_no_privacy_mean,
+            accuracy=accuracy.alone_no_privacy_mean,
+            site_mean=accuracy.alone_no_privacy_site_mean,
+            note=note("alone_no_privacy_mean"),
         ),
         ComparisonRow(
             name="pooled without privacy",

@@ -49,11 +49,13 @@ class Scores(_Value):
     federated_private: float | None = None
     federated_private_interval: tuple[float, float] | None = None
     alone_mean: float | None = None
+    alone_no_privacy_mean: float | None = None
     pooled_no_privacy: float | None = None
     majority: float | None = None
     standard_error: float | None = None
     federated_site_mean: float | None = None
     alone_site_mean: float | None = None
+    alone_no_privacy_site_mean: float | None = None
     pooled_no_privacy_site_mean: float | None = None
 
 

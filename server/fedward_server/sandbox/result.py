@@ -3,7 +3,7 @@
 import csv
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from fedward_common.arrays import Array, tensors_from_bytes
+from fedward_common.arrays import Array, Tensors, tensors_from_bytes
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
@@ -25,6 +25,7 @@ from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_poin
 
 EXACT: Final = "exact: computed by the sandbox's parent from its own copy of the held-out patients"
 PRIVATE: Final = "private: estimated from noised bins, which is all a coordinator knows"
+ALONE_DRAWS: Final = 10
 PACKAGES: Final = {
     "torch": "torch",
     "flwr": "flwr",
@@ -46,6 +47,7 @@ class Outcome:
     budgets: Mapping[SiteId, Mapping[str, Any]]
     journals: Mapping[SiteId, Mapping[str, Any]]
     timings: Mapping[str, float]
+    alone: Mapping[SiteId, Sequence[Tensors]]
 
 
 def read_outcome(
@@ -55,6 +57,7 @@ def read_outcome(
     budgets: Mapping[SiteId, Mapping[str, Any]],
     journals: Mapping[SiteId, Mapping[str, Any]],
     timings: Mapping[str, float],
+    alone: Mapping[SiteId, Sequence[Tensors]],
 ) -> Outcome:
     """The outcome of the finished run in `folder`."""
     return Outcome(
@@ -69,6 +72,7 @@ def read_outcome(
         budgets=budgets,
         journals=journals,
         timings=timings,
+        alone=alone,
     )
 
 
@@ -121,16 +125,34 @@ def _encode(
         raise DataError(f"{site}: {error}") from error
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """The figures of the models that stand beside each other.
+
+    `alone`: each site with the study's own noise, rounds and steps but no partners, several noise
+    draws. `alone_no_privacy`: each site for itself, which needs no noise as long as nothing leaves.
+    """
+
+    federated: ModelFigures
+    alone: Mapping[SiteId, Sequence[ModelFigures]]
+    alone_no_privacy: Mapping[SiteId, ModelFigures]
+    pooled: ModelFigures
+
+
 def assemble_result(
     study: StudySpec, copy: ParentCopy, outcome: Outcome, *, seconds: float
 ) -> dict[str, Any]:
     """The result as a JSON value; figures that do not exist are None, never a stand-in."""
-    federated = model_figures(study, outcome.model, copy.held_out)
-    alone = {
-        site: model_figures(study, model, copy.held_out)
-        for site, model in each_site_alone(study, copy.training).items()
-    }
-    pooled = model_figures(study, pooled_no_privacy(study, copy.training), copy.held_out)
+
+    def judge(model: Tensors) -> ModelFigures:
+        return model_figures(study, model, copy.held_out)
+
+    compared = Compared(
+        federated=judge(outcome.model),
+        alone={site: [judge(m) for m in models] for site, models in outcome.alone.items()},
+        alone_no_privacy={s: judge(m) for s, m in each_site_alone(study, copy.training).items()},
+        pooled=judge(pooled_no_privacy(study, copy.training)),
+    )
     private = _private(study, outcome)
     budgets = {site: _budget(report, study.digest) for site, report in outcome.budgets.items()}
     bytes_sent = {site: report["bytes_out"] for site, report in outcome.journals.items()}
@@ -138,11 +160,11 @@ def assemble_result(
     return {
         "format": "fedward-result/1",
         "study": _study(study),
-        "auc": _auc(federated, alone, pooled, private),
-        "accuracy": _accuracy(federated, alone, pooled, private),
+        "auc": _auc(compared, private),
+        "accuracy": _accuracy(compared, private),
         "per_site": {
-            site: _site(site, federated, alone, budgets.get(site, {}), bytes_sent.get(site, 0))
-            for site in federated.per_site
+            site: _site(site, compared, budgets.get(site, {}), bytes_sent.get(site, 0))
+            for site in compared.federated.per_site
         },
         "epsilon": {site: budget["epsilon_admission"] for site, budget in budgets.items()},
         "epsilon_is": "admission",
@@ -164,7 +186,12 @@ def assemble_result(
             "machine": f"{platform.system()} {platform.machine()}, {_cores()} cores",
         },
         "seed": None,
-        "labels": {"federated": EXACT, "federated_private": PRIVATE, "alone_mean": EXACT},
+        "labels": {
+            "federated": EXACT,
+            "federated_private": PRIVATE,
+            "alone_mean": EXACT,
+            "pooled_no_privacy": EXACT,
+        },
     }
 
 
@@ -197,38 +224,37 @@ def _study(study: StudySpec) -> dict[str, Any]:
     }
 
 
-def _auc(
-    federated: ModelFigures,
-    alone: Mapping[SiteId, ModelFigures],
-    pooled: ModelFigures,
-    private: PrivateFigures | None,
-) -> dict[str, Any]:
+def _auc(compared: Compared, private: PrivateFigures | None) -> dict[str, Any]:
     return {
-        "federated": federated.pooled.auc,
+        "federated": compared.federated.pooled.auc,
         **_estimate(private.auc if private else None),
-        "alone_mean": _mean([figures.pooled.auc for figures in alone.values()]),
-        "pooled_no_privacy": pooled.pooled.auc,
+        "alone_mean": _mean([f.pooled.auc for draws in compared.alone.values() for f in draws]),
+        "alone_no_privacy_mean": _mean([f.pooled.auc for f in compared.alone_no_privacy.values()]),
+        "pooled_no_privacy": compared.pooled.pooled.auc,
     }
 
 
-def _accuracy(
-    federated: ModelFigures,
-    alone: Mapping[SiteId, ModelFigures],
-    pooled: ModelFigures,
-    private: PrivateFigures | None,
-) -> dict[str, Any]:
-    own = [f.per_site[site].accuracy for site, f in alone.items() if site in f.per_site]
+def _accuracy(compared: Compared, private: PrivateFigures | None) -> dict[str, Any]:
+    federated, alone = compared.federated, compared.alone
     return {
         "federated": federated.pooled.accuracy,
         **_estimate(private.accuracy if private else None),
-        "alone_mean": _mean([figures.pooled.accuracy for figures in alone.values()]),
-        "pooled_no_privacy": pooled.pooled.accuracy,
+        "alone_mean": _mean([f.pooled.accuracy for draws in alone.values() for f in draws]),
+        "alone_no_privacy_mean": _mean(
+            [f.pooled.accuracy for f in compared.alone_no_privacy.values()]
+        ),
+        "pooled_no_privacy": compared.pooled.pooled.accuracy,
         "majority": federated.pooled.majority,
         "standard_error": federated.pooled.accuracy_error,
         "federated_site_mean": federated.site_mean_accuracy,
         "federated_site_mean_standard_error": federated.site_mean_accuracy_error,
-        "alone_site_mean": _mean(own),
-        "pooled_no_privacy_site_mean": pooled.site_mean_accuracy,
+        "alone_site_mean": _mean(
+            [f.per_site[site].accuracy for site, draws in alone.items() for f in draws]
+        ),
+        "alone_no_privacy_site_mean": _mean(
+            [f.per_site[site].accuracy for site, f in compared.alone_no_privacy.items()]
+        ),
+        "pooled_no_privacy_site_mean": compared.pooled.site_mean_accuracy,
         "majority_site_mean": federated.site_mean_majority,
     }
 
@@ -242,26 +268,23 @@ def _estimate(estimate: Estimate | None) -> dict[str, Any]:
     }
 
 
-def _mean(values: list[float | None] | list[float]) -> float | None:
+def _mean(values: Sequence[float | None]) -> float | None:
     """The mean of the figures; None when one of them does not exist."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _site(
-    site: SiteId,
-    federated: ModelFigures,
-    alone: Mapping[SiteId, ModelFigures],
-    budget: Mapping[str, Any],
-    bytes_sent: int,
+    site: SiteId, compared: Compared, budget: Mapping[str, Any], bytes_sent: int
 ) -> dict[str, Any]:
-    figures, own = federated.per_site[site], alone[site].per_site[site]
+    figures = compared.federated.per_site[site]
+    own = [f.per_site[site] for f in compared.alone.get(site, [])]
     return {
         "held_out": figures.held_out,
         "auc": figures.auc,
         "accuracy": figures.accuracy,
-        "alone_auc": own.auc,
-        "alone_accuracy": own.accuracy,
+        "alone_auc": _mean([one.auc for one in own]),
+        "alone_accuracy": _mean([one.accuracy for one in own]),
         "epsilon_admission": budget.get("epsilon_admission"),
         "epsilon_pld": budget.get("epsilon_pld"),
         "bytes_sent": bytes_sent,

@@ -4,6 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, Final
 
 from rich.console import Console
 
+from fedward_common.arrays import Array, tensors_from_bytes
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId, parse_digest, parse_site_id
@@ -33,7 +35,13 @@ from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fe
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.layout import Layout, SiteFolder, make_layout, prepare_root
 from fedward_server.sandbox.progress import View, open_view
-from fedward_server.sandbox.result import Outcome, ParentCopy, assemble_result, read_outcome
+from fedward_server.sandbox.result import (
+    ALONE_DRAWS,
+    Outcome,
+    ParentCopy,
+    assemble_result,
+    read_outcome,
+)
 from fedward_server.sandbox.result_tables import print_result
 from fedward_server.sandbox.settings_files import write_coordinator, write_sites
 from fedward_server.settings import load_coordinator_settings
@@ -234,18 +242,38 @@ def run_study(federation: Federation, prepared: Prepared, *, view: View | None) 
         show(event["action"], **event["fields"])
     facts = require_finished(federation.settings, name)
     ended = time.monotonic()
-    show("phase", name="reading budgets and journals")
+    show("phase", name="each site alone, budgets and journals")
     return read_outcome(
         run_folder(federation.settings, name),
         facts,
-        budgets={site: federation.ask_site(site, "budget", "show") for site in federation.sites},
-        journals={site: federation.ask_site(site, "journal", "show") for site in federation.sites},
+        budgets=_ask_all(federation, "budget", "show"),
+        journals=_ask_all(federation, "journal", "show"),
+        alone=_rehearsals(federation, out=prepared.layout.root / "alone"),
         timings={
             "start": ready - started,
             "training": evaluated - ready,
             "evaluation": ended - evaluated,
         },
     )
+
+
+def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, Any]]:
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        answers = pool.map(lambda site: federation.ask_site(site, *command), federation.sites)
+        return dict(zip(federation.sites, answers, strict=True))
+
+
+def _rehearsals(federation: Federation, *, out: Path) -> dict[SiteId, list[dict[str, Array]]]:
+    """Each site's models from the study's plan without partners (`fedward-client rehearse`)."""
+
+    def of(site: SiteId) -> list[dict[str, Array]]:
+        study, draws = str(federation.layout.root / "study.json"), str(ALONE_DRAWS)
+        options = ("--out", str(out / site), "--draws", draws)
+        report = federation.ask_site(site, "rehearse", study, *options)
+        return [tensors_from_bytes(Path(path).read_bytes()) for path in report["models"]]
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        return dict(zip(federation.sites, pool.map(of, federation.sites), strict=True))
 
 
 def publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, out: Path) -> None:

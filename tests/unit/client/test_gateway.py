@@ -15,10 +15,14 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesRequest,
     PushMessagesResponse,
 )
-from flwr.proto.message_pb2 import PushObjectResponse
+from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 from flwr.proto.run_pb2 import GetRunRequest
 
-from fedward_client.adapters.flower_fleet import FIXED_ERRORS, FlowerFleetMessages
+from fedward_client.adapters.flower_fleet import (
+    FIXED_ERRORS,
+    FlowerFleetMessages,
+    message_object,
+)
 from fedward_client.gateway.bundle import check_bundle
 from fedward_client.gateway.fleet import Answer, Bundle
 from fedward_client.gateway.passage import Gateway
@@ -156,6 +160,16 @@ def test_an_object_in_another_session_or_run_does_not_leave(
     assert not stored(site.ask("push-object", push_object(object_id, content, **change)))
 
 
+def test_an_object_of_another_node_does_not_leave(site: Site) -> None:
+    reply = reply_to(site.instructed())
+    site.guard.seal(reply)
+    site.pushed(reply)
+    request = PushObjectRequest.FromString(push_object(*next(iter(objects(reply).items()))))
+    request.node.node_id = NODE + 1
+
+    assert not stored(site.ask("push-object", request.SerializeToString()))
+
+
 def test_an_object_before_its_reply_does_not_leave(site: Site) -> None:
     reply = reply_to(site.instructed())
     site.guard.seal(reply)
@@ -206,12 +220,34 @@ def test_a_reply_of_the_future_does_not_leave(site: Site) -> None:
     assert site.pushed(reply).status == 403
 
 
-def test_an_id_that_is_not_the_messages_digest_does_not_leave(site: Site) -> None:
+def renamed(request: PushMessagesRequest, *, message: str, root: str) -> bytes:
+    request.messages_list[0].metadata.message_id = message
+    request.message_object_trees[0].object_id = root
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize("free", ["message", "root", "both"])
+def test_an_id_that_is_not_the_messages_digest_does_not_leave(site: Site, free: str) -> None:
     reply = reply_to(site.instructed())
     site.guard.seal(reply)
-    reply.metadata.__dict__["_message_id"] = "ab" * 32
+    right, other = reply.metadata.message_id, "ab" * 32
+    request = renamed(
+        PushMessagesRequest.FromString(push_messages(reply)),
+        message=right if free == "root" else other,
+        root=right if free == "message" else other,
+    )
 
-    assert site.pushed(reply).status == 403
+    assert site.ask("push-messages", request).status == 403
+
+
+def test_a_reply_in_another_nodes_name_does_not_leave(site: Site) -> None:
+    reply = reply_to(site.instructed())
+    site.guard.seal(reply)
+    reply.metadata.__dict__["_src_node_id"] = NODE + 1
+    request = PushMessagesRequest.FromString(push_messages(named(reply)))
+    request.node.node_id = NODE + 1
+
+    assert site.ask("push-messages", request.SerializeToString()).status == 403
 
 
 def test_the_time_that_the_training_took_does_not_leave(site: Site) -> None:
@@ -290,13 +326,21 @@ def test_an_error_whose_text_is_not_flowers_own_is_swallowed(site: Site, error: 
     assert not stored(site.ask("push-object", push_object(*next(iter(objects(reply).items())))))
 
 
-def test_an_error_reply_with_content_below_it_does_not_leave(site: Site) -> None:
-    message = site.instructed()
-    reply = reply_to(message, Error(*min(FIXED_ERRORS)))
+@pytest.mark.parametrize("kind", ["error with content", "neither"])
+def test_a_reply_that_is_not_either_content_or_error_does_not_leave(site: Site, kind: str) -> None:
+    """Whole in every other way: its id is the digest of its object."""
+    reply = reply_to(site.instructed(), Error(*min(FIXED_ERRORS)))
     request = PushMessagesRequest.FromString(push_messages(reply))
-    request.message_object_trees[0].children.add(object_id=sha256_hex(b"records"))
+    message, tree = request.messages_list[0], request.message_object_trees[0]
+    if kind == "neither":
+        message.ClearField("error")
+        site.guard.sealed.add(frozenset())
+    else:
+        tree.children.add(object_id=sha256_hex(b"records"))
+        site.guard.sealed.add(frozenset({sha256_hex(b"records")}))
+    name = sha256_hex(message_object(message, tree))
 
-    assert site.ask("push-messages", request.SerializeToString()).status == 403
+    assert site.ask("push-messages", renamed(request, message=name, root=name)).status == 403
 
 
 # What comes in.

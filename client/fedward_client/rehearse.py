@@ -1,0 +1,66 @@
+"""A study's plan on this site's own patients only: what the site would reach alone.
+
+Nothing leaves the site, so nothing is charged; the models stay in the folder that was named.
+Whoever releases one of them must charge it first.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from fedward_client.data.tabular import DataSource
+from fedward_client.tasks.registry import task_of
+from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
+from fedward_common.arrays import Array, tensors_to_bytes
+from fedward_common.errors import ConfigError
+from fedward_common.ids import SiteId
+from fedward_common.models.registry import initial_tensors
+from fedward_common.privacy.randomness import Csprng
+from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.spec import StudySpec
+from fedward_common.trust.private_files import write_private
+
+
+def rehearse(
+    study: StudySpec, site: SiteId, source: DataSource, *, flags: PerformanceFlags, draws: int
+) -> list[dict[str, Array]]:
+    """`draws` models, each trained with the study's noise, rounds and steps on this site alone.
+
+    Raises:
+        ConfigError: the study does not include this site.
+        DataError: the site's data do not fit the study.
+    """
+    if study.site(site) is None:
+        raise ConfigError(f"rehearse: expected a study with the site {site}, found one without it")
+    records = source.records(study, part="train")
+    return [
+        _one(
+            LocalTrainer(study, site, sampling=Csprng(), noise=Csprng(), flags=flags),
+            study,
+            records,
+        )
+        for _ in range(draws)
+    ]
+
+
+def _one(trainer: LocalTrainer, study: StudySpec, records: PatientRecords) -> dict[str, Array]:
+    model = initial_tensors(study.model, inputs=task_of(study).inputs)
+    released = []
+    for _ in range(study.rounds):
+        model = trainer.train(model, records).tensors
+        released.append(model)
+    tail = released[-study.aggregation.average_last :]
+    return {
+        name: (np.add.reduce([np.float64(m[name]) for m in tail]) / len(tail)).astype(np.float32)
+        for name in model
+    }
+
+
+def write_models(models: Sequence[dict[str, Array]], folder: Path) -> list[Path]:
+    """The files (0600) of the models in `folder`, in their order."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    paths = [folder / f"draw-{number:03d}.safetensors" for number in range(len(models))]
+    for path, model in zip(paths, models, strict=True):
+        write_private(path, tensors_to_bytes(model))
+    return paths
