@@ -42,10 +42,10 @@ soak: $(STAMP)  ## the long tests
 	@$(BIN)/pytest -m slow --durations=20
 
 bench-heart: $(STAMP)  ## 20 noise draws of the heart study: mean and spread
-	@$(BIN)/python -m benchmarks.study --study heart --draws 20
+	@$(BIN)/python -m benchmarks.study --study heart --draws 20 --data $(or $(DATA),../shared/data/fed_heart_disease) --out runs/bench-heart.json
 
 bench-breast: $(STAMP)  ## 20 noise draws of the breast-cancer study
-	@$(BIN)/python -m benchmarks.study --study breast-cancer --draws 20
+	@$(BIN)/python -m benchmarks.study --study breast-cancer --draws 20 --out runs/bench-breast.json
 
 ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 	@command -v ip >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq iproute2; }

@@ -26,7 +26,8 @@ def licence(package: Distribution) -> str:
     meta = package.metadata
     classifiers = [c for c in meta.get_all("Classifier") or [] if c.startswith("License ::")]
     text = meta.get("License-Expression") or "; ".join(c.rpartition(" :: ")[2] for c in classifiers)
-    return text or (meta.get("License") or "").split("\n")[0] or SILENT.get(meta["Name"].lower(), "")
+    short = (meta.get("License") or "").split("\n")[0]
+    return text or short or SILENT.get(meta["Name"].lower(), "")
 
 
 def closure() -> dict[str, str]:

@@ -66,7 +66,9 @@ def guard(config: Config) -> None:
 def gateway(config: Config) -> None:
     """The gateway process (started by `run`, or by its own service unit)."""
     os.umask(0o077)
+    from fedward_client.adapters.key_files import read_private
     from fedward_client.gateway.process import GatewayConfig, run_gateway
+    from fedward_common.trust.certificates import NodeKey
 
     settings = _load(config, process="gateway")
     run_gateway(
@@ -79,6 +81,7 @@ def gateway(config: Config) -> None:
             port=settings.ports.gateway,
             loopback=settings.folders.state / "loopback",
             guard_socket=settings.gateway_socket,
+            node_public_key=NodeKey.from_openssh(read_private(settings.keys.node_key)).header,
         )
     )
 

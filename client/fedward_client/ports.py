@@ -14,7 +14,8 @@ Shapes = Callable[[StudySpec], Mapping[str, tuple[int, ...]]]
 """The names and shapes of a study's tensors: what an update must look like."""
 
 ObjectIds = Callable[[Envelope], frozenset[str]]
-"""The content ids under which the transport carries an envelope; equal bytes, equal ids."""
+"""The ids under which the transport carries an envelope, and of the form in which it names them;
+equal bytes, equal ids."""
 
 
 class Signer(Protocol):

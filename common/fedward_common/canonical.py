@@ -18,9 +18,9 @@ def canonical_json(value: Any) -> bytes:  # JSON values have no narrower static 
     """
     try:
         return rfc8785.dumps(value)
-    except (rfc8785.CanonicalizationError, TypeError) as error:
+    except (ValueError, TypeError) as error:  # CanonicalizationError, and a key that is no UTF-8
         raise ProtocolError(
-            f"expected a JSON value, found one that has no canonical form: {error}"
+            "expected a JSON value, found one that has no canonical form"
         ) from error
 
 

@@ -37,8 +37,8 @@ class Instruction(Strict):
     protocol: Literal["fedward-wire/1"] = "fedward-wire/1"
     kind: Kind
     study: str = Field(pattern=DIGEST)
-    round: int = Field(ge=1)
-    attempt: int = Field(ge=0)
+    round: int = Field(ge=1, lt=2**31)
+    attempt: int = Field(ge=0, lt=2**31)
     model_sha256: str = Field(pattern=DIGEST)
     cohort: tuple[str, ...] = Field(min_length=1, strict=False)
     roster_sha256: str = Field(pattern=DIGEST)

@@ -18,7 +18,7 @@ from fedward_common.errors import FedwardError
 from fedward_common.study.signed import SignedStudy
 from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_grid import FlowerFleet
-from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study
+from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study, run_path
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 from fedward_server.study_run import StudyRun
 
@@ -33,7 +33,7 @@ _log = structlog.get_logger(__name__)
 def main(grid: Grid, context: Context) -> None:
     """Runs the study that the run's configuration names and writes its outcome."""
     settings = load_coordinator_settings(Path(os.environ[SETTINGS_VARIABLE]))
-    folder = RunFolder(settings.state / "runs" / str(context.run_config["run"]))
+    folder = RunFolder(run_path(settings.state, str(context.run_config["run"])))
     try:
         _run(grid, settings, folder, digest=str(context.run_config["study"]))
     except FedwardError as error:

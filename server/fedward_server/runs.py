@@ -12,7 +12,7 @@ from fedward_common.study.signed import SignedStudy
 from fedward_common.trust.certificates import make_loopback_identity
 from fedward_common.trust.private_files import write_atomically
 from fedward_server.adapters.flower_control import FlowerControl, build_bundle
-from fedward_server.adapters.run_files import LOG, RunFolder, read_outcome, study_path
+from fedward_server.adapters.run_files import LOG, RunFolder, read_outcome, run_path, study_path
 from fedward_server.bundle import bundle_folder
 from fedward_server.serve import require_running
 from fedward_server.settings import CoordinatorSettings
@@ -53,7 +53,7 @@ def _control(settings: CoordinatorSettings) -> FlowerControl:
 
 def run_folder(settings: CoordinatorSettings, name: str) -> Path:
     """Where a run keeps its files."""
-    return settings.state / "runs" / name
+    return run_path(settings.state, name)
 
 
 def follow(

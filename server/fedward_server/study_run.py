@@ -80,6 +80,7 @@ class StudyRun:
             tail.add(model)
             self.store.checkpoint(round_number=number, model=tensors_to_bytes(model))
         if not committed:
+            self._willing()
             raise StudyFailed(
                 f"study {study.id}: none of {study.rounds} rounds reached the quorum of "
                 f"{study.quorum}; see the run's log for the sites that did not answer"
@@ -174,14 +175,7 @@ class StudyRun:
 
     def _cohort(self, opened: float) -> tuple[SiteId, ...]:
         """The sites to ask: online, not refused for good; waits for the quorum, not forever."""
-        willing = [SiteId(s.id) for s in self.study.sites if SiteId(s.id) not in self.refusals]
-        if len(willing) < self.study.quorum:
-            reasons = "; ".join(f"{site}: {code}" for site, code in sorted(self.refusals.items()))
-            raise StudyFailed(
-                f"study {self.study.id}: expected at least {self.study.quorum} sites that take "
-                f"part, found {len(willing)} ({reasons}). Ask those sites: their guard's log "
-                "says why"
-            )
+        willing = self._willing()
         while True:
             online = self.fleet.online()
             cohort = tuple(site for site in willing if site in online)
@@ -190,6 +184,22 @@ class StudyRun:
             ):
                 return cohort or tuple(willing)
             self.clock.sleep(0.2)
+
+    def _willing(self) -> list[SiteId]:
+        """The sites that have not refused for good.
+
+        Raises:
+            StudyFailed: fewer than the quorum; names who refused, and their word.
+        """
+        willing = [SiteId(s.id) for s in self.study.sites if SiteId(s.id) not in self.refusals]
+        if len(willing) < self.study.quorum:
+            reasons = "; ".join(f"{site}: {code}" for site, code in sorted(self.refusals.items()))
+            raise StudyFailed(
+                f"study {self.study.id}: expected at least {self.study.quorum} sites that take "
+                f"part, found {len(willing)} ({reasons}). Ask those sites: their guard's log "
+                "says why"
+            )
+        return willing
 
     def _patience(self, online: int) -> float:
         """Seconds to wait for more sites: the deadline below the quorum, a moment above it."""
@@ -274,7 +284,7 @@ def parse_counts(payload: bytes, *, bins: int) -> Counts:
     try:
         value: Any = json.loads(payload)
         counts = np.asarray(value["counts"], dtype=np.float64)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise ProtocolError(
             "evaluation: expected {'counts': [[...], [...]]}, found something else"
         ) from error

@@ -39,6 +39,7 @@ from tests.support.edge_process import (
     running_edge,
     wait_until,
 )
+from tests.support.flower_node import signed_headers
 from tests.support.pki import Authority, Site, now
 
 T = TypeVar("T")
@@ -278,12 +279,13 @@ def start_gateway(
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from fedward_client.gateway import GatewayConfig, run_gateway\n"
-        "address, cert, key, ca, port, folder = sys.argv[1:]\n"
+        "address, cert, key, ca, port, folder, node_key = sys.argv[1:]\n"
         "run_gateway(GatewayConfig(coordinator=address, server_name=None, certificate=Path(cert),"
         " key=Path(key), ca=Path(ca), port=int(port), loopback=Path(folder),"
-        " guard_socket=Path(folder) / 'none.sock'))\n"
+        " guard_socket=Path(folder) / 'none.sock', node_public_key=node_key))\n"
     )
     arguments = [edge.address, files.certificate, files.key, files.ca, port, folder]
+    arguments.append(site.node_key.header)
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], env=clean_environment()
     )
@@ -306,7 +308,7 @@ def test_supernodes_calls_reach_superlink_through_both_processes_and_a_lost_edge
         try:
             with httpx.Client(
                 base_url=f"https://127.0.0.1:{port}/v1/fleet/",
-                headers=headers(site),
+                headers=signed_headers(site.node_key),
                 verify=ssl.create_default_context(cafile=ca),
                 trust_env=False,
             ) as supernode:

@@ -1,7 +1,7 @@
 """Nothing phones home: during a whole study no packet leaves loopback.
 
 The evidence is the kernel's: the study runs in a network namespace whose one way out is a dead link
-with a packet counter, so name look-ups, telemetry and update checks of any process would be counted.
+with a packet counter, so name look-ups, telemetry and update checks of any process would count.
 """
 
 import json

@@ -1,11 +1,13 @@
 """SuperNode and SuperLink in miniature: real Flower messages as they cross the Fleet API."""
 
+import base64
 import io
 import time
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
 from flwr.app.message.message import make_message, remove_content_from_message
 from flwr.app.metadata import Metadata
@@ -26,10 +28,13 @@ from flwr.proto.message_pb2 import (
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunResponse, Run
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.primitives.asymmetric import sign_message
 
+from fedward_client.adapters.flower_records import tree_sha256
 from fedward_client.gateway.fleet import Answer
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ChannelError
+from fedward_common.trust.certificates import NodeKey
 
 RUN, NODE, SUPERLINK = 11, 22, 1
 SESSION = "session-1"
@@ -220,7 +225,8 @@ class FakeGuard:
 
     def seal(self, reply: Message) -> None:
         """Gives the receipt for the content of `reply`."""
-        self.sealed.add(frozenset(objects(reply)) - {reply.metadata.message_id})
+        content = frozenset(objects(reply)) - {reply.metadata.message_id}
+        self.sealed.add(content | {tree_sha256(get_object_tree(reply))})
 
     def out(self) -> list[tuple[str, str]]:
         return [
@@ -230,6 +236,24 @@ class FakeGuard:
     def _answer(self) -> None:
         if self.gone:
             raise ConnectionRefusedError
+
+
+class AnyCaller:
+    """A `Caller` that takes everybody for SuperNode."""
+
+    def check(self, headers: Mapping[str, str]) -> None:
+        del headers
+
+
+def signed_headers(key: NodeKey, timestamp: str = "2026-11-20T10:00:00+00:00") -> dict[str, str]:
+    """What SuperNode's interceptor adds to a call."""
+    private = load_ssh_private_key(key.to_openssh(), password=None)
+    signature = sign_message(private, timestamp.encode("ascii"))  # type: ignore[arg-type]
+    return {
+        "flwr-public-key": key.header,
+        "flwr-signature": base64.b64encode(signature).decode("ascii"),
+        "flwr-timestamp": timestamp,
+    }
 
 
 def poll() -> bytes:

@@ -37,6 +37,7 @@ from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERRO
 from flwr.supernode.start_client_internal import FAB_VERIFICATION_ERROR
 from google.protobuf.message import DecodeError, Message
 
+from fedward_client.adapters.flower_records import in_order, tree_sha256
 from fedward_client.gateway.fleet import Addressing, Bundle, Incoming, Outgoing, PushedObject
 from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal
@@ -111,6 +112,8 @@ class FlowerFleetMessages:
             del request.clientapp_runtime_list[:]
         if not _FORMS.get(route, lambda _request: True)(request):
             raise CallRefused(Refusal.MALFORMED, f"expected Flower's own form of {route}")
+        if route == "push-messages":
+            request.message_object_trees[0].CopyFrom(in_order(request.message_object_trees[0]))
         return bytes(request.SerializeToString(deterministic=True))
 
     def incoming(self, reply: bytes) -> Sequence[Incoming]:
@@ -143,6 +146,7 @@ class FlowerFleetMessages:
             node=pushed.node.node_id,
             root=tree.object_id,
             objects=tuple(dict.fromkeys(_below(tree))),
+            tree_sha256=tree_sha256(tree),
             object_sha256=sha256_hex(message_object(message, tree)),
             error=error is not None,
             error_is_fixed=error is not None and (error.code, error.reason) in FIXED_ERRORS,

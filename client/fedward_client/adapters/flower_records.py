@@ -3,8 +3,10 @@
 from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.proto.message_pb2 import ObjectTree
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 
+from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ProtocolError
 from fedward_common.wire import Envelope
 
@@ -40,9 +42,28 @@ def from_records(records: RecordDict) -> Envelope:
 
 
 def object_ids(envelope: Envelope) -> frozenset[str]:
-    """The ids (SHA-256) of every Flower object that carries `envelope`, without the message's own.
+    """The ids (SHA-256) of every Flower object that carries `envelope`, without the message's own,
+    and the digest of the tree that they form.
 
     Flower names objects by their content, so a gateway that lets only these ids out lets only these
-    bytes out.
+    bytes out. The tree travels apart from the objects: without its digest a worker could write
+    with the order and the repetition of ids.
     """
-    return frozenset(get_all_nested_objects(to_records(envelope)))
+    records = to_records(envelope)
+    tree = ObjectTree(children=[get_object_tree(records)])
+    return frozenset({*get_all_nested_objects(records), tree_sha256(tree)})
+
+
+def in_order(tree: ObjectTree) -> ObjectTree:
+    """`tree` with the children of each node in the order of their ids.
+
+    Flower's stores give siblings back in any order; here equal trees get equal bytes.
+    """
+    children = sorted(map(in_order, tree.children), key=lambda child: child.object_id)
+    return ObjectTree(object_id=tree.object_id, children=children)
+
+
+def tree_sha256(tree: ObjectTree) -> str:
+    """The digest of everything below the root of `tree`: ids, nesting and repetitions."""
+    below = in_order(ObjectTree(children=tree.children))
+    return sha256_hex(below.SerializeToString(deterministic=True))

@@ -1,8 +1,10 @@
 """Whether an app bundle is free of code: names of installed entry points and nothing else."""
 
 import io
+import lzma
 import tomllib
 import zipfile
+import zlib
 from typing import Any, Final
 
 from fedward_client.gateway.fleet import Bundle
@@ -11,6 +13,17 @@ from fedward_common.errors import ProtocolError
 
 MEMBERS: Final = frozenset({"pyproject.toml", "LICENSE", ".info/CONTENT"})
 MAX_UNPACKED_BYTES: Final = 1 << 18
+UNREADABLE: Final = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,  # what bz2 raises
+    RuntimeError,  # an encrypted member; RecursionError in TOML
+    KeyError,
+    ValueError,
+    EOFError,
+)
+"""What reading a damaged zip raises; a defect of ours would make SuperNode ask again for ever."""
 CLIENT_APP: Final = "fedward_client.flower_app:app"
 
 
@@ -41,7 +54,7 @@ def check_bundle(bundle: Bundle) -> None:
             if sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
                 raise ProtocolError("bundle: expected at most 256 KiB unpacked, found more")
             project = tomllib.loads(archive.read("pyproject.toml").decode())
-    except (zipfile.BadZipFile, KeyError, ValueError, EOFError, NotImplementedError) as error:
+    except UNREADABLE as error:
         raise ProtocolError("bundle: expected a zip with pyproject.toml, found another") from error
     # 3.
     app = _table(_table(_table(project, "tool"), "flwr"), "app")

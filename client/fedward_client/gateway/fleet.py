@@ -34,8 +34,8 @@ class Outgoing:
     """A reply that SuperNode wants to push, before its objects.
 
     `object_sha256` is the digest of the message object that these facts determine, `objects` the
-    ids below it. `error` says that it is one of Flower's error replies, `error_is_fixed` that its
-    text is one that Flower always uses.
+    ids below it, `tree_sha256` the digest of the tree that they form. `error` says that it is one
+    of Flower's error replies, `error_is_fixed` that its text is one that Flower always uses.
     """
 
     message_id: str
@@ -43,6 +43,7 @@ class Outgoing:
     node: int
     root: str
     objects: tuple[str, ...]
+    tree_sha256: str
     object_sha256: str
     error: bool
     error_is_fixed: bool

@@ -13,6 +13,7 @@ from typing import Final, TypeVar
 import structlog
 
 from fedward_client.gateway.bundle import check_bundle
+from fedward_client.gateway.caller import Caller
 from fedward_client.gateway.fleet import Answer, Channel, FleetMessages
 from fedward_client.gateway.outbox import Outbox
 from fedward_client.ports import GatewayGuard
@@ -49,11 +50,13 @@ class Gateway:
         channel: Channel,
         guard: GatewayGuard,
         fleet: FleetMessages,
+        caller: Caller,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._channel = channel
         self._guard = guard
         self._fleet = fleet
+        self._caller = caller
         self._clock = clock
         self._outbox = Outbox()
         # One thread: the guard answers one question at a time and the journal keeps its order.
@@ -79,6 +82,7 @@ class Gateway:
             check_body(body)
             flower_headers = request_headers(headers)
             check_headers(flower_headers)
+            self._caller.check(flower_headers)
             call = _Call(route, flower_headers, self._fleet.normalised(route, body))
             answer = await self._steps.get(route, self._forward)(call)
         except CallRefused as refused:
@@ -119,7 +123,9 @@ class Gateway:
             _log.error("gateway.error-swallowed", message_id=outgoing.message_id)
             return Answer(status=OK, body=self._fleet.swallowed(outgoing.message_id))
         if not outgoing.error and not await self._ask(
-            self._guard.release, outgoing.message_id, list(outgoing.objects)
+            self._guard.release,
+            outgoing.message_id,
+            [*outgoing.objects, outgoing.tree_sha256],
         ):
             raise PolicyRefused(
                 "reply: expected an unused receipt of the guard for exactly these bytes, found none"

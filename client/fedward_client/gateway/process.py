@@ -13,7 +13,8 @@ class GatewayConfig:
 
     `coordinator` is host:port of the edge; `server_name` the name in its certificate where that is
     not the host. `loopback` is the folder of the identity that SuperNode trusts
-    (`make_loopback_identity`), `guard_socket` the guard's gateway socket.
+    (`make_loopback_identity`), `guard_socket` the guard's gateway socket, `node_public_key` the
+    `flwr-public-key` of the one SuperNode that may call.
     """
 
     coordinator: str
@@ -24,6 +25,7 @@ class GatewayConfig:
     port: int
     loopback: Path
     guard_socket: Path
+    node_public_key: str
 
 
 def run_gateway(config: GatewayConfig) -> None:

@@ -10,6 +10,7 @@ import structlog
 import uvicorn
 
 from fedward_client.adapters.flower_fleet import FlowerFleetMessages
+from fedward_client.gateway.caller import SuperNode
 from fedward_client.gateway.channel import EdgeChannel
 from fedward_client.gateway.passage import Gateway
 from fedward_client.gateway.process import GatewayConfig
@@ -37,7 +38,10 @@ async def serve_gateway(config: GatewayConfig) -> None:
         )
         stack.push_async_callback(channel.close)
         gateway = Gateway(
-            channel=channel, guard=GuardClient(config.guard_socket), fleet=FlowerFleetMessages()
+            channel=channel,
+            guard=GuardClient(config.guard_socket),
+            fleet=FlowerFleetMessages(),
+            caller=SuperNode(public_key=config.node_public_key),
         )
         loopback = make_loopback_identity(config.loopback)
         listener = _bind(config.port)

@@ -27,6 +27,7 @@ from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularData
 
 GATEWAY_BLOB_BYTES: Final = 0
+PRUNE_SECONDS: Final = 300.0
 REGISTRY: Final = "fedward_common.models.registry"
 
 
@@ -35,6 +36,7 @@ class RunningGuard:
     """A guard that answers on both sockets until `close`."""
 
     opened: ExitStack
+    service: GuardService
 
     def close(self) -> None:
         """Stops answering, then closes ledger and journal."""
@@ -50,7 +52,8 @@ def start_guard(
     """A guard that listens. Everything it needs is opened and verified first, in this order:
 
     1. the signing key: private to this user; 2. the journal: unbroken, nobody else writes it;
-    3. the ledger: unbroken, not behind its mark, not behind what the journal noted; 4. the replies.
+    3. the ledger: unbroken, not behind its mark, not behind what the journal noted; 4. the replies:
+    every answer that the journal noted.
 
     Args:
         settings: the site's settings.
@@ -84,7 +87,7 @@ def start_guard(
             max_blob_bytes=GATEWAY_BLOB_BYTES,
         )
         opened.callback(gateway.close)
-        return RunningGuard(opened=opened.pop_all())
+        return RunningGuard(opened=opened.pop_all(), service=service)
 
 
 def _open_service(
@@ -94,7 +97,7 @@ def _open_service(
     key = read_signing_key(settings.keys.signing_key)
     for folder in (settings.folders.state, settings.folders.run):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    noted = _noted_head(settings)
+    noted, answered = _noted_head(settings), _noted_answers(settings)
     log = EventLog(settings.audit_path)
     opened.callback(log.close)
     policy = SitePolicy.of(settings)
@@ -107,6 +110,7 @@ def _open_service(
         keep_seconds=settings.guard.reply_hours * 3600,
         clock=utc_now,
     )
+    replies.require(answered)
     return GuardService(
         site=SiteId(settings.site),
         policy=policy,
@@ -140,7 +144,9 @@ def run_guard(
         # Torch takes seconds to load: done while nobody waits, after the sockets answer.
         threading.Thread(target=importlib.import_module, args=(REGISTRY,), daemon=True).start()
     try:
-        stop.wait()
+        # Also at a site that nobody asks anything any more.
+        while not stop.wait(PRUNE_SECONDS):
+            guard.service.forget_old()
     finally:
         guard.close()
 
@@ -170,6 +176,15 @@ def _noted_head(settings: SiteSettings) -> Head:
         if "ledger_seq" in event.fields and "head_sha256" in event.fields:
             head = Head(seq=event.fields["ledger_seq"], sha256=event.fields["head_sha256"])
     return head
+
+
+def _noted_answers(settings: SiteSettings) -> frozenset[str]:
+    """The slots that the journal says were answered, named as `Instruction.slot` names them."""
+    return frozenset(
+        f"{event.fields['study']}/{event.fields['kind']}/{event.fields['round']}"
+        for event in read_events(settings.audit_path)
+        if event.action == "reply.sealed"
+    )
 
 
 def _uid(user: str | None) -> int:

@@ -69,6 +69,21 @@ class Replies:
                 self._stored.add(reply.slot)
         self.prune()
 
+    def require(self, slots: frozenset[str]) -> None:
+        """Returns when every one of `slots` has its answer here.
+
+        Raises:
+            LedgerError: one has not: records were deleted or an older folder was put back. Its
+                round would be granted again without a charge, with fresh noise.
+        """
+        missing = len(slots - self._by_slot.keys())
+        if missing:
+            raise LedgerError(
+                f"replies {self._folder}: expected the records of all answers that the journal "
+                f"noted, found {missing} missing. Restore the newest copy: no round may be "
+                "answered twice"
+            )
+
     def find(self, slot: str) -> SealedReply | None:
         """What was answered in a slot, or None."""
         return self._by_slot.get(slot)

@@ -108,10 +108,11 @@ class GuardService:
         """The signed refusal of an instruction; it may leave once, unchanged.
 
         After a charge the refusal is the round's answer, and stays it. Before, it is only a word:
-        the instruction may still be granted later, when a person changed the policy.
+        the instruction may still be granted later, when a person changed the policy. After an
+        update the only word is `protocol`, whatever was asked for.
 
         Raises:
-            ProtocolError: no instruction, no known code, or the round was answered with an update.
+            ProtocolError: no instruction or no known code.
         """
         parsed = Instruction.parse(instruction)
         if code not in REFUSAL_CODES:
@@ -120,7 +121,9 @@ class GuardService:
             sealed = self.replies.find(parsed.slot)
             if sealed is not None and sealed.key == parsed.key:
                 if sealed.kind != "refusal":
-                    raise ProtocolError("refusal: expected a round without answer, found one")
+                    # The update may have left and been deleted since: one fixed word, so that the
+                    # coordinator hears something, and nothing that a worker could choose.
+                    return self._said(parsed, "protocol")
                 self.replies.set_released(sealed, None)
                 return Envelope(header=sealed.header)
             return self._refused(parsed, code)
@@ -155,6 +158,11 @@ class GuardService:
         allowed = self.policy.allows_bundle(sha256)
         self.log.append("bundle.asked", bundle_sha256=sha256, allowed=allowed)
         return allowed
+
+    def forget_old(self) -> None:
+        """Deletes the bytes of answers that the site has kept for long enough (rules 5)."""
+        with self._lock:
+            self.replies.prune()
 
     def _verified(self, instruction: Instruction, signed_study: bytes) -> StudySpec:
         """Steps 1 to 5 of `begin`."""
@@ -255,17 +263,22 @@ class GuardService:
 
     def _refused(self, instruction: Instruction, code: str) -> Envelope:
         charge = self._charge_if_readable(instruction)
+        if charge is None or charge.key != instruction.key:
+            return self._said(instruction, code)
+        envelope = self._signed(instruction, kind="refusal", payload=b"", code=code)
+        self._keep(instruction, "refusal", envelope, self.object_ids(envelope))
+        self._note("reply.refused", instruction, code=code)
+        return envelope
+
+    def _said(self, instruction: Instruction, code: str) -> Envelope:
+        """A refusal that is remembered in memory only; the first word for an instruction stays."""
         known = self._refusals.find(instruction.key)
-        if known is not None and charge is None:
+        if known is not None:
             known.released_to = None
             return known.envelope
         envelope = self._signed(instruction, kind="refusal", payload=b"", code=code)
-        object_ids = self.object_ids(envelope)
-        if charge is not None and charge.key == instruction.key:
-            self._keep(instruction, "refusal", envelope, object_ids)
-        else:
-            refusal = Refusal(envelope=envelope, object_ids=object_ids)
-            self._refusals.keep(instruction.key, refusal)
+        refusal = Refusal(envelope=envelope, object_ids=self.object_ids(envelope))
+        self._refusals.keep(instruction.key, refusal)
         self._note("reply.refused", instruction, code=code)
         return envelope
 

@@ -9,7 +9,6 @@ from fedward_client.tasks.registry import task_of
 from fedward_client.training.patient_dp.back_end import (
     BackEnd,
     BackEndName,
-    choose_back_end,
     trainable_parameters,
 )
 from fedward_client.training.patient_dp.engine import PatientDpEngine
@@ -34,7 +33,9 @@ from fedward_common.study.spec import DpSgd, FedProx, StudySpec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PerformanceFlags:
-    """What a site may choose freely: nothing here has an effect on the guarantee."""
+    """What a site may choose by itself. The guarantee is the same, but for one case: the back end
+    `opacus` keeps it up to rounding only (see `OpacusBackEnd`).
+    """
 
     device: str = "cpu"
     backend: BackEndName = "auto"
@@ -122,16 +123,9 @@ class LocalTrainer:
         return TrainedUpdate(tensors=_finite(model), executed=_executed(engine))
 
     def _back_end(self, model: nn.Module) -> BackEnd:
-        name = self._flags.backend
-        if name == "auto":
-            name = choose_back_end(
-                parameters=sum(p.numel() for p in trainable_parameters(model).values()),
-                # Expected from public constants: the choice says nothing about the site's patients.
-                patients_per_call=self._study.local_steps * self._plan.denominator,
-            )
-        loss = self._task.losses
+        named, loss = self._flags.backend, self._task.losses
         return (
-            OpacusBackEnd(model, loss=loss) if name == "opacus" else LoopBackEnd(model, loss=loss)
+            OpacusBackEnd(model, loss=loss) if named == "opacus" else LoopBackEnd(model, loss=loss)
         )
 
     def _descend(self, model: nn.Module, engine: PatientDpEngine, patients: PatientTensors) -> None:

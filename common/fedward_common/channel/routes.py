@@ -37,14 +37,13 @@ MAX_MESSAGE_BYTES: Final = 2 * MAX_BODY_BYTES
 NODE_KEY_HEADER: Final = "flwr-public-key"
 
 _BASE64 = r"[A-Za-z0-9+/]{1,1024}={0,2}"
-_WORD = r"[A-Za-z0-9._+-]{1,64}"
 REQUEST_HEADERS: Final[Mapping[str, re.Pattern[str]]] = {
     NODE_KEY_HEADER: re.compile(_BASE64),
     "flwr-signature": re.compile(_BASE64),
     "flwr-timestamp": re.compile(r"[0-9T:.+-]{10,40}"),
-    "flwr-package-name": re.compile(_WORD),
-    "flwr-package-version": re.compile(_WORD),
-    "flwr-component-name": re.compile(_WORD),
+    "flwr-package-name": re.compile(r"flwr"),
+    "flwr-package-version": re.compile(r"1\.41\.\d{1,2}"),
+    "flwr-component-name": re.compile(r"SuperNode"),
 }
 REPLY_HEADERS: Final[Mapping[str, re.Pattern[str]]] = {
     "flwr-version-incompatibility-message": re.compile(r"[\x20-\x7e]{1,1024}"),

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -22,11 +22,12 @@ from cryptography.hazmat.primitives.serialization import (
     NoEncryption,
     PrivateFormat,
     PublicFormat,
+    load_pem_public_key,
     load_ssh_private_key,
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from fedward_common.errors import ChannelError, ConfigError
+from fedward_common.errors import ChannelError, ConfigError, SignatureRefused
 from fedward_common.ids import LABEL, Digest, SiteId
 from fedward_common.trust.authority import (
     TRUST_DOMAIN,
@@ -60,6 +61,7 @@ __all__ = [
     "parse_federation",
     "parse_peer_certificate",
     "site_uri",
+    "verify_node_signature",
 ]
 
 LOOPBACK_HOSTS = ("localhost", "127.0.0.1", "::1")
@@ -266,3 +268,26 @@ def node_key_sha256(header: str) -> Digest:
         return Digest(hashlib.sha256(base64.b64decode(header, validate=True)).hexdigest())
     except ValueError as error:
         raise ConfigError("node key: expected base64, found something else") from error
+
+
+def verify_node_signature(header: str, *, signature: str, text: str) -> None:
+    """Returns only when the node key `header` signed `text`, as Flower signs a call's timestamp.
+
+    `header` and `signature` are the values of `flwr-public-key` and `flwr-signature`.
+
+    Raises:
+        SignatureRefused: it did not, or one of the values is not what it should be.
+    """
+    try:
+        key = load_pem_public_key(base64.b64decode(header, validate=True))
+        if not isinstance(key, ec.EllipticCurvePublicKey):
+            raise ValueError("another kind of key")
+        key.verify(
+            base64.b64decode(signature, validate=True),
+            text.encode("ascii"),
+            ec.ECDSA(hashes.SHA256()),
+        )
+    except (InvalidSignature, ValueError, UnsupportedAlgorithm) as error:
+        raise SignatureRefused(
+            "node signature: expected one by this site's node key, found another"
+        ) from error

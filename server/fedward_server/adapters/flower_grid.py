@@ -6,6 +6,7 @@ from typing import Final
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+from google.protobuf.message import DecodeError
 
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ProtocolError
@@ -17,6 +18,16 @@ from fedward_server.fleet import Answer
 
 PULL_SECONDS: Final = 0.1
 TTL_MARGIN_SECONDS: Final = 60.0
+UNREADABLE: Final = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    DecodeError,
+)
+"""What Flower raises while it puts a reply together from objects that are not what it expects. A
+site writes those objects, so one of them could otherwise end a study for all."""
 
 
 class FlowerFleet:
@@ -78,7 +89,11 @@ class FlowerFleet:
 
     def _pull(self, message_id: str) -> list[Answer]:
         """The answer to one message if it is there; its objects are dropped once it is returned."""
-        replies = list(self._grid.pull_messages([message_id]))
+        try:
+            replies = list(self._grid.pull_messages([message_id]))
+        except UNREADABLE as error:
+            site = self._pending.pop(message_id)
+            return [Answer(site=site, envelope=None, lost=f"unreadable: {type(error).__name__}")]
         if not replies:
             return []
         site = self._pending.pop(message_id)

@@ -5,6 +5,7 @@ place, so that a reader finds a whole file or none.
 """
 
 import json
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,14 @@ from typing import Any
 
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ConfigError
+from fedward_common.ids import parse_digest
 from fedward_common.log.events import EventLog
 from fedward_common.trust.private_files import write_atomically
 
 MODEL = "model.safetensors"
 OUTCOME = "outcome.json"
 LOG = "log.jsonl"
+RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,9 +76,23 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     return outcome
 
 
+def run_path(state: Path, name: str) -> Path:
+    """Where a run keeps its files.
+
+    Raises:
+        ConfigError: not a run's name. Names come out of a run's configuration, which whoever
+            reaches SuperLink's Control API writes: one with a slash would lead anywhere.
+    """
+    if not RUN_NAME.fullmatch(name):
+        raise ConfigError(
+            "run: expected a name of lower-case letters, digits and hyphens, found another"
+        )
+    return state / "runs" / name
+
+
 def study_path(state: Path, digest: str) -> Path:
-    """Where the coordinator keeps a signed study."""
-    return state / "studies" / f"{digest}.json"
+    """Where the coordinator keeps a signed study. Raises ConfigError when it is no digest."""
+    return state / "studies" / f"{parse_digest(digest)}.json"
 
 
 def read_study(state: Path, digest: str) -> bytes:

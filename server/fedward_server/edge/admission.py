@@ -117,29 +117,39 @@ def _parsed(certificate_pem: bytes) -> PeerCertificate:
 
 def claimed_site(certificate_pem: bytes) -> SiteId | None:
     """The site that a certificate names, for the log of a refusal; None when it names none."""
+    peer = claimed_peer(certificate_pem)
+    return None if peer is None else peer.site_id
+
+
+def claimed_peer(certificate_pem: bytes) -> PeerCertificate | None:
+    """What a certificate says before anything was asked; None when it is no site's."""
     try:
-        return _parsed(certificate_pem).site_id
+        return _parsed(certificate_pem)
     except ChannelError:
         return None
 
 
 @dataclass(kw_only=True, slots=True)
 class CallRate:
-    """A token bucket per site: `per_second` calls on average, `burst` at once."""
+    """A token bucket per certificate: `per_second` calls on average, `burst` at once.
+
+    Not per site: whoever stole a certificate that was revoked or replaced since would otherwise use
+    up the calls of the hospital that it names.
+    """
 
     per_second: float
     burst: float
     clock: Callable[[], float] = time.monotonic
-    _buckets: dict[SiteId, tuple[float, float]] = field(default_factory=dict)
+    _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def spend(self, site: SiteId) -> None:
-        """Counts one call of a site with a certificate of ours. Raises CallRefused(RATE)."""
+    def spend(self, certificate: str) -> None:
+        """Counts one call with a certificate of ours, by its digest. Raises CallRefused(RATE)."""
         now = self.clock()
-        tokens, last = self._buckets.get(site, (self.burst, now))
+        tokens, last = self._buckets.get(certificate, (self.burst, now))
         tokens = min(self.burst, tokens + (now - last) * self.per_second)
         if tokens < 1:
-            self._buckets[site] = (tokens, now)
+            self._buckets[certificate] = (tokens, now)
             raise CallRefused(
-                Refusal.RATE, f"{site}: expected at most {self.per_second:g} calls a second"
+                Refusal.RATE, f"expected at most {self.per_second:g} calls a second of a site"
             )
-        self._buckets[site] = (tokens - 1, now)
+        self._buckets[certificate] = (tokens - 1, now)

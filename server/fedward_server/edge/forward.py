@@ -2,22 +2,28 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import structlog
 
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import ROUTES, CallRefused, check_body
 from fedward_common.ids import SiteId
-from fedward_server.edge.admission import Admission, Call, CallRate, claimed_site
+from fedward_server.edge.admission import Admission, Call, CallRate, claimed_peer, claimed_site
 from fedward_server.edge.bell import WorkBell
 from fedward_server.edge.polling import LongPoll
 from fedward_server.ports import EventSink, FleetMessages, FleetReply, SiteRecord, Upstream
 
 T = TypeVar("T")
+
+CALLS_UNDER_WAY: Final = 32
+"""Calls of one site at a time. SuperNode has a poll, a heartbeat and two objects under way; a site
+with more could take every place that the edge has for all of them."""
 
 _logger = structlog.get_logger(__name__)
 
@@ -74,6 +80,7 @@ class Edge:
         self._log = log
         self._refusals = RefusalLog(log=log)
         self._seen: set[tuple[SiteId, str]] = set()
+        self._under_way: Counter[SiteId] = Counter()
         # One thread: roster questions and log lines are disk work, and keep their order.
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="edge-disk")
 
@@ -85,16 +92,17 @@ class Edge:
         """
         try:
             record = await self._admit(call)
-            if call.route == "pull-messages":
-                return await self._poll(call, record)
-            return await self._upstream_call(call)
+            with self._place_of(record.site_id):
+                if call.route == "pull-messages":
+                    return await self._poll(call, record)
+                return await self._upstream_call(call)
         except CallRefused as refused:
             await self._note(call, refused)
             raise
 
     async def _admit(self, call: Call) -> SiteRecord:
-        if (site := claimed_site(call.certificate_pem)) is not None:
-            self._rate.spend(site)
+        if (peer := claimed_peer(call.certificate_pem)) is not None:
+            self._rate.spend(peer.fingerprint_sha256)
         record = await self._in_thread(self._admission.admit, call)
         if (known := (record.site_id, record.certificate_sha256)) not in self._seen:
             self._seen.add(known)
@@ -106,6 +114,18 @@ class Edge:
                 )
             )
         return record
+
+    @contextmanager
+    def _place_of(self, site: SiteId) -> Iterator[None]:
+        if self._under_way[site] >= CALLS_UNDER_WAY:
+            raise CallRefused(
+                Refusal.RATE, f"{site}: expected at most {CALLS_UNDER_WAY} calls at a time"
+            )
+        self._under_way[site] += 1
+        try:
+            yield
+        finally:
+            self._under_way[site] -= 1
 
     async def _poll(self, call: Call, record: SiteRecord) -> FleetReply:
         node = self._fleet.polling_node(call.body)

@@ -1,4 +1,4 @@
-"""Flower names objects by content: equal envelopes have equal ids, any other byte has another id."""
+"""Flower names objects by content: equal envelopes have equal ids, other bytes have others."""
 
 from dataclasses import replace
 

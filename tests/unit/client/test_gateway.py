@@ -35,6 +35,7 @@ from fedward_common.trust.certificates import make_loopback_identity
 from tests.support.flower_node import (
     GOOD_PROJECT,
     NODE,
+    AnyCaller,
     FakeChannel,
     FakeGuard,
     bundle,
@@ -59,7 +60,12 @@ class Site:
     def __init__(self) -> None:
         self.channel = FakeChannel()
         self.guard = FakeGuard(bundles={GOOD_BUNDLE})
-        self.gateway = Gateway(channel=self.channel, guard=self.guard, fleet=FlowerFleetMessages())
+        self.gateway = Gateway(
+            channel=self.channel,
+            guard=self.guard,
+            fleet=FlowerFleetMessages(),
+            caller=AnyCaller(),
+        )
 
     def ask(self, route: str, body: bytes, **headers: str) -> Answer:
         return asyncio.run(self.gateway.handle(route, headers, body))

@@ -341,11 +341,14 @@ def test_a_refusal_after_the_charge_is_the_answer_of_the_round(site: Site) -> No
     assert site.charged == 1
 
 
-def test_an_answered_round_is_not_refused_afterwards(site: Site) -> None:
-    site.guard.seal(site.receipt(), update())
+def test_after_an_update_the_only_word_is_protocol_and_the_update_stays(site: Site) -> None:
+    """A worker cannot tell the coordinator anything by the word it picks after its update."""
+    sealed = site.guard.seal(site.receipt(), update())
 
-    with pytest.raises(ProtocolError):
-        site.guard.refuse(instruction(STUDY), "data")
+    words = [site.guard.refuse(instruction(STUDY), code) for code in ("data", "internal")]
+
+    assert {Reply.parse(word.header).code for word in words} == {"protocol"}
+    assert site.guard.begin(instruction(STUDY), signed(STUDY)) == StoredReply(envelope=sealed)
 
 
 def test_a_conflicting_instruction_can_be_refused_with_a_word(site: Site) -> None:

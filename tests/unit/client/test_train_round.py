@@ -1,4 +1,4 @@
-"""One instruction at a site: nothing runs before the guard said yes, and only sealed bytes come back."""
+"""One instruction at a site: nothing runs before the guard says yes, only sealed bytes leave."""
 
 import json
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""Children live and die with their supervisor, come back when they end, and are named when they cannot."""
+"""Children live and die with their supervisor, come back, and are named when they cannot."""
 
 import os
 import signal
@@ -94,7 +94,9 @@ def test_a_silent_child_is_not_waited_for_forever(tmp_path: Path) -> None:
 
 def test_a_child_that_is_killed_is_started_again(tmp_path: Path) -> None:
     marker = tmp_path / "pids"
-    code = f"import os, time; open({str(marker)!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
+    code = (
+        f"import os, time; open({str(marker)!r}, 'a').write(f'{{os.getpid()}}\\n'); time.sleep(60)"
+    )
     supervisor = Supervisor(poll_seconds=0.02)
     supervisor.start(child(tmp_path, code))
     first = int(wait_for(marker))
@@ -146,7 +148,9 @@ def test_a_child_that_ignores_sigterm_is_killed(
 
 def test_children_die_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
-    grandchild = f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    grandchild = (
+        f"import os, time; open({str(marker)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
     script = (
         "import sys, time; from pathlib import Path\n"
         "from fedward_common.processes import ChildSpec, Supervisor\n"

@@ -1,4 +1,4 @@
-"""Sums are weighted by public constants, renormalised over who answered; optimisers follow their paper."""
+"""Sums are weighted by public constants and renormalised; optimisers follow their paper."""
 
 import numpy as np
 import pytest

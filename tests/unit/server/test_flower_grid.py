@@ -1,4 +1,4 @@
-"""The fleet over Flower's Grid addresses study keys only, kicks the edge, and loses no reply quietly."""
+"""The fleet over Flower's Grid addresses study keys only and loses no reply quietly."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field

@@ -11,11 +11,12 @@ from fedward_client.tasks.task import LossFunction
 from fedward_common.errors import ModelRefused
 
 BackEndName = Literal["auto", "opacus", "loop"]
+"""`auto` is `loop`, the one that gives a patient's gradient the same bits whoever else is drawn.
 
-OPACUS_MAX_PARAMETERS = 16_384
-"""Above this many trainable parameters the loop is faster, and needs less memory."""
-OPACUS_MIN_PATIENTS = 8_000
-"""Below this many patients in a whole call, importing Opacus costs more than it saves."""
+Measured 2026-11 on one core (torch 2.13.0 CPU, Opacus 1.6.0), CPU-ms for 64 patients of 4 records,
+loop / opacus: logistic regression of 31 parameters 5.7 / 0.33, MLP of 545 10.0 / 1.1, of 4,289
+14.5 / 5.6, of 92,929 41 / 225. A site that trusts its coordinator may name `opacus` for speed.
+"""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -67,17 +68,3 @@ def record_losses(
             f"{list(losses.shape)}; return the losses unreduced"
         )
     return losses
-
-
-def choose_back_end(*, parameters: int, patients_per_call: float) -> Literal["opacus", "loop"]:
-    """The back end that `auto` means: the one expected to need less time; no effect on results.
-
-    Measured 2026-11 on one core (torch 2.13.0 CPU, Opacus 1.6.0), CPU-ms for 64 patients of 4
-    records, loop / opacus: logistic regression of 31 parameters 5.7 / 0.33, MLP of 545 10.0 / 1.1,
-    of 4,289 14.5 / 5.6, of 92,929 41 / 225. A process that uses Opacus first imports it for 1.3 s,
-    as much as the loop needs for about 8,000 patients of a small model. Not measured on a GPU: a
-    site that has one names its back end.
-    """
-    if parameters > OPACUS_MAX_PARAMETERS or patients_per_call < OPACUS_MIN_PATIENTS:
-        return "loop"
-    return "opacus"

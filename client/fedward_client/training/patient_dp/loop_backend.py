@@ -21,7 +21,7 @@ class LoopBackEnd:
     """Any model that autograd can differentiate, in the memory of one patient.
 
     It keeps no state and writes no `.grad`: nothing can survive an interrupted call. No two
-    patients ever meet in one tensor.
+    patients ever meet in one tensor, so that not even rounding depends on who else is drawn.
     """
 
     def __init__(self, model: nn.Module, *, loss: LossFunction) -> None:
@@ -47,6 +47,8 @@ class LoopBackEnd:
             yield torch.stack(rows)
 
     def _gradient(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        # A copy is aligned alike wherever the patient stands in the chunk; kernels may round by it.
+        features, labels = features.clone(), labels.clone()
         losses = record_losses(self._model, loss=self._loss, features=features, labels=labels)
         # The gradient of the mean is the mean of the gradients, in one backward pass.
         gradients = torch.autograd.grad(

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
-from fedward_client.training.patient_dp.back_end import choose_back_end
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_client.training.trainer import ExecutedPlan, LocalTrainer, PerformanceFlags
 from fedward_client.training.weights import record_scores
@@ -399,13 +398,3 @@ def test_importing_the_trainer_does_not_import_opacus() -> None:
     code = "import sys, fedward_client.training.trainer; sys.exit('opacus' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("parameters", "patients", "expected"),
-    [(31, 400, "loop"), (31, 80_000, "opacus"), (100_000, 80_000, "loop")],
-)
-def test_auto_takes_the_back_end_that_was_measured_to_be_faster(
-    parameters: int, patients: float, expected: str
-) -> None:
-    assert choose_back_end(parameters=parameters, patients_per_call=patients) == expected
