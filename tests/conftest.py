@@ -29,8 +29,30 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFederation]:
     """The breast-cancer study on four sites: it has run once, and its processes are still up."""
-    with start_live(STUDY_FILES / "breast-cancer.toml", tmp_path_factory.mktemp("live")) as running:
+    with start_live(
+        STUDY_FILES / "breast-cancer.toml",
+        tmp_path_factory.mktemp("live"),
+        further=FURTHER_STUDIES,
+        opacus_site="city",
+    ) as running:
         yield running
+
+
+SHORT = {"rounds = 8": "rounds = 2", "average_last = 2": "average_last = 1"}
+FURTHER_STUDIES = {
+    "mlp with fedprox and a given noise": {
+        **SHORT,
+        'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]\ninitial_seed = 7',
+        'name = "fedavg"': 'name = "fedprox"\nmu = 0.1',
+        "epsilon = 2.0": "noise_multiplier = 6.0",
+    },
+    "fedadam": {
+        **SHORT,
+        'name = "fedavg"': 'name = "fedadam"\nlearning_rate = 0.5',
+        'epsilon_is = "admission"': 'epsilon_is = "pld"',
+    },
+}
+"""What study.toml can ask for besides the demo; every site of the session's federation approves."""
 
 
 @pytest.fixture

@@ -8,8 +8,10 @@ import psutil
 import pytest
 from opacus.accountants import PRVAccountant
 
+from fedward_common.arrays import tensors_from_bytes
 from fedward_common.errors import StudyFailed
 from fedward_common.log.events import read_events, verify
+from fedward_common.models.registry import model_shapes
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, FedAvg
 from fedward_common.study.tabular import BinnedScores
@@ -18,6 +20,7 @@ from fedward_server.adapters.model_package import verify_package
 from fedward_server.adapters.run_files import LOG, study_path
 from fedward_server.bundle import bundle_folder
 from fedward_server.runs import follow, require_finished, start_run
+from tests.conftest import FURTHER_STUDIES
 from tests.support.live import LiveFederation, program
 
 pytestmark = pytest.mark.federation
@@ -63,7 +66,8 @@ def test_the_budget_that_a_site_prints_equals_opacus_prv_accountant(live: LiveFe
     expected = oracle.get_epsilon(study.dp.delta, eps_error=1e-3)
 
     for site in live.federation.sites:
-        (entry,) = live.federation.ask_site(site, "budget", "show")["studies"]
+        report = live.federation.ask_site(site, "budget", "show")
+        (entry,) = [e for e in report["studies"] if e["digest"] == study.digest]
 
         assert entry["epsilon_pld"] == pytest.approx(expected, rel=0.01)
 
@@ -73,8 +77,7 @@ def test_what_left_each_site_is_small_and_in_its_own_journal(live: LiveFederatio
     for site in live.federation.sites:
         report = live.federation.ask_site(site, "journal", "show")
 
-        assert 0 < report["bytes_out"] < 100_000
-        assert live.result["bytes_sent"][site] == report["bytes_out"]
+        assert 0 < live.result["bytes_sent"][site] <= report["bytes_out"] < 200_000
 
 
 def test_every_log_has_an_unbroken_chain(live: LiveFederation) -> None:
@@ -93,8 +96,11 @@ def test_a_charge_is_on_record_before_each_reply_is_sealed(live: LiveFederation)
             if event.action in ("round.charged", "reply.sealed", "reply.released")
         ]
 
-        rounds = live.prepared.study.rounds + 1
-        assert actions[: 3 * rounds] == ["round.charged", "reply.sealed", "reply.released"] * rounds
+        # The study's rounds and its evaluation come first; other tests may have added more since.
+        answers = live.prepared.study.rounds + 1
+        assert (
+            actions[: 3 * answers] == ["round.charged", "reply.sealed", "reply.released"] * answers
+        )
 
 
 def test_the_model_package_verifies_and_names_the_study(live: LiveFederation) -> None:
@@ -200,6 +206,28 @@ def test_the_same_study_run_again_is_refused_and_costs_nothing(live: LiveFederat
     assert after == before
 
 
+@pytest.mark.parametrize("name", FURTHER_STUDIES)
+def test_what_a_study_file_can_ask_for_runs_and_is_charged(live: LiveFederation, name: str) -> None:
+    """Models, server optimisers and back ends by study.toml and site.toml, one site on Opacus."""
+    signed = live.approved[name]
+    study = signed.verify()
+
+    run, flower_id = start_run(live.federation.settings, signed.canonical)
+    for _ in follow(live.federation.settings, run, flower_id):
+        pass
+    outcome = require_finished(live.federation.settings, run)
+
+    content = (run_folder(live.federation.settings, run) / "model.safetensors").read_bytes()
+    tensors_from_bytes(content, shapes=model_shapes(study.model, inputs=30))
+    assert outcome["committed_rounds"] == 2
+    assert set(outcome["counts"]) == set(live.federation.sites)
+    for site in live.federation.sites:
+        report = live.federation.ask_site(site, "budget", "show")
+        (entry,) = [e for e in report["studies"] if e["digest"] == study.digest]
+        assert entry["rounds_charged"] == 2
+        assert report["total"]["epsilon_admission"] > entry["epsilon_admission"]
+
+
 def test_a_study_that_no_site_approved_ends_with_a_clear_error(
     live: LiveFederation, tmp_path: Path
 ) -> None:
@@ -222,7 +250,7 @@ def test_a_study_that_no_site_approved_ends_with_a_clear_error(
     assert ": policy" in done.stderr
     for site in live.federation.sites:
         studies = live.federation.ask_site(site, "budget", "show")["studies"]
-        assert [entry["digest"] for entry in studies] == [live.prepared.study.digest]
+        assert other.digest not in [entry["digest"] for entry in studies]
 
 
 def test_a_bundle_that_no_site_approved_never_reaches_supernode(

@@ -65,7 +65,9 @@ def test_when_every_policy_says_no_the_run_ends_at_once_and_nothing_is_charged(
         federation.start()
         name, flower_id = start_run(federation.settings, prepared.signed.canonical)
         events = list(follow(federation.settings, name, flower_id))
-        with pytest.raises(StudyFailed, match=r"expected at least 3 sites .* found [012] .*: policy"):
+        with pytest.raises(
+            StudyFailed, match=r"expected at least 3 sites .* found [012] .*: policy"
+        ):
             require_finished(federation.settings, name)
         budgets = [federation.ask_site(site, "budget", "show") for site in federation.sites]
 

@@ -1,4 +1,4 @@
-"""SECURITY.md names modules and tests that exist, and the promises about the code hold in the code."""
+"""SECURITY.md names modules and tests that exist; what it says of the code holds in the code."""
 
 import ast
 import re

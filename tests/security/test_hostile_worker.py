@@ -1,18 +1,23 @@
-"""A worker that works for the coordinator tries to write past guard and gateway, free of charge."""
+"""A worker or local user, in league with the coordinator, against guard and gateway."""
 
 import asyncio
+import os
+from pathlib import Path
 
 import pytest
+from flwr.app import Error
 from flwr.proto.fleet_pb2 import PushMessagesRequest
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 
-from fedward_client.adapters.flower_fleet import FlowerFleetMessages
+from fedward_client.adapters.flower_fleet import FIXED_ERRORS, FlowerFleetMessages
 from fedward_client.adapters.flower_records import object_ids, to_records, tree_sha256
 from fedward_client.gateway.caller import SuperNode
 from fedward_client.gateway.passage import Gateway
+from fedward_client.guard.server import Access, GuardServer
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
+from fedward_common.errors import StartError
 from fedward_common.trust.certificates import NodeKey
 from fedward_common.wire import Envelope
 from tests.support.flower_node import (
@@ -51,11 +56,11 @@ class Site:
 
     def sealed(self) -> PushMessagesRequest:
         """A reply that the guard sealed, ready to be pushed."""
-        message = instruction()
-        self.channel.messages.append(message)
+        self.message = instruction()
+        self.channel.messages.append(self.message)
         assert self.ask("pull-messages", poll()) == 200
-        assert self.ask("pull-object", pull_object(message.metadata.message_id)) == 200
-        reply = reply_to(message)
+        assert self.ask("pull-object", pull_object(self.message.metadata.message_id)) == 200
+        reply = reply_to(self.message)
         self.guard.seal(reply)
         self.ids = sorted(objects(reply).keys() - {reply.metadata.message_id})
         self.channel.reached.clear()
@@ -159,3 +164,45 @@ def test_the_refusal_of_a_strange_caller_has_its_own_word() -> None:
         SuperNode(public_key=KEY.header).check(signed_headers(STRANGER))
 
     assert caught.value.refusal is Refusal.NODE_KEY
+
+
+def test_an_instruction_is_answered_with_one_message_however_often_a_refusal_is_armed(
+    site: Site,
+) -> None:
+    """Each message would carry its time of creation, which the worker picks to the microsecond."""
+    first = site.sealed()
+    assert site.ask("push-messages", first.SerializeToString()) == 200
+    (message,) = first.messages_list
+    site.guard.released.clear()  # the guard arms what was sealed again
+
+    second = PushMessagesRequest.FromString(push_messages(reply_to(site.message)))
+
+    assert second.messages_list[0].metadata.message_id != message.metadata.message_id
+    assert site.ask("push-messages", second.SerializeToString()) == 403
+    assert site.ask("push-messages", first.SerializeToString()) == 200
+    assert site.channel.routes() == ["push-messages", "push-messages"]
+
+
+def test_an_instruction_is_answered_with_one_error_at_most(site: Site) -> None:
+    site.sealed()
+    code, reason = next(iter(FIXED_ERRORS))
+    replies = [push_messages(reply_to(site.message, Error(code, reason))) for _ in range(20)]
+
+    answers = [site.ask("push-messages", reply) for reply in replies]
+
+    assert answers == [200] + [403] * 19
+    assert site.channel.routes() == ["push-messages"]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o770, 0o720])
+def test_a_guard_does_not_listen_where_another_could_take_its_place(
+    tmp_path: Path, mode: int
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    folder.chmod(mode)
+
+    with pytest.raises(StartError, match="only the guard's user"):
+        GuardServer(folder / "worker.sock", {}, access=Access(uids=frozenset({os.geteuid()})))
+
+    assert list(folder.iterdir()) == []

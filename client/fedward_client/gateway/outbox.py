@@ -21,6 +21,7 @@ class _Instruction:
 
     addressings: list[Addressing]
     received_at: float
+    answered_as: str = ""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -70,6 +71,8 @@ class Outbox:
         3. Its id is the digest of the message object that these facts and its content determine,
            and that object is the root of its tree.
         4. It has content and no error, or one of Flower's error replies and no content.
+        5. No other reply to this instruction left: a worker could send one for each word that the
+           time of creation can spell, free of charge.
 
         Left to the caller: the guard's receipt for the content, the text of an error.
 
@@ -95,9 +98,19 @@ class Outbox:
         # 4.
         if outgoing.error == bool(outgoing.objects):
             raise ProtocolError("reply: expected either content or an error")
+        # 5.
+        _require_only(instruction, outgoing)
 
     def release(self, outgoing: Outgoing) -> None:
-        """Lets the objects of a reply out from now on; called after the receipt was spent."""
+        """Lets the objects of a reply out from now on; called after the receipt was spent.
+
+        Raises:
+            ProtocolError: another reply to the same instruction was faster.
+        """
+        instruction = self._instructions.get(outgoing.addressing.reply_to)
+        if instruction is not None:
+            _require_only(instruction, outgoing)
+            instruction.answered_as = outgoing.message_id
         known = self._released.pop(outgoing.message_id, _Released(outgoing=outgoing))
         self._released[outgoing.message_id] = known
         while len(self._released) > MAX_RELEASED:
@@ -120,6 +133,11 @@ class Outbox:
             raise ProtocolError("object: expected the bytes of its id, found others")
         if not any(_belongs(pushed, released) for released in self._released.values()):
             raise ProtocolError("object: expected one of a released reply, found another")
+
+
+def _require_only(instruction: _Instruction, outgoing: Outgoing) -> None:
+    if instruction.answered_as not in ("", outgoing.message_id):
+        raise ProtocolError("reply: expected one answer to an instruction, found a second")
 
 
 def _belongs(pushed: PushedObject, released: _Released) -> bool:

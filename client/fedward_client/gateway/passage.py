@@ -131,8 +131,8 @@ class Gateway:
                 "reply: expected an unused receipt of the guard for exactly these bytes, found none"
             )
         kind = "error-reply" if outgoing.error else "reply"
-        await self._journal("out", call, kind, outgoing.message_id, len(call.body))
         self._outbox.release(outgoing)
+        await self._journal("out", call, kind, outgoing.message_id, len(call.body))
         answer = await self._forward(call)
         if answer.status == OK:
             self._outbox.opened(outgoing.message_id, self._fleet.session(answer.body))

@@ -22,6 +22,8 @@ from fedward_common.trust.certificates import make_loopback_identity
 
 STOP_SECONDS: Final = 2
 KEEP_ALIVE_SECONDS: Final = 60
+MAX_CONNECTIONS: Final = 64
+"""SuperNode uses a handful. Each may hold 8 MiB before it is known who calls."""
 LOOPBACK: Final = "127.0.0.1"
 
 _log = structlog.get_logger(__name__)
@@ -55,6 +57,7 @@ async def serve_gateway(config: GatewayConfig) -> None:
                 log_config=None,
                 log_level="critical",
                 access_log=False,
+                limit_concurrency=MAX_CONNECTIONS,
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=STOP_SECONDS,

@@ -7,6 +7,7 @@ kernel's word on the other side's user decides (SO_PEERCRED), whatever the file'
 import grp
 import os
 import socket
+import stat
 import struct
 import threading
 from collections.abc import Callable, Mapping
@@ -216,6 +217,7 @@ def _listen(path: Path, access: Access) -> socket.socket:
             f"{len(os.fsencode(path))}. Choose a shorter folders.run in site.toml"
         )
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _require_own(path.parent)
     draft = path.with_name(f"{path.name[:8]}.new")
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -239,6 +241,17 @@ def _listen(path: Path, access: Access) -> socket.socket:
         listener.close()
         raise
     return listener
+
+
+def _require_own(folder: Path) -> None:
+    found = folder.stat()
+    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
+        # Who may write there may put a guard of their own in this one's place, which says yes.
+        raise StartError(
+            f"folder {folder}: expected that only the guard's user may write to it, found owner "
+            f"{found.st_uid} and mode {stat.S_IMODE(found.st_mode):04o}. Run: chmod go-w, or "
+            "choose another folders.run in site.toml"
+        )
 
 
 def _require_unused(path: Path) -> None:
