@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from fedward_client.data.tabular import CsvSource
+from fedward_client.rehearse import rehearse
 from fedward_client.settings import CsvFile
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Tensors
@@ -69,6 +70,7 @@ class Draw:
 
     exact: ModelFigures
     private: PrivateEvaluation
+    alone: Mapping[SiteId, ModelFigures]
     seconds: float
 
 
@@ -115,7 +117,7 @@ def load_study(path: Path) -> StudySpec:
 
 def read_tables(study: StudySpec, paths: Mapping[SiteId, Path], part: Any) -> Tables:
     return {
-        site: CsvSource([CsvFile(path=path)]).records(study, part=part)
+        site: CsvSource([CsvFile(path=path)]).checked_records(study, part=part)
         for site, path in paths.items()
     }
 
@@ -130,6 +132,10 @@ def run_draws(
         yield Draw(
             exact=model_figures(study, model, held_out),
             private=evaluated(study, model, held_out),
+            alone={
+                site: model_figures(study, alone_same_privacy(study, site, training), held_out)
+                for site in training
+            },
             seconds=seconds,
         )
 
@@ -150,6 +156,21 @@ def federated(study: StudySpec, training: Tables) -> Tensors:
         model = optimiser.step(model, total.mean())
         tail.add(dict(model))
     return tail.mean()
+
+
+def alone_same_privacy(study: StudySpec, site: SiteId, training: Tables) -> Tensors:
+    """The study's own noise, rounds and steps on one site without partners.
+
+    The plan was tuned for the federation, not for a site by itself.
+    """
+
+    class OneTable:
+        def checked_records(self, study: StudySpec, *, part: Any) -> PatientRecords:
+            del study, part
+            return training[site]
+
+    (model,) = rehearse(study, site, OneTable(), flags=PerformanceFlags(), draws=1)
+    return model
 
 
 def evaluated(study: StudySpec, model: Tensors, held_out: Tables) -> PrivateEvaluation:
@@ -211,6 +232,19 @@ def report(
         },
         "federated_private": private_json(draws),
         "pooled_no_privacy": pooled,
+        "alone_same_privacy_mean": {
+            "auc": summarised([mean_of(draw, "auc") for draw in draws]),
+            "accuracy": summarised([mean_of(draw, "accuracy") for draw in draws]),
+            "site_mean_accuracy": summarised(
+                [
+                    float(np.mean([f.per_site[s].accuracy for s, f in draw.alone.items()]))
+                    for draw in draws
+                ]
+            ),
+        },
+        "federated_auc_above_alone_same_privacy": float(
+            np.mean([(draw.exact.pooled.auc or 0.0) > mean_of(draw, "auc") for draw in draws])
+        ),
         "alone_no_privacy": alone,
         "alone_no_privacy_mean": alone_mean,
         "majority": {"accuracy": first.pooled.majority, "site_mean": first.site_mean_majority},
@@ -233,6 +267,11 @@ def report(
         "seed": None,
         "environment": environment(),
     }
+
+
+def mean_of(draw: Draw, name: str) -> float:
+    """The mean over the sites alone of a pooled figure of one draw."""
+    return float(np.mean([getattr(figures.pooled, name) for figures in draw.alone.values()]))
 
 
 def figures_json(figures: ModelFigures) -> dict[str, Any]:

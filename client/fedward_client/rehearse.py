@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedward_client.data.tabular import DataSource
+from fedward_client.data.tabular import CheckedSource
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Array, tensors_to_bytes
@@ -23,7 +23,7 @@ from fedward_common.trust.private_files import write_private
 
 
 def rehearse(
-    study: StudySpec, site: SiteId, source: DataSource, *, flags: PerformanceFlags, draws: int
+    study: StudySpec, site: SiteId, source: CheckedSource, *, flags: PerformanceFlags, draws: int
 ) -> list[dict[str, Array]]:
     """`draws` models, each trained with the study's noise, rounds and steps on this site alone.
 
@@ -33,7 +33,7 @@ def rehearse(
     """
     if study.site(site) is None:
         raise ConfigError(f"rehearse: expected a study with the site {site}, found one without it")
-    records = source.records(study, part="train")
+    records = source.checked_records(study, part="train")
     return [
         _one(
             LocalTrainer(study, site, sampling=Csprng(), noise=Csprng(), flags=flags),

@@ -22,10 +22,10 @@ def result(tmp_path_factory: pytest.TempPathFactory, heart_data: Path) -> dict:
 
 
 def test_the_mean_accuracy_over_the_hospitals_is_above_its_floor(result: dict) -> None:
-    """Mean 0.815, SD 0.007 over 20 noise draws (make bench-heart); the floor is 4 SD below."""
+    """Mean 0.813, SD 0.010 over 20 noise draws (make bench-heart); the floor is 4 SD below."""
     accuracy = result["accuracy"]
 
-    assert accuracy["federated_site_mean"] >= 0.785
+    assert accuracy["federated_site_mean"] >= 0.772
     assert accuracy["federated_site_mean"] > accuracy["majority_site_mean"]
 
 

@@ -4,16 +4,20 @@ A table is UTF-8 text (a byte order mark does no harm) with one header line. A s
 configured table that has all its columns; other columns and other tables are left alone.
 """
 
+import codecs
 import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
+
+import structlog
 
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.study.encoding import (
     PatientRecords,
     TablePart,
     check_columns,
+    encode_present,
     encode_table,
     required_columns,
 )
@@ -21,6 +25,8 @@ from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import TabularData
 
 FILE: Final = "CSV file"
+
+_log = structlog.get_logger(__name__)
 
 
 class DataSource(Protocol):
@@ -31,6 +37,18 @@ class DataSource(Protocol):
 
         Raises:
             DataError: the site's data do not fit the study.
+        """
+        ...
+
+
+class CheckedSource(Protocol):
+    """Reads the same records strictly, for the site engineer who can mend the data (port)."""
+
+    def checked_records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
+        """The records of the training or the held-out patients.
+
+        Raises:
+            DataError: anything in the site's data does not fit the study.
         """
         ...
 
@@ -56,28 +74,48 @@ class CsvSource:
         self._tables = tuple(tables)
 
     def records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
-        """The records of `part` by the study's schema.
+        """The records of `part`; a patient whose rows do not fit the schema counts as absent.
+
+        Only what is public or the site's own configuration can fail here, never one patient's
+        rows: the refusal would tell something about that patient outside epsilon (rules 7).
+
+        Raises:
+            DataError: no or more than one table has the study's columns, or none can be read.
+            ProtocolError: the study is not about tables.
+        """
+        schema = _schema(study)
+        header, *rows = self._table(schema, [_readable_lines(table) for table in self._tables])
+        records, absent = encode_present(
+            schema,
+            (dict(zip(header, row, strict=True)) for row in rows),
+            part=part,
+            one_record_per_patient=_single(study),
+        )
+        if absent:
+            # Stays in the worker's own log: which patients is for `fedward-client rehearse`.
+            _log.warning("data.patients-absent", count=absent)
+        return records
+
+    def checked_records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
+        """The records of `part` for the site's own eyes: anything that does not fit is an error.
 
         Raises:
             DataError: no or more than one table fits, or a table is not what the schema says.
                 The text names the kind of file, a column and the rule; never a path or a value.
             ProtocolError: the study is not about tables.
         """
-        schema = study.data
-        if not isinstance(schema, TabularData):
-            raise ProtocolError(f"data: expected kind 'tabular', found {schema.kind!r}")
-        single = isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
-        header, *rows = self._table(schema)
+        schema = _schema(study)
+        header, *rows = self._table(schema, [list(_lines(table)) for table in self._tables])
         return encode_table(
             schema,
             (dict(zip(header, row, strict=True)) for row in rows),
             part=part,
-            one_record_per_patient=single,
+            one_record_per_patient=_single(study),
         )
 
-    def _table(self, schema: TabularData) -> list[list[str]]:
+    @staticmethod
+    def _table(schema: TabularData, tables: list[list[list[str]]]) -> list[list[str]]:
         """Header and rows of the one table that has the columns of `schema`."""
-        tables = [list(_lines(table)) for table in self._tables]
         needed = set(required_columns(schema))
         fitting = [table for table in tables if needed <= set(table[0])]
         if len(fitting) == 1:
@@ -92,6 +130,46 @@ class CsvSource:
             schema, max((table[0] for table in tables), key=lambda h: len(needed & set(h)))
         )
         raise DataError(f"{FILE}: expected a table with the study's columns, found none")
+
+
+def _schema(study: StudySpec) -> TabularData:
+    if not isinstance(study.data, TabularData):
+        raise ProtocolError(f"data: expected kind 'tabular', found {study.data.kind!r}")
+    return study.data
+
+
+def _single(study: StudySpec) -> bool:
+    return isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
+
+
+def _readable_lines(table: CsvTable) -> list[list[str]]:
+    """The header and every row that can be read by itself and has the header's length.
+
+    Line by line: a broken quote or foreign bytes in one patient's row must not touch another's.
+
+    Raises:
+        DataError: there is no such file, or no header that can be read.
+    """
+    try:
+        lines = table.path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    except OSError as error:
+        raise DataError(f"{FILE}: expected a readable table, found: {error.strerror}") from error
+    cells = [row for line in lines if (row := _row(line, delimiter=table.delimiter)) is not None]
+    first = next((line for line in lines if line.strip()), b"")
+    header = _row(first, delimiter=table.delimiter)
+    if header is None:
+        raise DataError(f"{FILE}: expected a header line, found none that can be read")
+    _check_header(header)
+    return [row for row in cells if len(row) == len(header)]
+
+
+def _row(line: bytes, *, delimiter: str) -> list[str] | None:
+    """The cells of one line; None for a blank line and for one that cannot be read."""
+    try:
+        cells = next(csv.reader([line.decode("utf-8")], delimiter=delimiter, strict=True), [])
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    return [cell.strip() for cell in cells] or None
 
 
 def _lines(table: CsvTable) -> Iterator[list[str]]:

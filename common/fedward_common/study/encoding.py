@@ -98,6 +98,42 @@ def encode_table(
     return _arrays(chosen, inputs=schema.input_size)
 
 
+def encode_present(
+    schema: TabularData,
+    rows: Iterable[Row],
+    *,
+    part: TablePart,
+    one_record_per_patient: bool = False,
+) -> tuple[PatientRecords, int]:
+    """As `encode_table`, but a patient whose rows do not fit counts as absent; with their number.
+
+    What mechanisms run on: whether they run must not depend on one patient's cells, or the refusal
+    would answer a question about that patient outside epsilon (rules 7). So this never fails on
+    rows. A row without a patient id counts as absent by itself; an empty part has no records. The
+    number of absent patients is for the site's own log and must not leave it.
+    """
+    encode = _row_encoder(schema)
+    groups: dict[str, list[_Record]] = {}
+    absent: set[str] = set()
+    for row in rows:
+        patient = (row.get(schema.patient_key) or "").strip()
+        try:
+            record = encode(row)
+        except DataError:
+            absent.add(patient)
+            continue
+        if record is not None:
+            groups.setdefault(patient, []).append(record)
+    for patient, group in groups.items():
+        try:
+            _check_group(group, schema, one_record_per_patient=one_record_per_patient)
+        except DataError:
+            absent.add(patient)
+    present = [group for patient, group in groups.items() if patient not in absent]
+    chosen = [group for group in present if group[0].part == part]
+    return _arrays(chosen, inputs=schema.input_size), len(absent)
+
+
 def check_columns(schema: TabularData, header: Sequence[str]) -> None:
     """Returns when `header` has every column that `schema` asks for; others do no harm.
 
@@ -254,22 +290,28 @@ def _by_patient(
     for record in records:
         groups.setdefault(record.patient, []).append(record)
     for group in groups.values():
-        if one_record_per_patient and len(group) > 1:
-            raise DataError(
-                f"column {schema.patient_key!r}: expected every patient once, because the study "
-                "takes one record per patient, found a patient id twice"
-            )
-        if len({record.part for record in group}) > 1:
-            raise DataError(
-                "split: expected all rows of a patient on one side, found a patient in both the "
-                "training and the held-out rows"
-            )
-        if len({record.label for record in group}) > 1:
-            raise DataError(
-                f"column {schema.label.column!r}: expected one label per patient, found a patient "
-                "with both classes"
-            )
+        _check_group(group, schema, one_record_per_patient=one_record_per_patient)
     return list(groups.values())
+
+
+def _check_group(
+    group: Sequence[_Record], schema: TabularData, *, one_record_per_patient: bool
+) -> None:
+    if one_record_per_patient and len(group) > 1:
+        raise DataError(
+            f"column {schema.patient_key!r}: expected every patient once, because the study "
+            "takes one record per patient, found a patient id twice"
+        )
+    if len({record.part for record in group}) > 1:
+        raise DataError(
+            "split: expected all rows of a patient on one side, found a patient in both the "
+            "training and the held-out rows"
+        )
+    if len({record.label for record in group}) > 1:
+        raise DataError(
+            f"column {schema.label.column!r}: expected one label per patient, found a patient "
+            "with both classes"
+        )
 
 
 def _arrays(groups: Sequence[Sequence[_Record]], *, inputs: int) -> PatientRecords:

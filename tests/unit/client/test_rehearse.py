@@ -16,7 +16,7 @@ from tests.support.studies import SITES, make_spec
 
 
 class OneTable:
-    def records(self, study: StudySpec, *, part: str) -> PatientRecords:
+    def checked_records(self, study: StudySpec, *, part: str) -> PatientRecords:
         return PatientRecords(
             features=np.eye(3, dtype=np.float32),
             labels=np.array([1, 0, 1], dtype=np.float32),

@@ -19,7 +19,7 @@ def read(
 ) -> PatientRecords:
     study = make_spec(dp=make_dp(max_records_per_patient=records))
     source = CsvSource([CsvFile(path=path, delimiter=delimiter) for path in paths])
-    return source.records(study, part=part)
+    return source.checked_records(study, part=part)
 
 
 def refusal(*paths: Path) -> str:
