@@ -1,4 +1,4 @@
-"""The log port (rules 29): a hash chain of known fields, on each side, that any reader can check."""
+"""The log port (rules 29): a hash chain of known fields that any reader can check."""
 
 import hashlib
 import json

@@ -19,7 +19,7 @@ from fedward_server.adapters.flower_control import FlowerControl, build_bundle
 from fedward_server.adapters.model_package import verify_package
 from fedward_server.adapters.run_files import LOG, study_path
 from fedward_server.bundle import bundle_folder
-from fedward_server.runs import follow, require_finished, start_run
+from fedward_server.runs import follow, require_finished, run_folder, start_run
 from tests.conftest import FURTHER_STUDIES
 from tests.support.live import LiveFederation, program
 
