@@ -1,5 +1,6 @@
 """How every Fedward program ends: one line for the person on duty and an exit code per class."""
 
+import io
 import json
 import sys
 import traceback
@@ -18,6 +19,10 @@ def run_program(program: Callable[[], object], *, name: str) -> NoReturn:
     because its text may hold a value; `--debug` prints the traceback as well.
     """
     debug, as_json = "--debug" in sys.argv, "--json" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without UTF-8 gets question marks for an epsilon, not a traceback.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         program()
     except FedwardError as error:

@@ -80,6 +80,37 @@ def sandbox(
         typer.echo(json.dumps(result))
 
 
+@app.command()
+def plan(
+    study: Annotated[Path | None, typer.Argument(help="A study.toml; left out, numbers.")] = None,
+    patients: Annotated[str | None, typer.Option(help="Patients per site: 200,170,30,85.")] = None,
+    epsilon: Annotated[float | None, typer.Option(help="Budget of the whole study.")] = None,
+    delta: Annotated[float | None, typer.Option(help="At most 1 / (10 N).")] = None,
+    steps: Annotated[list[str] | None, typer.Option(help="40, or rounds x steps: 8x5.")] = None,
+    sampling: Annotated[list[float] | None, typer.Option(help="Sampling probability.")] = None,
+    evaluation_noise: Annotated[float | None, typer.Option(help="Noise of the release.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show what a privacy budget buys: noise, sampling and steps, priced by both accountants."""
+    del debug
+    from fedward_server.plan_command import plan_from_arguments, plan_json, print_plan
+
+    found = plan_from_arguments(
+        study,
+        patients=patients,
+        epsilon=epsilon,
+        delta=delta,
+        steps=steps or (),
+        sampling=sampling or (),
+        evaluation_noise=evaluation_noise,
+    )
+    if as_json:
+        typer.echo(json.dumps(plan_json(found)))
+    else:
+        print_plan(found)
+
+
 @runs.command("start")
 def runs_start(
     signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],

@@ -1,6 +1,7 @@
 """`fedward-server sandbox`: from a study file and folders of patients to a signed model."""
 
 import json
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -272,8 +273,12 @@ def _rehearsals(federation: Federation, *, out: Path) -> dict[SiteId, list[dict[
         report = federation.ask_site(site, "rehearse", study, *options)
         return [tensors_from_bytes(Path(path).read_bytes()) for path in report["models"]]
 
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        return dict(zip(federation.sites, pool.map(of, federation.sites), strict=True))
+    try:
+        with ThreadPoolExecutor(max_workers=2) as pool:
+            return dict(zip(federation.sites, pool.map(of, federation.sites), strict=True))
+    finally:
+        # Models of single hospitals: looked at here and kept nowhere.
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, out: Path) -> None:

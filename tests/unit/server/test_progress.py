@@ -203,7 +203,7 @@ def test_final_tables_fit_and_say_what_each_figure_is(width: int) -> None:
     assert max(map(len, text.splitlines())) <= width
     assert re.search(r"federated \(this run\) +0\.881 +0\.802 +0\.797 +exact", text)
     assert re.search(r"federated, from noised bins +0\.873 +0\.796 +— +private", text)
-    for name in ("each site alone (mean)", "pooled without privacy", "majority class"):
+    for name in ("each site alone, same privacy", "pooled without privacy", "majority class"):
         assert name in text
     assert re.search(r"north +100 +0\.900 +0\.840 +0\.850 +0\.800 +3\.980 +3\.500 +1\.20 MB", text)
 

@@ -1,0 +1,87 @@
+"""The privacy audit of a study at one site, layers 1 and 2 (no import has effects).
+
+It measures what the code does and compares it with what the signed study declares, before a site
+approves. It works on made-up patients only, so it costs no privacy and may run at any time.
+"""
+
+from fedward_client.audit.noise import (
+    MINIMUM_STEPS,
+    block_findings,
+    noise_findings,
+    run_block_steps,
+    run_noise_steps,
+)
+from fedward_client.audit.report import AuditReport, Finding, audit_json, audit_text
+from fedward_client.audit.sensitivity import (
+    AuditPorts,
+    StepProbe,
+    probe_loader,
+    probe_sensitivity,
+)
+from fedward_client.training.trainer import PerformanceFlags
+from fedward_common.errors import ConfigError, ModelRefused
+from fedward_common.ids import SiteId
+from fedward_common.study.spec import StudySpec
+
+__all__ = ["AuditPorts", "AuditReport", "Finding", "audit_json", "audit_study", "audit_text"]
+
+DEFAULT_NOISE_STEPS = 128
+
+
+def audit_study(
+    study: StudySpec,
+    site: SiteId,
+    *,
+    flags: PerformanceFlags,
+    noise_steps: int = DEFAULT_NOISE_STEPS,
+    ports: AuditPorts | None = None,
+) -> AuditReport:
+    """What layers 1 and 2 find about `study` as this installation would run it at `site`.
+
+    1. The loader, on made-up rows within and far beyond the study's ranges.
+    2. The model and the loss, by the trainer's own check; where it refuses, nothing more runs.
+    3. Sensitivity of a step: add or remove one patient, replace one, faulty patients.
+    4. Noise-only steps of the trainer, read from the encoded update.
+    5. The audit block: canaries through sampling, clipping and noise of the engine.
+
+    No real patient is read and nothing is charged. A healthy study fails by chance with
+    probability `AuditReport.false_alarm`, below 1e-4.
+
+    Raises:
+        ConfigError: the study does not include the site, this installation cannot run it, or
+            `noise_steps` are too few to say anything.
+    """
+    if noise_steps < MINIMUM_STEPS:
+        raise ConfigError(f"noise steps: expected {MINIMUM_STEPS} or more, found {noise_steps}")
+    ports = AuditPorts() if ports is None else ports
+    probe = StepProbe(study, site, flags=flags, ports=ports)
+    findings, loaded = probe_loader(study, ports.loader)
+    try:
+        sensitivity = probe_sensitivity(probe, loaded)
+        noise = noise_findings(run_noise_steps(probe, ports, steps=noise_steps), probe)
+        block = block_findings(run_block_steps(study, probe, flags=flags, ports=ports), probe)
+        findings += [_model_and_loss(None), *sensitivity, *noise, *block]
+    except ModelRefused as refusal:
+        findings.append(_model_and_loss(refusal))
+    return AuditReport(
+        study=study.id,
+        digest=study.digest,
+        site=site,
+        backend=flags.backend,
+        device=flags.device,
+        noise_steps=noise_steps,
+        findings=tuple(findings),
+    )
+
+
+def _model_and_loss(refusal: ModelRefused | None) -> Finding:
+    reason = f"; {refusal} - nothing further was measured" if refusal else ""
+    return Finding.at_most(
+        "model-and-loss",
+        0.0 if refusal is None else 1.0,
+        0.0,
+        layer=1,
+        unit=f"refusals by the trainer's own check{reason}",
+        proves="the model keeps patients apart and the loss is one number for each record.",
+        does_not_prove="what a model does on inputs that the check and the probes do not try.",
+    )
