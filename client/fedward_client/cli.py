@@ -133,6 +133,28 @@ def rehearse(
     )
 
 
+@app.command()
+def audit(
+    signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Probe how this site would run a study, on made-up patients. Nothing is read or charged."""
+    del debug
+    from fedward_client.audit import audit_json, audit_study, audit_text
+    from fedward_client.training.trainer import PerformanceFlags
+    from fedward_common.study.signed import SignedStudy
+
+    settings = _load(config)
+    study = SignedStudy.parse(_read(signed_study)).verify()
+    flags = PerformanceFlags(device=settings.device, backend=settings.backend)
+    report = audit_study(study, SiteId(settings.site), flags=flags)
+    typer.echo(json.dumps(audit_json(report)) if as_json else audit_text(report))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
 def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()

@@ -353,8 +353,9 @@ def reachable(
     except ssl.SSLCertVerificationError as error:
         return fail(name, *_foreign(target, error, proxy=proxy))
     except ssl.SSLError as error:
-        return fail(name, f"{target}: {shared.ssl_reason(error)} instead of TLS 1.3", allow)
-    except (socket.gaierror, UnicodeError):
+        found = f"{shared.ssl_reason(error)} instead of TLS 1.3, issuer {_issuer(target, proxy)}"
+        return fail(name, f"{target}: {found}", allow)
+    except (socket.gaierror, ValueError):
         return fail(name, f"{target}: the name is not known here", "Check the address and DNS")
     except OSError as error:
         return fail(name, f"{target}: {error.strerror or error}", allow)
@@ -431,11 +432,9 @@ def _connect(target: Target, proxy: str | None) -> socket.socket:
     if proxy is None:
         return socket.create_connection((target.host, target.port), timeout=shared.PROBE_SECONDS)
     url = urlsplit(proxy)
-    try:
-        address = (url.hostname or "", url.port or 80)
-    except ValueError as error:
-        raise OSError("not a proxy URL") from error
-    raw = socket.create_connection(address, timeout=shared.PROBE_SECONDS)
+    if url.scheme != "http" or not url.hostname:
+        raise OSError("the proxy variable holds no http:// address")
+    raw = socket.create_connection((url.hostname, url.port or 80), timeout=shared.PROBE_SECONDS)
     ask = f"CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n"
     if url.username is not None:
         login = f"{unquote(url.username)}:{unquote(url.password or '')}".encode()

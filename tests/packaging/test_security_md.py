@@ -108,5 +108,16 @@ def test_no_environment_variable_is_read_outside_entry_points() -> None:
     assert readers <= {"flower_app.py", "cli.py", "processes.py", "tls.py"}
 
 
+def test_the_source_without_noise_is_used_by_the_audit_alone() -> None:
+    """Rules 11: `Quiet` probes made-up patients; nothing that touches real ones may know it."""
+    users = {
+        path.parent.name
+        for path in SOURCES
+        if re.search(r"\bQuiet\b", path.read_text()) and "audit" not in path.parts
+    }
+
+    assert users == set()
+
+
 def test_no_module_is_longer_than_500_lines() -> None:
     assert [path.name for path in SOURCES if len(path.read_text().splitlines()) > 500] == []

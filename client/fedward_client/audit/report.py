@@ -143,8 +143,8 @@ def audit_text(report: AuditReport) -> str:
     lines += ["", *_wrapped(verdict), *_wrapped(LIMITS)]
     if report.false_alarm > 0:
         lines += _wrapped(
-            f"A healthy study fails by chance with probability at most {report.false_alarm:.1e}; "
-            f"run the audit again before you trust a single narrow failure of layer 2."
+            f"A healthy study fails by chance with probability at most {report.false_alarm:.1e}. A "
+            f"failure that comes back on a second run is not chance."
         )
     return "\n".join(lines)
 
