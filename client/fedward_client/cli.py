@@ -134,6 +134,25 @@ def rehearse(
 
 
 @app.command()
+def doctor(
+    config: Config = DEFAULT_CONFIG,
+    study: Annotated[
+        Path | None, typer.Option(help="A signed study (JSON) to check data and policy against.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Check this site and say how to fix what is wrong. Exit code 0 ok, 1 fail, 2 warnings."""
+    del debug
+    from fedward_client.doctor import examine_site
+
+    configure_logging(process="site")
+    examination = examine_site(config, study=study)
+    typer.echo(json.dumps(examination.as_json()) if as_json else examination.text())
+    raise typer.Exit(examination.exit_code)
+
+
+@app.command()
 def audit(
     signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
     config: Config = DEFAULT_CONFIG,

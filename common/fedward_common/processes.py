@@ -87,13 +87,15 @@ def require_free_port(port: int, *, name: str, key: str, host: str = "127.0.0.1"
 def offline_environment() -> dict[str, str]:
     """What every child gets: no telemetry, update check or installs; loopback never by proxy."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "FEDWARD_"))}
-    bypass = ",".join(filter(None, ["127.0.0.1,localhost,::1", kept.get("NO_PROXY", "")]))
-    kept.pop("no_proxy", None)
+    known = [kept.get("NO_PROXY", ""), kept.get("no_proxy", "")]
+    bypass = ",".join(dict.fromkeys(filter(None, ["127.0.0.1,localhost,::1", *known])))
     return kept | {
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        # httpx reads either spelling, grpc the lower-case one only.
         "NO_PROXY": bypass,
+        "no_proxy": bypass,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),
         "PYTHONUNBUFFERED": "1",
     }

@@ -111,6 +111,18 @@ def plan(
         print_plan(found)
 
 
+@app.command()
+def doctor(config: Config = DEFAULT_CONFIG, as_json: Json = False, debug: Debug = False) -> None:
+    """Check the coordinator and say how to fix what is wrong. Exit code 0 ok, 1 fail, 2 warn."""
+    del debug
+    from fedward_server.doctor import examine_coordinator
+
+    configure_logging(process="coordinator")
+    examination = examine_coordinator(config)
+    typer.echo(json.dumps(examination.as_json()) if as_json else examination.text())
+    raise typer.Exit(examination.exit_code)
+
+
 @runs.command("start")
 def runs_start(
     signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],

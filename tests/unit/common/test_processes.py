@@ -171,6 +171,7 @@ def test_children_get_no_telemetry_and_reach_loopback_without_a_proxy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("NO_PROXY", "intranet")
+    monkeypatch.delenv("no_proxy", raising=False)
     monkeypatch.setenv("FLWR_TELEMETRY_ENABLED", "1")
     monkeypatch.setenv("FLWR_SOMETHING", "1")
 
@@ -179,4 +180,5 @@ def test_children_get_no_telemetry_and_reach_loopback_without_a_proxy(
     assert environment["FLWR_TELEMETRY_ENABLED"] == "0"
     assert environment["FLWR_DISABLE_UPDATE_CHECK"] == "1"
     assert environment["NO_PROXY"] == "127.0.0.1,localhost,::1,intranet"
+    assert environment["no_proxy"] == environment["NO_PROXY"]
     assert "FLWR_SOMETHING" not in environment
