@@ -15,7 +15,7 @@ import structlog
 
 from fedward_common.errors import StartError
 from fedward_common.processes import ChildSpec, Supervisor, port_open, require_free_port
-from fedward_common.trust.certificates import make_loopback_identity
+from fedward_common.trust.certificates import LoopbackIdentity, make_loopback_identity
 from fedward_common.trust.private_files import write_private
 from fedward_server.adapters.flower_control import FlowerControl
 from fedward_server.adapters.registry import open_registry
@@ -71,32 +71,10 @@ def _children(settings: CoordinatorSettings, settings_file: Path) -> list[ChildS
     if not secret.exists():
         write_private(secret, secrets.token_bytes(32))
     flower_home = {"FLWR_HOME": str(state / "flower")}
-    address = f"127.0.0.1:{settings.superlink_port}"
-    own = (sys.executable, "-m", "fedward_server")
     return [
         ChildSpec(
             name="superlink",
-            command=(
-                "flower-superlink",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(settings.superlink_port),
-                "--isolation",
-                "process",
-                "--superexec-auth-secret-file",
-                str(secret),
-                "--database",
-                str(state / "superlink.db"),
-                "--enable-supernode-auth",
-                "--ssl-ca-certfile",
-                str(loopback.ca),
-                "--ssl-certfile",
-                str(loopback.certificate),
-                "--ssl-keyfile",
-                str(loopback.key),
-                "--disable-runtime-dependency-installation",
-            ),
+            command=_superlink(settings, loopback, secret=secret),
             log_file=logs / "superlink.log",
             environment=flower_home,
             ready=lambda: port_open(settings.superlink_port),
@@ -104,13 +82,9 @@ def _children(settings: CoordinatorSettings, settings_file: Path) -> list[ChildS
         ChildSpec(
             name="serverapp",
             command=(
-                "flower-superexec",
-                "--runtime-api-address",
-                address,
-                "--root-certificates",
-                str(loopback.ca),
-                "--superexec-auth-secret-file",
-                str(secret),
+                *("flower-superexec", "--superexec-auth-secret-file", str(secret)),
+                *("--runtime-api-address", f"127.0.0.1:{settings.superlink_port}"),
+                *("--root-certificates", str(loopback.ca)),
             ),
             log_file=logs / "serverapp.log",
             environment=flower_home
@@ -122,11 +96,30 @@ def _children(settings: CoordinatorSettings, settings_file: Path) -> list[ChildS
         ),
         ChildSpec(
             name="edge",
-            command=(*own, "edge", "--config", str(settings_file)),
+            command=(
+                sys.executable,
+                "-m",
+                "fedward_server",
+                "edge",
+                "--config",
+                str(settings_file),
+            ),
             log_file=logs / "edge.log",
             ready=lambda: port_open(settings.listen_port, settings.probe_host),
         ),
     ]
+
+
+def _superlink(
+    settings: CoordinatorSettings, loopback: LoopbackIdentity, *, secret: Path
+) -> tuple[str, ...]:
+    return (
+        *("flower-superlink", "--host", "127.0.0.1", "--port", str(settings.superlink_port)),
+        *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
+        *("--database", str(settings.state / "superlink.db"), "--enable-supernode-auth"),
+        *("--ssl-ca-certfile", str(loopback.ca), "--ssl-certfile", str(loopback.certificate)),
+        *("--ssl-keyfile", str(loopback.key), "--disable-runtime-dependency-installation"),
+    )
 
 
 def ready_file(settings: CoordinatorSettings) -> Path:

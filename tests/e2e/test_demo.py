@@ -148,7 +148,7 @@ def test_the_sandbox_starts_the_same_programs_as_a_hospital(live: LiveFederation
         r"\S*python\S* -m fedward_server edge --config \S+/coordinator\.toml",
         r"\S*python\S* -m fedward_client (guard|gateway|worker) --config \S+/site\.toml",
         r"\S*python\S* \S*/flower-superlink --host 127\.0\.0\.1 .*--isolation process .*",
-        r"\S*python\S* \S*/flower-superexec --runtime-api-address 127\.0\.0\.1:\d+ .*",
+        r"\S*python\S* \S*/flower-superexec .*--runtime-api-address 127\.0\.0\.1:\d+ .*",
         r"\S*python\S* \S*/flower-supernode --superlink 127\.0\.0\.1:\d+ .*--isolation process .*",
     ]
     lines = [" ".join(p.cmdline()) for p in children(live)]
