@@ -29,10 +29,10 @@ EARLY_DEATHS: Final = 5
 _log = structlog.get_logger(__name__)
 
 
-def _die_with_parent() -> None:
+def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
     """Asks the kernel to end this process when its parent ends, however that happens (Linux)."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, int(number))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +146,7 @@ class Supervisor:
                     env=offline_environment() | dict(spec.environment),
                     # Set between fork and exec in a single-threaded supervisor: safe, and the only
                     # way that a SIGKILL of the supervisor leaves no orphan.
-                    preexec_fn=_die_with_parent,  # noqa: PLW1509
+                    preexec_fn=die_with_parent,  # noqa: PLW1509
                 )
         except OSError as error:
             raise StartError(

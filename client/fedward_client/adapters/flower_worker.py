@@ -20,6 +20,8 @@ from flwr.supercore.superexec.executor import LaunchResult
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
+from fedward_common.processes import die_with_parent
+
 MAX_REQUEST_BYTES: Final = 65536
 
 
@@ -46,10 +48,17 @@ class Zygote:
 
 def _serve_forks(requests: socket.socket) -> None:
     """Forks a child for every request until the parent closes the socket; never returns."""
+    # A task whose SuperNode is gone retries for ever, with records in memory: when the site stops,
+    # or anything above ends, zygote and tasks end at once.
+    die_with_parent(signal.SIGKILL)
+    zygote = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while request := requests.recv(MAX_REQUEST_BYTES):
         if os.fork() == 0:
+            die_with_parent(signal.SIGKILL)
+            if os.getppid() != zygote:
+                os._exit(1)  # it ended before the kernel was asked
             requests.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -57,6 +57,27 @@ def test_each_task_runs_in_a_process_of_its_own(executor: ForkExecutor, tmp_path
     assert str(os.getpid()) not in {path.name for path in tmp_path.iterdir()}
 
 
+def test_a_task_ends_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A task that waits for a SuperNode that is gone must not stay with records in memory."""
+
+    def hang(**_: object) -> None:
+        (tmp_path / str(os.getpid())).write_text("here")
+        time.sleep(60)
+
+    monkeypatch.setattr(flower_worker, "run_clientapp", hang)
+    executor = ForkExecutor(Zygote())
+    executor.launch(a_task(TaskType.CLIENT_APP))
+    wait_for(tmp_path, 1)
+    (path,) = tmp_path.iterdir()
+
+    executor.close()
+
+    limit = time.monotonic() + 10
+    while Path(f"/proc/{path.name}").exists() and time.monotonic() < limit:
+        time.sleep(0.02)
+    assert not Path(f"/proc/{path.name}").exists()
+
+
 @pytest.mark.parametrize("kind", [k for k in TaskType if k is not TaskType.CLIENT_APP])
 def test_any_other_kind_of_task_is_refused(executor: ForkExecutor, kind: TaskType) -> None:
     assert executor.launch(a_task(kind)).status is LaunchResultStatus.FAILED
