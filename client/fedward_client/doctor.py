@@ -23,6 +23,7 @@ from urllib.parse import unquote, urlsplit
 from fedward_client.adapters.key_files import read_private, read_signing_key
 from fedward_client.adapters.sqlite_ledger import LedgerFile, ledger_exists
 from fedward_client.data.tabular import CsvSource
+from fedward_client.guard.main import noted_head
 from fedward_client.policy import SitePolicy
 from fedward_client.settings import CsvFile, SiteSettings, load_site_settings
 from fedward_common import doctor as shared
@@ -35,7 +36,6 @@ from fedward_common.errors import (
     PolicyRefused,
 )
 from fedward_common.ids import SiteId
-from fedward_common.log.events import read_events
 from fedward_common.privacy.ledger import Head
 from fedward_common.processes import offline_environment, socket_open
 from fedward_common.study.encoding import TablePart
@@ -206,7 +206,7 @@ def ledger(name: str, settings: SiteSettings) -> Finding:
     path = settings.ledger_path
     restore = "Restore ledger and mark from the newest copy; never start a new ledger"
     try:
-        noted = _noted_head(settings)
+        noted = noted_head(settings)
     except LedgerError:
         noted = Head()  # the journal has a finding of its own
     if not ledger_exists(path):
@@ -224,15 +224,6 @@ def ledger(name: str, settings: SiteSettings) -> Finding:
     if noted.seq and row != noted.sha256:
         return fail(name, f"{path}: row {noted.seq} is not as the journal noted it", restore)
     return ok(name, f"{head.seq} rows, chain unbroken, mark and journal agree")
-
-
-def _noted_head(settings: SiteSettings) -> Head:
-    """The last row of the ledger that the journal speaks of."""
-    head = Head()
-    for event in read_events(settings.audit_path):
-        if "ledger_seq" in event.fields and "head_sha256" in event.fields:
-            head = Head(seq=event.fields["ledger_seq"], sha256=event.fields["head_sha256"])
-    return head
 
 
 def data_source(name: str, table: CsvFile) -> Finding:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import structlog
+
 from fedward_client.data.tabular import DataSource
 from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.tasks.registry import task_of
@@ -24,6 +26,8 @@ from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import BinnedScores
 from fedward_common.wire import Envelope, Instruction
+
+_log = structlog.get_logger(__name__)
 
 
 class Guard(Protocol):
@@ -61,6 +65,8 @@ class Worker:
             return self._answer(envelope)
         except FedwardError as error:
             code = error.code if error.code in REFUSAL_CODES else "internal"
+            # The word leaves, the sentence stays: errors of ours carry no value from patient data.
+            _log.warning("instruction.refused", code=code, reason=str(error))
             return self.guard.refuse(envelope.header, code)
 
     def _answer(self, envelope: Envelope) -> Envelope:

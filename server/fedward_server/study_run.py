@@ -196,8 +196,8 @@ class StudyRun:
             reasons = "; ".join(f"{site}: {code}" for site, code in sorted(self.refusals.items()))
             raise StudyFailed(
                 f"study {self.study.id}: expected at least {self.study.quorum} sites that take "
-                f"part, found {len(willing)} ({reasons}). Ask those sites: their guard's log "
-                "says why"
+                f"part, found {len(willing)} ({reasons}). Ask those sites: their worker.log "
+                "and guard.log say why"
             )
         return willing
 

@@ -97,7 +97,7 @@ def _open_service(
     key = read_signing_key(settings.keys.signing_key)
     for folder in (settings.folders.state, settings.folders.run):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    noted, answered = _noted_head(settings), _noted_answers(settings)
+    noted, answered = noted_head(settings), _noted_answers(settings)
     log = EventLog(settings.audit_path)
     opened.callback(log.close)
     policy = SitePolicy.of(settings)
@@ -169,7 +169,7 @@ def flower_object_ids() -> ObjectIds:
     return object_ids
 
 
-def _noted_head(settings: SiteSettings) -> Head:
+def noted_head(settings: SiteSettings) -> Head:
     """The last row of the ledger that the journal speaks of."""
     head = Head()
     for event in read_events(settings.audit_path):

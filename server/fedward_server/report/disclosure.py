@@ -54,8 +54,8 @@ def what_left(run: RunFigures) -> tuple[str, ...]:
         )
     lines.append(
         "Protocol messages without patient values: names, digests, signatures, signs of life. A "
-        "hospital that refuses says one word from a fixed list ('data': its file does not fit the "
-        "schema)."
+        "hospital that refuses says one word from a fixed list ('data': it has no table with the "
+        "study's columns). A patient whose rows do not fit counts as absent, in silence."
     )
     lines.append(f"Together the hospitals sent {bytes_text(run.total_bytes_sent)}.")
     return tuple(lines)

@@ -81,7 +81,7 @@ def write_sites(layout: Layout, *, study: StudySpec, bundle_sha256: str) -> None
         raise TypeError(f"sandbox: expected a dp-sgd study, found {study.dp.kind}")
     policy: dict[str, Any] = {
         "task": study.task.kind,
-        # A policy states limits, not the study's numbers: one below and one above the next step.
+        # A limit, not the study's own number: a hair below what this study declares.
         "min_noise": round(study.dp.noise_multiplier * 0.99, 4),
         "max_epsilon": study.dp.epsilon,
         "delta": study.dp.delta,

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
+import structlog
 
 from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.train_round import Worker
@@ -169,3 +170,14 @@ def test_an_instruction_without_its_blobs_is_refused_before_a_charge(blob: str) 
     worker(guard).answer(envelope)
 
     assert guard.asked == ["refuse protocol"]
+
+
+def test_the_reason_of_a_refusal_stays_in_the_sites_own_log() -> None:
+    guard = FakeGuard()
+
+    with structlog.testing.capture_logs() as logs:
+        worker(guard, DataError("table: expected the column 'age'")).answer(instruct())
+
+    (line,) = logs
+    assert (line["event"], line["code"]) == ("instruction.refused", "data")
+    assert line["reason"] == "table: expected the column 'age'"
