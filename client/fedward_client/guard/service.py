@@ -6,22 +6,18 @@ Trusted for a study's data is nevertheless the worker itself: the guard sees tha
 study's shapes, not that noise is in it.
 """
 
-import json
-import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from dp_accounting import DpEvent
+from typing import Literal
 
 from fedward_client.guard.client import Grant, StoredReply
+from fedward_client.guard.payloads import charged_event, check_payload
 from fedward_client.guard.receipts import Live, Receipts, Refusal, Refusals
 from fedward_client.guard.replies import PAYLOAD, Replies, SealedReply
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, ObjectIds, Shapes, Signer
-from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
-from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.canonical import sha256_hex
 from fedward_common.errors import (
     REFUSAL_CODES,
     FedwardError,
@@ -32,10 +28,8 @@ from fedward_common.errors import (
 from fedward_common.ids import SiteId
 from fedward_common.privacy.accounting import epsilon_admission
 from fedward_common.privacy.ledger import Charge, Ledger, Purpose, Reservation
-from fedward_common.privacy.mechanism import release_event, round_event
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.tabular import BinnedScores
 from fedward_common.trust.signing import key_sha256
 from fedward_common.wire import Envelope, Instruction, Reply
 
@@ -95,7 +89,7 @@ class GuardService:
         """
         with self._lock:
             live = self._receipts.get(receipt)
-        _check_payload(live, payload, shapes=self.shapes)
+        check_payload(live, payload, shapes=self.shapes)
         kind = live.instruction.kind
         envelope = self._signed(live.instruction, kind=kind, payload=payload)
         object_ids = self.object_ids(envelope)
@@ -193,7 +187,7 @@ class GuardService:
             raise ProtocolError(
                 f"instruction: expected a round of 1 to {study.rounds}, found {instruction.round}"
             )
-        _event(instruction, study)
+        charged_event(instruction, study)
         return study
 
     def _stored(self, instruction: Instruction) -> StoredReply | None:
@@ -222,7 +216,7 @@ class GuardService:
         self._reserve(study)
         purpose: Purpose = "round" if instruction.kind == "train" else "release"
         charge = self.ledger.charge(
-            [_event(instruction, study)],
+            [charged_event(instruction, study)],
             study=study.digest,
             slot=instruction.slot,
             key=instruction.key,
@@ -348,49 +342,3 @@ class GuardService:
             attempt=instruction.attempt,
             **fields,
         )
-
-
-def _event(instruction: Instruction, study: StudySpec) -> DpEvent:
-    """What the instruction costs a patient; ProtocolError where the study has no such thing."""
-    return round_event(study) if instruction.kind == "train" else release_event(_evaluation(study))
-
-
-def _evaluation(study: StudySpec) -> BinnedScores:
-    release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
-    if release is None:
-        raise ProtocolError(
-            f"instruction: expected study {study.id} to release an evaluation, found none in it"
-        )
-    return release
-
-
-def _check_payload(live: Live, payload: bytes, *, shapes: Shapes) -> None:
-    if live.instruction.kind == "train":
-        tensors = tensors_from_bytes(payload, shapes=shapes(live.study))
-        # The file format has a free-text header; one byte form leaves no room for notes in it.
-        if tensors_to_bytes(tensors) != payload:
-            raise ProtocolError("update: expected the plain bytes of its tensors, found others")
-        return
-    bins = _evaluation(live.study).bins
-    try:
-        value: Any = json.loads(payload)
-        same = canonical_json(value) == payload
-    except (ValueError, RecursionError, ProtocolError) as error:
-        raise ProtocolError("evaluation: expected JSON, found something else") from error
-    if not same or not _is_counts(value, bins=bins):
-        raise ProtocolError(
-            f"evaluation: expected {{'counts': 2 x {bins} finite numbers}} in canonical JSON, "
-            "found something else"
-        )
-
-
-def _is_counts(value: Any, *, bins: int) -> bool:
-    if not isinstance(value, dict) or value.keys() != {"counts"}:
-        return False
-    rows = value["counts"]
-    return (
-        isinstance(rows, list)
-        and len(rows) == 2
-        and all(isinstance(row, list) and len(row) == bins for row in rows)
-        and all(type(n) in (int, float) and math.isfinite(n) for row in rows for n in row)
-    )

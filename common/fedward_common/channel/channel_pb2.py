@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fedward_common/channel/channel.proto\x12\x12\x66\x65\x64ward.channel.v1\"\x9f\x01\n\x0e\x46orwardRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12@\n\x07headers\x18\x02 \x03(\x0b\x32/.fedward.channel.v1.ForwardRequest.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb0\x01\n\x0c\x46orwardReply\x12\x0e\n\x06status\x18\x01 \x01(\r\x12>\n\x07headers\x18\x02 \x03(\x0b\x32-.fedward.channel.v1.ForwardReply.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x12\n\nerror_code\x18\x04 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x32\x61\n\x0e\x46\x65\x64wardChannel\x12O\n\x07\x46orward\x12\".fedward.channel.v1.ForwardRequest\x1a .fedward.channel.v1.ForwardReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$fedward_common/channel/channel.proto\x12\x12\x66\x65\x64ward.channel.v1\"\x9f\x01\n\x0e\x46orwardRequest\x12\r\n\x05route\x18\x01 \x01(\t\x12@\n\x07headers\x18\x02 \x03(\x0b\x32/.fedward.channel.v1.ForwardRequest.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb0\x01\n\x0c\x46orwardReply\x12\x0e\n\x06status\x18\x01 \x01(\r\x12>\n\x07headers\x18\x02 \x03(\x0b\x32-.fedward.channel.v1.ForwardReply.HeadersEntry\x12\x0c\n\x04\x62ody\x18\x03 \x01(\x0c\x12\x12\n\nerror_code\x18\x04 \x01(\t\x1a.\n\x0cHeadersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x81\x01\n\x0cHelloRequest\x12@\n\x08versions\x18\x01 \x03(\x0b\x32..fedward.channel.v1.HelloRequest.VersionsEntry\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xb0\x01\n\nHelloReply\x12>\n\x08versions\x18\x01 \x03(\x0b\x32,.fedward.channel.v1.HelloReply.VersionsEntry\x12\x0c\n\x04time\x18\x02 \x01(\x01\x12\x0f\n\x07revoked\x18\x03 \x03(\t\x12\x12\n\nerror_code\x18\x04 \x01(\t\x1a/\n\rVersionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"#\n\x0cRenewRequest\x12\x13\n\x0brequest_pem\x18\x01 \x01(\x0c\"3\n\nRenewReply\x12\x11\n\tchain_pem\x18\x01 \x01(\x0c\x12\x12\n\nerror_code\x18\x02 \x01(\t\"\x13\n\x11ListModelsRequest\"\xb8\x01\n\nModelEntry\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\r\n\x05study\x18\x02 \x01(\t\x12\x10\n\x08study_id\x18\x03 \x01(\t\x12\x14\n\x0cmodel_sha256\x18\x04 \x01(\t\x12\x38\n\x05\x66iles\x18\x05 \x03(\x0b\x32).fedward.channel.v1.ModelEntry.FilesEntry\x1a,\n\nFilesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"U\n\x0fListModelsReply\x12.\n\x06models\x18\x01 \x03(\x0b\x32\x1e.fedward.channel.v1.ModelEntry\x12\x12\n\nerror_code\x18\x02 \x01(\t\">\n\x11\x46\x65tchModelRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0c\n\x04\x66ile\x18\x02 \x01(\t\x12\x0e\n\x06offset\x18\x03 \x01(\x04\"D\n\x0f\x46\x65tchModelReply\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\x04\x12\x12\n\nerror_code\x18\x03 \x01(\t\"/\n\rSubmitRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07request\x18\x02 \x01(\x0c\"9\n\x0bSubmitReply\x12\x16\n\x0erequest_sha256\x18\x01 \x01(\t\x12\x12\n\nerror_code\x18\x02 \x01(\t\"G\n\x0c\x46\x65tchRequest\x12\x16\n\x0erequest_sha256\x18\x01 \x01(\t\x12\x0c\n\x04time\x18\x02 \x01(\x04\x12\x11\n\tsignature\x18\x03 \x01(\x0c\"?\n\nFetchReply\x12\x0e\n\x06status\x18\x01 \x01(\t\x12\r\n\x05grant\x18\x02 \x01(\x0c\x12\x12\n\nerror_code\x18\x03 \x01(\t2a\n\x0e\x46\x65\x64wardChannel\x12O\n\x07\x46orward\x12\".fedward.channel.v1.ForwardRequest\x1a .fedward.channel.v1.ForwardReply2\xd7\x02\n\x0b\x46\x65\x64wardSite\x12I\n\x05Hello\x12 .fedward.channel.v1.HelloRequest\x1a\x1e.fedward.channel.v1.HelloReply\x12I\n\x05Renew\x12 .fedward.channel.v1.RenewRequest\x1a\x1e.fedward.channel.v1.RenewReply\x12X\n\nListModels\x12%.fedward.channel.v1.ListModelsRequest\x1a#.fedward.channel.v1.ListModelsReply\x12X\n\nFetchModel\x12%.fedward.channel.v1.FetchModelRequest\x1a#.fedward.channel.v1.FetchModelReply2\xab\x01\n\x10\x46\x65\x64wardEnrolment\x12L\n\x06Submit\x12!.fedward.channel.v1.SubmitRequest\x1a\x1f.fedward.channel.v1.SubmitReply\x12I\n\x05\x46\x65tch\x12 .fedward.channel.v1.FetchRequest\x1a\x1e.fedward.channel.v1.FetchReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,6 +35,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORWARDREQUEST_HEADERSENTRY']._serialized_options = b'8\001'
   _globals['_FORWARDREPLY_HEADERSENTRY']._loaded_options = None
   _globals['_FORWARDREPLY_HEADERSENTRY']._serialized_options = b'8\001'
+  _globals['_HELLOREQUEST_VERSIONSENTRY']._loaded_options = None
+  _globals['_HELLOREQUEST_VERSIONSENTRY']._serialized_options = b'8\001'
+  _globals['_HELLOREPLY_VERSIONSENTRY']._loaded_options = None
+  _globals['_HELLOREPLY_VERSIONSENTRY']._serialized_options = b'8\001'
+  _globals['_MODELENTRY_FILESENTRY']._loaded_options = None
+  _globals['_MODELENTRY_FILESENTRY']._serialized_options = b'8\001'
   _globals['_FORWARDREQUEST']._serialized_start=61
   _globals['_FORWARDREQUEST']._serialized_end=220
   _globals['_FORWARDREQUEST_HEADERSENTRY']._serialized_start=174
@@ -43,6 +49,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORWARDREPLY']._serialized_end=399
   _globals['_FORWARDREPLY_HEADERSENTRY']._serialized_start=174
   _globals['_FORWARDREPLY_HEADERSENTRY']._serialized_end=220
-  _globals['_FEDWARDCHANNEL']._serialized_start=401
-  _globals['_FEDWARDCHANNEL']._serialized_end=498
+  _globals['_HELLOREQUEST']._serialized_start=402
+  _globals['_HELLOREQUEST']._serialized_end=531
+  _globals['_HELLOREQUEST_VERSIONSENTRY']._serialized_start=484
+  _globals['_HELLOREQUEST_VERSIONSENTRY']._serialized_end=531
+  _globals['_HELLOREPLY']._serialized_start=534
+  _globals['_HELLOREPLY']._serialized_end=710
+  _globals['_HELLOREPLY_VERSIONSENTRY']._serialized_start=484
+  _globals['_HELLOREPLY_VERSIONSENTRY']._serialized_end=531
+  _globals['_RENEWREQUEST']._serialized_start=712
+  _globals['_RENEWREQUEST']._serialized_end=747
+  _globals['_RENEWREPLY']._serialized_start=749
+  _globals['_RENEWREPLY']._serialized_end=800
+  _globals['_LISTMODELSREQUEST']._serialized_start=802
+  _globals['_LISTMODELSREQUEST']._serialized_end=821
+  _globals['_MODELENTRY']._serialized_start=824
+  _globals['_MODELENTRY']._serialized_end=1008
+  _globals['_MODELENTRY_FILESENTRY']._serialized_start=964
+  _globals['_MODELENTRY_FILESENTRY']._serialized_end=1008
+  _globals['_LISTMODELSREPLY']._serialized_start=1010
+  _globals['_LISTMODELSREPLY']._serialized_end=1095
+  _globals['_FETCHMODELREQUEST']._serialized_start=1097
+  _globals['_FETCHMODELREQUEST']._serialized_end=1159
+  _globals['_FETCHMODELREPLY']._serialized_start=1161
+  _globals['_FETCHMODELREPLY']._serialized_end=1229
+  _globals['_SUBMITREQUEST']._serialized_start=1231
+  _globals['_SUBMITREQUEST']._serialized_end=1278
+  _globals['_SUBMITREPLY']._serialized_start=1280
+  _globals['_SUBMITREPLY']._serialized_end=1337
+  _globals['_FETCHREQUEST']._serialized_start=1339
+  _globals['_FETCHREQUEST']._serialized_end=1410
+  _globals['_FETCHREPLY']._serialized_start=1412
+  _globals['_FETCHREPLY']._serialized_end=1475
+  _globals['_FEDWARDCHANNEL']._serialized_start=1477
+  _globals['_FEDWARDCHANNEL']._serialized_end=1574
+  _globals['_FEDWARDSITE']._serialized_start=1577
+  _globals['_FEDWARDSITE']._serialized_end=1920
+  _globals['_FEDWARDENROLMENT']._serialized_start=1923
+  _globals['_FEDWARDENROLMENT']._serialized_end=2094
 # @@protoc_insertion_point(module_scope)

@@ -96,3 +96,329 @@ class FedwardChannel:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class FedwardSiteStub:
+    """What else a member site asks its coordinator: same port, same certificate checks on every call.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Hello = channel.unary_unary(
+                '/fedward.channel.v1.FedwardSite/Hello',
+                request_serializer=fedward__common_dot_channel_dot_channel__pb2.HelloRequest.SerializeToString,
+                response_deserializer=fedward__common_dot_channel_dot_channel__pb2.HelloReply.FromString,
+                _registered_method=True)
+        self.Renew = channel.unary_unary(
+                '/fedward.channel.v1.FedwardSite/Renew',
+                request_serializer=fedward__common_dot_channel_dot_channel__pb2.RenewRequest.SerializeToString,
+                response_deserializer=fedward__common_dot_channel_dot_channel__pb2.RenewReply.FromString,
+                _registered_method=True)
+        self.ListModels = channel.unary_unary(
+                '/fedward.channel.v1.FedwardSite/ListModels',
+                request_serializer=fedward__common_dot_channel_dot_channel__pb2.ListModelsRequest.SerializeToString,
+                response_deserializer=fedward__common_dot_channel_dot_channel__pb2.ListModelsReply.FromString,
+                _registered_method=True)
+        self.FetchModel = channel.unary_unary(
+                '/fedward.channel.v1.FedwardSite/FetchModel',
+                request_serializer=fedward__common_dot_channel_dot_channel__pb2.FetchModelRequest.SerializeToString,
+                response_deserializer=fedward__common_dot_channel_dot_channel__pb2.FetchModelReply.FromString,
+                _registered_method=True)
+
+
+class FedwardSiteServicer:
+    """What else a member site asks its coordinator: same port, same certificate checks on every call.
+    """
+
+    def Hello(self, request, context):
+        """The coordinator's versions and clock, and what this site should know (a revoked member, ...).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Renew(self, request, context):
+        """A new certificate for a new key, before the present one ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListModels(self, request, context):
+        """The finished models of the studies that this site is in.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def FetchModel(self, request, context):
+        """One piece of a file of a model package.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_FedwardSiteServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Hello': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hello,
+                    request_deserializer=fedward__common_dot_channel_dot_channel__pb2.HelloRequest.FromString,
+                    response_serializer=fedward__common_dot_channel_dot_channel__pb2.HelloReply.SerializeToString,
+            ),
+            'Renew': grpc.unary_unary_rpc_method_handler(
+                    servicer.Renew,
+                    request_deserializer=fedward__common_dot_channel_dot_channel__pb2.RenewRequest.FromString,
+                    response_serializer=fedward__common_dot_channel_dot_channel__pb2.RenewReply.SerializeToString,
+            ),
+            'ListModels': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListModels,
+                    request_deserializer=fedward__common_dot_channel_dot_channel__pb2.ListModelsRequest.FromString,
+                    response_serializer=fedward__common_dot_channel_dot_channel__pb2.ListModelsReply.SerializeToString,
+            ),
+            'FetchModel': grpc.unary_unary_rpc_method_handler(
+                    servicer.FetchModel,
+                    request_deserializer=fedward__common_dot_channel_dot_channel__pb2.FetchModelRequest.FromString,
+                    response_serializer=fedward__common_dot_channel_dot_channel__pb2.FetchModelReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fedward.channel.v1.FedwardSite', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fedward.channel.v1.FedwardSite', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class FedwardSite:
+    """What else a member site asks its coordinator: same port, same certificate checks on every call.
+    """
+
+    @staticmethod
+    def Hello(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedward.channel.v1.FedwardSite/Hello',
+            fedward__common_dot_channel_dot_channel__pb2.HelloRequest.SerializeToString,
+            fedward__common_dot_channel_dot_channel__pb2.HelloReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Renew(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedward.channel.v1.FedwardSite/Renew',
+            fedward__common_dot_channel_dot_channel__pb2.RenewRequest.SerializeToString,
+            fedward__common_dot_channel_dot_channel__pb2.RenewReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListModels(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedward.channel.v1.FedwardSite/ListModels',
+            fedward__common_dot_channel_dot_channel__pb2.ListModelsRequest.SerializeToString,
+            fedward__common_dot_channel_dot_channel__pb2.ListModelsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FetchModel(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedward.channel.v1.FedwardSite/FetchModel',
+            fedward__common_dot_channel_dot_channel__pb2.FetchModelRequest.SerializeToString,
+            fedward__common_dot_channel_dot_channel__pb2.FetchModelReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class FedwardEnrolmentStub:
+    """How a site joins: a listener of its own with a server certificate only (rules 18).
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Submit = channel.unary_unary(
+                '/fedward.channel.v1.FedwardEnrolment/Submit',
+                request_serializer=fedward__common_dot_channel_dot_channel__pb2.SubmitRequest.SerializeToString,
+                response_deserializer=fedward__common_dot_channel_dot_channel__pb2.SubmitReply.FromString,
+                _registered_method=True)
+        self.Fetch = channel.unary_unary(
+                '/fedward.channel.v1.FedwardEnrolment/Fetch',
+                request_serializer=fedward__common_dot_channel_dot_channel__pb2.FetchRequest.SerializeToString,
+                response_deserializer=fedward__common_dot_channel_dot_channel__pb2.FetchReply.FromString,
+                _registered_method=True)
+
+
+class FedwardEnrolmentServicer:
+    """How a site joins: a listener of its own with a server certificate only (rules 18).
+    """
+
+    def Submit(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Fetch(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_FedwardEnrolmentServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Submit': grpc.unary_unary_rpc_method_handler(
+                    servicer.Submit,
+                    request_deserializer=fedward__common_dot_channel_dot_channel__pb2.SubmitRequest.FromString,
+                    response_serializer=fedward__common_dot_channel_dot_channel__pb2.SubmitReply.SerializeToString,
+            ),
+            'Fetch': grpc.unary_unary_rpc_method_handler(
+                    servicer.Fetch,
+                    request_deserializer=fedward__common_dot_channel_dot_channel__pb2.FetchRequest.FromString,
+                    response_serializer=fedward__common_dot_channel_dot_channel__pb2.FetchReply.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fedward.channel.v1.FedwardEnrolment', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fedward.channel.v1.FedwardEnrolment', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class FedwardEnrolment:
+    """How a site joins: a listener of its own with a server certificate only (rules 18).
+    """
+
+    @staticmethod
+    def Submit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedward.channel.v1.FedwardEnrolment/Submit',
+            fedward__common_dot_channel_dot_channel__pb2.SubmitRequest.SerializeToString,
+            fedward__common_dot_channel_dot_channel__pb2.SubmitReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Fetch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fedward.channel.v1.FedwardEnrolment/Fetch',
+            fedward__common_dot_channel_dot_channel__pb2.FetchRequest.SerializeToString,
+            fedward__common_dot_channel_dot_channel__pb2.FetchReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -6,7 +6,14 @@ the parser on both sides; a study that names an unregistered kind is refused.
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializeAsAny,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+)
 
 
 class Strict(BaseModel):
@@ -15,7 +22,25 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class Variant(Strict):
+class Extensible(Strict):
+    """A value of format v1 that later versions gave more fields.
+
+    A field named in `added` does not appear in the canonical form while it has its default, so the
+    digest of every study that was signed before stays what it was; a reader that does not know the
+    field refuses a study that uses it.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        unused = {name for name in self.added if getattr(self, name) == fields[name].default}
+        return {name: value for name, value in values.items() if name not in unused}
+
+
+class Variant(Extensible):
     """One variant of a tagged union; subclasses fix `kind` to a literal."""
 
     kind: str

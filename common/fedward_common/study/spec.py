@@ -1,9 +1,10 @@
 """StudySpec v1: everything public about a study, and the digest that is its identity everywhere."""
 
 import math
-from typing import Annotated, Literal
+from datetime import date
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.ids import DIGEST, LABEL, Digest, SiteId
@@ -13,6 +14,7 @@ from fedward_common.study.registry import (
     AnyRelease,
     AnyTask,
     DpSpec,
+    Extensible,
     Strict,
     register,
 )
@@ -102,8 +104,10 @@ class StudySite(Strict):
     node_key_sha256: DigestText
 
 
-class StudySpec(Strict):
+class StudySpec(Extensible):
     """Everything public about a study. Frozen; equal studies have equal canonical bytes."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"ethics_valid_until"})
 
     format: Literal["fedward-study/1"] = "fedward-study/1"
     id: str = Field(pattern=LABEL)
@@ -122,6 +126,9 @@ class StudySpec(Strict):
     sites: tuple[StudySite, ...] = Field(min_length=1, strict=False)
     lead_key_sha256: DigestText
     uncovered_evaluation: Literal[False] = False
+    ethics_valid_until: str | None = Field(
+        default=None, description="the last day (UTC) of the ethics approval; no round after it"
+    )
 
     @property
     def canonical(self) -> bytes:
@@ -151,6 +158,13 @@ class StudySpec(Strict):
         """The public aggregation weight of a site: patients / public_patients (rules 6, 13)."""
         site = self.site(site_id)
         return site.patients / self.public_patients if site is not None else 0.0
+
+    @field_validator("ethics_valid_until")
+    @classmethod
+    def _a_day(cls, value: str | None) -> str | None:
+        if value is not None and date.fromisoformat(value).isoformat() != value:
+            raise ValueError(f"expected a day such as 2027-03-31, found {value!r}")
+        return value
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudySpec":
