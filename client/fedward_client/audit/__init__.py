@@ -1,9 +1,11 @@
-"""The privacy audit of a study at one site, layers 1 and 2 (no import has effects).
+"""The privacy audit of a study at one site, layers 1 to 3 (no import has effects).
 
 It measures what the code does and compares it with what the signed study declares, before a site
 approves. It works on made-up patients only, so it costs no privacy and may run at any time.
 """
 
+from fedward_client.audit.canaries import canary_findings
+from fedward_client.audit.inversion import inversion_findings
 from fedward_client.audit.noise import (
     MINIMUM_STEPS,
     block_findings,
@@ -34,15 +36,17 @@ def audit_study(
     *,
     flags: PerformanceFlags,
     noise_steps: int = DEFAULT_NOISE_STEPS,
+    canaries: bool = False,
     ports: AuditPorts | None = None,
 ) -> AuditReport:
-    """What layers 1 and 2 find about `study` as this installation would run it at `site`.
+    """What the layers find about `study` as this installation would run it at `site`.
 
     1. The loader, on made-up rows within and far beyond the study's ranges.
     2. The model and the loss, by the trainer's own check; where it refuses, nothing more runs.
     3. Sensitivity of a step: add or remove one patient, replace one, faulty patients.
     4. Noise-only steps of the trainer, read from the encoded update.
     5. The audit block: canaries through sampling, clipping and noise of the engine.
+    6. With `canaries`: one whole training run with canaries, and gradient inversion (layer 3).
 
     No real patient is read and nothing is charged. A healthy study fails by chance with
     probability `AuditReport.false_alarm`, below 1e-4.
@@ -61,6 +65,9 @@ def audit_study(
         noise = noise_findings(run_noise_steps(probe, ports, steps=noise_steps), probe)
         block = block_findings(run_block_steps(study, probe, flags=flags, ports=ports), probe)
         findings += [_model_and_loss(None), *sensitivity, *noise, *block]
+        if canaries:
+            findings += canary_findings(study, site, probe=probe, flags=flags, ports=ports)
+            findings += inversion_findings(study, probe=probe, ports=ports)
     except ModelRefused as refusal:
         findings.append(_model_and_loss(refusal))
     return AuditReport(

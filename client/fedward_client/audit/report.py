@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from fedward_common.ids import Digest, SiteId
 
-Layer = Literal[1, 2]
+Layer = Literal[1, 2, 3]
 
 SCOPE = (
     "Made-up patients only: no real patient was read, nothing was charged, nothing left this site."
