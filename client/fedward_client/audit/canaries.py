@@ -32,7 +32,7 @@ Members = npt.NDArray[np.bool_]
 
 BLOCK_CANARIES = 2048
 PATIENT_CANARIES = 128
-AUDIT_DELTA = 1e-7
+AUDIT_DELTA = 1e-8
 MOST_STEPS = 2000
 """Steps that are audited; a longer study is compared with what it claims for so many."""
 NOTHING = (
