@@ -31,6 +31,7 @@ from fedward_client.settings import CsvFile
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
+from fedward_common.models.averages import released_models
 from fedward_common.models.registry import initial_tensors
 from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.histogram import binned_counts, noisy_counts
@@ -40,7 +41,7 @@ from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.files import SiteKeys, parse_study, read_toml
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import BinnedScores, TabularData
-from fedward_server.aggregation import TailAverage, plain_sum, server_optimiser
+from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.evaluation import PrivateEvaluation, evaluate
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.datasets import deal_breast_cancer, import_fed_heart
@@ -147,7 +148,7 @@ def federated(study: StudySpec, training: Tables) -> Tensors:
         site: LocalTrainer(study, site, sampling=Csprng(), noise=Csprng(), flags=PerformanceFlags())
         for site in training
     }
-    optimiser, tail = server_optimiser(study), TailAverage(study.aggregation.average_last)
+    optimiser, tail = server_optimiser(study), released_models(study)
     model: Tensors = initial_tensors(study.model, study.data.input_size)
     for _ in range(study.rounds):
         total = plain_sum(study)

@@ -51,6 +51,15 @@ FURTHER_STUDIES = {
         'name = "fedavg"': 'name = "fedadam"\nlearning_rate = 0.5',
         'epsilon_is = "admission"': 'epsilon_is = "pld"',
     },
+    "every utility lever": {
+        "rounds = 8": "rounds = 2",
+        'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]',
+        "average_last = 2": "ema = 0.5",
+        "momentum = 0.5": "momentum = 0.0",
+        "learning_rate = 1.0": 'learning_rate = 0.05\noptimizer = "adam"\nfrozen = ["hidden.1."]\n'
+        "jitter = { copies = 3, scale = 0.05 }",
+        "clip_norm =": 'clipping = "auto-s"\nclip_norm =',
+    },
 }
 """What study.toml can ask for besides the demo; every site of the session's federation approves."""
 

@@ -7,14 +7,13 @@ Whoever releases one of them must charge it first.
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from fedward_client.data.tabular import CheckedSource
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Array, tensors_to_bytes
 from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
+from fedward_common.models.averages import released_models
 from fedward_common.models.registry import initial_tensors
 from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords
@@ -46,15 +45,11 @@ def rehearse(
 
 def _one(trainer: LocalTrainer, study: StudySpec, records: PatientRecords) -> dict[str, Array]:
     model = initial_tensors(study.model, inputs=task_of(study).inputs)
-    released = []
+    released = released_models(study)
     for _ in range(study.rounds):
         model = trainer.train(model, records).tensors
-        released.append(model)
-    tail = released[-study.aggregation.average_last :]
-    return {
-        name: (np.add.reduce([np.float64(m[name]) for m in tail]) / len(tail)).astype(np.float32)
-        for name in model
-    }
+        released.add(model)
+    return released.mean()
 
 
 def write_models(models: Sequence[dict[str, Array]], folder: Path) -> list[Path]:

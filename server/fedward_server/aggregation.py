@@ -4,7 +4,6 @@ The sum stands behind the `SecureSum` port: a plain weighted sum here, masked su
 are public constants of the study (rules 6, 13), renormalised over the sites that answered.
 """
 
-from collections import deque
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -100,29 +99,6 @@ class AdamStep:
             move = spec.learning_rate * self._first[name] / (np.sqrt(self._second[name]) + spec.tau)
             following[name] = (value + move).astype(np.float32)
         return following
-
-
-class TailAverage:
-    """The mean of the last `count` released models: post-processing, free of privacy cost."""
-
-    def __init__(self, count: int) -> None:
-        self._models: deque[dict[str, Array]] = deque(maxlen=count)
-
-    def add(self, model: Tensors) -> None:
-        """Takes one more released model."""
-        self._models.append(dict(model))
-
-    def mean(self) -> dict[str, Array]:
-        """The mean of the models kept. Raises RuntimeError when there is none."""
-        if not self._models:
-            raise RuntimeError("no round was committed, so there is no model to average")
-        count = len(self._models)
-        return {
-            name: (np.add.reduce([np.float64(m[name]) for m in self._models]) / count).astype(
-                np.float32
-            )
-            for name in self._models[0]
-        }
 
 
 def server_optimiser(study: StudySpec) -> ServerOptimiser:

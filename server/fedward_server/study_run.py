@@ -16,12 +16,13 @@ from fedward_common.arrays import Array, tensors_from_bytes, tensors_to_bytes
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import FedwardError, ProtocolError, SignatureRefused, StudyFailed
 from fedward_common.ids import SiteId
+from fedward_common.models.averages import released_models
 from fedward_common.models.registry import initial_tensors, model_shapes
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import BinnedScores, TabularData
 from fedward_common.trust.signing import key_sha256, verify
 from fedward_common.wire import Envelope, Instruction, Kind, Reply
-from fedward_server.aggregation import TailAverage, plain_sum, server_optimiser
+from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.fleet import Answer, Clock, Fleet, RunEvents, RunStore
 from fedward_server.round_state import RoundState, describe
 
@@ -68,7 +69,7 @@ class StudyRun:
                 reached it.
         """
         study = self.study
-        optimiser, tail = server_optimiser(study), TailAverage(study.aggregation.average_last)
+        optimiser, tail = server_optimiser(study), released_models(study)
         model = initial_tensors(study.model, inputs=self._inputs)
         committed = 0
         for number in range(1, study.rounds + 1):

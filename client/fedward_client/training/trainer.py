@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from fedward_client.tasks.registry import task_of
+from fedward_client.training.descent import LocalDescent, freeze
 from fedward_client.training.patient_dp.back_end import (
     BackEnd,
     BackEndName,
@@ -28,7 +29,7 @@ from fedward_common.ids import SiteId
 from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.privacy.randomness import RandomSource
 from fedward_common.study.encoding import PatientRecords
-from fedward_common.study.spec import DpSgd, FedProx, StudySpec
+from fedward_common.study.spec import DpSgd, StudySpec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +104,7 @@ class LocalTrainer:
             ConfigError: the weights overflowed; the study's learning rate is too high.
         """
         model = build_model(self._study.model, self._task.inputs).to(self._device).train()
+        freeze(model, self._study.training)
         examples = self._task.examples(device=self._device)
         check_model(model, loss=self._task.losses, examples=examples)
         back_end = checked_back_end(
@@ -129,25 +131,9 @@ class LocalTrainer:
         )
 
     def _descend(self, model: nn.Module, engine: PatientDpEngine, patients: PatientTensors) -> None:
-        """SGD on noisy gradients. Momentum, decay and the proximal term are post-processing."""
-        parameters = list(trainable_parameters(model).values())
-        start = [parameter.detach().clone() for parameter in parameters]
-        aggregation, training = self._study.aggregation, self._study.training
-        mu = aggregation.mu if isinstance(aggregation, FedProx) else 0.0
-        # Momentum starts at zero in each round: a site keeps nothing between rounds.
-        optimizer = torch.optim.SGD(
-            parameters,
-            lr=training.learning_rate,
-            momentum=training.momentum,
-            weight_decay=training.weight_decay,
-        )
+        descent = LocalDescent(self._study, list(trainable_parameters(model).values()))
         for _ in range(self._study.local_steps):
-            gradient = engine.step(patients)
-            parts = torch.split(gradient, [parameter.numel() for parameter in parameters])
-            for parameter, origin, part in zip(parameters, start, parts, strict=True):
-                noisy = part.view_as(parameter).to(parameter.dtype)
-                parameter.grad = noisy + mu * (parameter.detach() - origin)
-            optimizer.step()
+            descent.step(engine.step(patients))
 
 
 def _site_plan(study: StudySpec, site_id: SiteId) -> PatientDpPlan:
@@ -156,12 +142,16 @@ def _site_plan(study: StudySpec, site_id: SiteId) -> PatientDpPlan:
         raise ProtocolError(f"study {study.id}: expected to find site {site_id} in it, found none")
     if not isinstance(dp, DpSgd):
         raise ConfigError(f"study {study.id}: expected dp of kind dp-sgd, found {dp.kind}")
+    jitter = study.training.jitter
     return PatientDpPlan(
         noise_multiplier=dp.noise_multiplier,
         clip_norm=dp.clip_norm,
         sampling_probability=dp.sampling_probability,
         max_records_per_patient=dp.max_records_per_patient,
         public_patients=site.patients,
+        clipping=dp.clipping,
+        copies=1 if jitter is None else jitter.copies,
+        jitter=0.0 if jitter is None else jitter.scale,
     )
 
 

@@ -1,8 +1,11 @@
 """Clipping: what bounds the influence of one patient, whatever that patient's records are."""
 
 import math
+from typing import Final
 
 import torch
+
+STABILITY: Final = 0.01
 
 
 def clip_l2(vectors: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
@@ -25,6 +28,27 @@ def clip_l2(vectors: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
 
     Source: Abadi et al. 2016, algorithm 1.
     """
+    wide, norms = _measured(vectors, clip_norm)
+    # A norm of zero gives C / 0 = inf, which the clamp turns into 1.
+    scaled = wide * torch.clamp(clip_norm / norms, max=1.0)
+    return torch.where(torch.isfinite(norms), scaled, torch.zeros_like(scaled))
+
+
+def normalise_l2(vectors: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
+    """The rows of `vectors` as float64, each scaled to C |g| / (|g| + 0.01), below C.
+
+    Guarantees and errors are those of `clip_l2`, except that a row within the bound changes too:
+    there is no clip norm to tune, C only scales what leaves. Zero stays zero.
+
+    Source: Bu et al. 2023, "Automatic Clipping", equation AUTO-S with stability constant 0.01.
+    """
+    wide, norms = _measured(vectors, clip_norm)
+    scaled = wide * (clip_norm / (norms + STABILITY))
+    return torch.where(torch.isfinite(norms), scaled, torch.zeros_like(scaled))
+
+
+def _measured(vectors: torch.Tensor, clip_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows as float64 and their norms [rows, 1]."""
     if not (math.isfinite(clip_norm) and clip_norm > 0):
         raise ValueError(f"clip norm: expected a positive finite number, found {clip_norm}")
     if vectors.dim() != 2 or not vectors.is_floating_point():
@@ -33,7 +57,4 @@ def clip_l2(vectors: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
             f"found {vectors.dtype} of {vectors.dim()} dimensions"
         )
     wide = vectors.to(torch.float64)
-    norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    # A norm of zero gives C / 0 = inf, which the clamp turns into 1.
-    scaled = wide * torch.clamp(clip_norm / norms, max=1.0)
-    return torch.where(torch.isfinite(norms), scaled, torch.zeros_like(scaled))
+    return wide, torch.linalg.vector_norm(wide, dim=1, keepdim=True)

@@ -33,6 +33,8 @@ class DpSgd(DpSpec):
     study file gives only `epsilon`, signing derives the multiplier and writes it here.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"clipping"})
+
     kind: Literal["dp-sgd"] = "dp-sgd"
     unit: Literal["patient"] = "patient"
     placement: Literal["local"] = "local"
@@ -44,6 +46,9 @@ class DpSgd(DpSpec):
     sampling_probability: float = Field(gt=0, le=1)
     steps: int = Field(ge=1, le=1_000_000)
     max_records_per_patient: int = Field(ge=1, le=1024)
+    clipping: Literal["flat", "auto-s"] = Field(
+        default="flat", description="auto-s: every patient's gradient is scaled to nearly C"
+    )
 
 
 class ModelSpec(Strict):
@@ -54,30 +59,69 @@ class ModelSpec(Strict):
     initial_seed: int = Field(default=0, ge=0, lt=2**53)
 
 
-class TrainingSpec(Strict):
-    """How a site turns noisy gradients into an update: post-processing, no effect on privacy."""
+class Jitter(Strict):
+    """Augmentation multiplicity: `copies` of each record with Gaussian noise on its inputs.
+
+    The copies go into the patient's own mean gradient, before it is clipped, so they cost no
+    privacy (De et al. 2022). `scale` is in units of the encoded inputs and must keep labels true.
+    """
+
+    copies: int = Field(ge=2, le=64)
+    scale: float = Field(gt=0, le=1)
+
+
+class TrainingSpec(Extensible):
+    """How a site turns gradients into an update; no effect on privacy.
+
+    `optimizer` and the rates work on noisy gradients. Parameters whose names begin with one of
+    `frozen` keep the values that the round starts with.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"optimizer", "frozen", "jitter"})
 
     learning_rate: Positive
     momentum: float = Field(default=0.0, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    frozen: tuple[str, ...] = Field(default=(), max_length=64, strict=False)
+    jitter: Jitter | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingSpec":
+        if self.optimizer == "adam" and self.momentum:
+            raise ValueError("momentum: expected none with adam, which has its own")
+        return self
 
 
-class FedAvg(Strict):
+class _Averaged(Extensible):
+    """What the final model is: the last, a mean of the last few, or a moving average (`ema`)."""
+
+    added: ClassVar[frozenset[str]] = frozenset({"ema"})
+
+    average_last: int = Field(default=1, ge=1)
+    ema: float = Field(default=0.0, ge=0, lt=1, description="weight of the average so far")
+
+    @model_validator(mode="after")
+    def _one_average(self) -> "_Averaged":
+        if self.ema and self.average_last > 1:
+            raise ValueError("ema: expected average_last = 1 with it, found both")
+        return self
+
+
+class FedAvg(_Averaged):
     """The weighted mean of the sites' models (McMahan et al. 2017)."""
 
     name: Literal["fedavg"] = "fedavg"
-    average_last: int = Field(default=1, ge=1)
 
 
-class FedProx(Strict):
+class FedProx(_Averaged):
     """FedAvg with a proximal term mu/2 |w - w_global|^2 at the sites (Li et al. 2020)."""
 
     name: Literal["fedprox"] = "fedprox"
     mu: Positive
-    average_last: int = Field(default=1, ge=1)
 
 
-class FedAdam(Strict):
+class FedAdam(_Averaged):
     """Adam on the mean update as a pseudo-gradient at the coordinator (Reddi et al. 2021)."""
 
     name: Literal["fedadam"] = "fedadam"
@@ -85,7 +129,6 @@ class FedAdam(Strict):
     beta1: float = Field(default=0.9, ge=0, lt=1)
     beta2: float = Field(default=0.99, ge=0, lt=1)
     tau: Positive = 1e-3
-    average_last: int = Field(default=1, ge=1)
 
 
 Aggregation = Annotated[FedAvg | FedProx | FedAdam, Field(discriminator="name")]

@@ -6,7 +6,7 @@ import pytest
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.study.spec import FedAdam
-from fedward_server.aggregation import AdamStep, PlainSum, Replace, TailAverage
+from fedward_server.aggregation import AdamStep, PlainSum, Replace
 
 A, B, C = SiteId("a"), SiteId("b"), SiteId("c")
 
@@ -83,16 +83,3 @@ def test_fedadam_follows_reddi_2021_algorithm_2() -> None:
 
         np.testing.assert_allclose(found, [expected], rtol=1e-6)
         weight = float(found[0])
-
-
-def test_the_tail_average_keeps_the_last_models_only() -> None:
-    tail = TailAverage(2)
-    for value in (100.0, 1.0, 3.0):
-        tail.add(tensors(value))
-
-    np.testing.assert_allclose(tail.mean()["w"], [2.0])
-
-
-def test_without_a_committed_round_there_is_no_model() -> None:
-    with pytest.raises(RuntimeError, match="no round was committed"):
-        TailAverage(3).mean()

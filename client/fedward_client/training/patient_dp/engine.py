@@ -6,7 +6,7 @@ import torch
 from fedward_client.training.patient_dp.back_end import BackEnd, Chunk
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_client.training.patient_dp.sampling import Draw, chunks, draw_patients, draw_records
-from fedward_common.privacy.clipping import clip_l2
+from fedward_common.privacy.clipping import clip_l2, normalise_l2
 from fedward_common.privacy.randomness import RandomSource
 
 
@@ -83,22 +83,32 @@ class PatientDpEngine:
     def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
         device = patients.features.device
         total = torch.zeros(self._parameters, dtype=torch.float64, device=device)
+        bound = clip_l2 if self.plan.clipping == "flat" else normalise_l2
         for piece in chunks(draw, max_records=self._max_records_per_chunk):
-            rows = torch.from_numpy(piece.rows).to(device)
-            chunk = Chunk(
-                features=patients.features.index_select(0, rows),
-                labels=patients.labels.index_select(0, rows),
-                sizes=torch.from_numpy(piece.sizes),
-            )
+            chunk = self._chunk(patients, piece)
             rows_expected = len(piece.sizes)
             for block in self._back_end.patient_gradients(chunk):
                 if block.shape[1] != self._parameters:
                     raise RuntimeError("back end: expected one number for each parameter")
                 rows_expected -= block.shape[0]
-                total += clip_l2(block, clip_norm=self.plan.clip_norm).sum(dim=0)
+                total += bound(block, clip_norm=self.plan.clip_norm).sum(dim=0)
             if rows_expected != 0:
                 raise RuntimeError("back end: expected one gradient for each patient of the chunk")
         return total
+
+    def _chunk(self, patients: PatientTensors, piece: Draw) -> Chunk:
+        """The records of some drawn patients, each `copies` times and set apart by the jitter."""
+        copies, device = self.plan.copies, patients.features.device
+        rows = torch.from_numpy(np.repeat(piece.rows, copies)).to(device)
+        features = patients.features.index_select(0, rows)
+        if self.plan.jitter:
+            apart = torch.from_numpy(self._sampling.normal(features.numel()))
+            features = features + (self.plan.jitter * apart).to(features).view_as(features)
+        return Chunk(
+            features=features,
+            labels=patients.labels.index_select(0, rows),
+            sizes=torch.from_numpy(piece.sizes * copies),
+        )
 
     def _draw_noise(self, device: torch.device) -> torch.Tensor:
         noise = self._noise.normal(self._parameters)

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,11 @@ class PatientDpPlan:
     sampling_probability: float
     max_records_per_patient: int
     public_patients: int
+    clipping: Literal["flat", "auto-s"] = "flat"
+    copies: int = 1
+    """How many times each drawn record enters its patient's mean gradient."""
+    jitter: float = 0.0
+    """The standard deviation of the Gaussian that sets the copies apart."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
@@ -38,8 +43,15 @@ class PatientDpPlan:
             raise ValueError(
                 f"sampling probability: expected in (0, 1], found {self.sampling_probability}"
             )
+        if self.clipping not in ("flat", "auto-s") or self.copies < 1 or not self.jitter >= 0:
+            raise ValueError("clipping, copies, jitter: expected a known kind, 1 up and 0 up")
         if self.max_records_per_patient < 1 or self.public_patients < 1:
             raise ValueError("records per patient and public patients: expected at least 1 each")
+
+    @property
+    def most_records(self) -> int:
+        """How many records, copies included, one patient has in a step at most."""
+        return self.max_records_per_patient * self.copies
 
     @property
     def denominator(self) -> float:

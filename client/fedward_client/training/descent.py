@@ -1,0 +1,71 @@
+"""What a site does with noisy gradients: post-processing by the study's optimiser."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from fedward_common.errors import ConfigError
+from fedward_common.study.spec import FedProx, StudySpec, TrainingSpec
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPSILON = 1e-8
+
+
+def freeze(model: nn.Module, training: TrainingSpec) -> None:
+    """Leaves the parameters that the study froze out of training.
+
+    Raises:
+        ConfigError: a prefix that no parameter has, or nothing is left to train.
+    """
+    for prefix in training.frozen:
+        named = [p for name, p in model.named_parameters() if name.startswith(prefix)]
+        if not named:
+            raise ConfigError(
+                f"training.frozen: expected the beginning of a parameter's name, found {prefix!r}; "
+                f"the model has {', '.join(name for name, _ in model.named_parameters())}"
+            )
+        for parameter in named:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError("training.frozen: expected something left to train, found nothing")
+
+
+class LocalDescent:
+    """Moves the parameters along noisy gradients, round by round.
+
+    The optimiser starts anew in each round: a site keeps nothing between rounds. Momentum, decay,
+    Adam's moments and the proximal term are functions of noisy gradients and public numbers only.
+    """
+
+    def __init__(self, study: StudySpec, parameters: Sequence[nn.Parameter]) -> None:
+        aggregation = study.aggregation
+        self._mu = aggregation.mu if isinstance(aggregation, FedProx) else 0.0
+        self._parameters = list(parameters)
+        self._start = [parameter.detach().clone() for parameter in parameters]
+        self._optimizer = _optimizer(study.training, self._parameters)
+
+    def step(self, gradient: torch.Tensor) -> None:
+        """One step along `gradient` [parameters], float64, flat in the parameters' order."""
+        parts = torch.split(gradient, [parameter.numel() for parameter in self._parameters])
+        for parameter, origin, part in zip(self._parameters, self._start, parts, strict=True):
+            noisy = part.view_as(parameter).to(parameter.dtype)
+            parameter.grad = noisy + self._mu * (parameter.detach() - origin)
+        self._optimizer.step()
+
+
+def _optimizer(training: TrainingSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if training.optimizer == "adam":
+        return torch.optim.AdamW(
+            parameters,
+            lr=training.learning_rate,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPSILON,
+            weight_decay=training.weight_decay,
+        )
+    return torch.optim.SGD(
+        parameters,
+        lr=training.learning_rate,
+        momentum=training.momentum,
+        weight_decay=training.weight_decay,
+    )
