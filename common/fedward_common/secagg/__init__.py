@@ -1,0 +1,1 @@
+"""Secure aggregation: the coordinator learns the sum over sites and nothing else (pure, no I/O)."""

@@ -1,0 +1,233 @@
+"""A malicious coordinator in secure aggregation: each attack is refused with its named reason."""
+
+import numpy as np
+import pytest
+
+from fedward_common.secagg.messages import Advert, Envelopes, SurvivorSignature
+from fedward_common.secagg.participant import Participant, Phase
+from fedward_common.secagg.refusals import Reason, SecAggRefused
+from fedward_common.secagg.thresholds import Thresholds
+from fedward_common.trust.signing import SigningKey
+from tests.support.secagg_round import Round, total
+
+
+def refused(reason: Reason) -> "pytest.RaisesExc[SecAggRefused]":
+    return pytest.raises(SecAggRefused, check=lambda error: error.reason is reason)
+
+
+def changed(advert: Advert, **values: object) -> Advert:
+    return advert.model_copy(update=values)
+
+
+def after_adverts(sites: int = 4) -> tuple[Round, list[Advert], Participant]:
+    one = Round(sites=sites)
+    one.advertised()
+    return one, list(one.coordinator.adverts()), one.parties["s1"]  # type: ignore[index]
+
+
+def after_masks(sites: int = 6, *, without: tuple[str, ...] = ()) -> Round:
+    one = Round(sites=sites)
+    one.advertised()
+    one.shared()
+    one.masked(one.vectors(), without=without)
+    return one
+
+
+def test_a_swapped_key_of_another_site_is_refused() -> None:
+    _, adverts, victim = after_adverts()
+    adverts[2] = changed(adverts[2], mask_key=adverts[3].share_key)
+
+    with refused(Reason.SIGNATURE):
+        victim.share(adverts)
+    assert victim.phase is Phase.REFUSED
+
+
+def test_a_key_of_the_coordinators_own_under_another_signature_is_refused() -> None:
+    one, adverts, victim = after_adverts()
+    unsigned = changed(adverts[1], mask_key="ab" * 32, signature="")
+    forged = SigningKey.generate().sign(unsigned.signed_bytes(one.session)).hex()
+
+    with refused(Reason.SIGNATURE):
+        victim.share([adverts[0], changed(unsigned, signature=forged), *adverts[2:]])
+
+
+def test_an_advert_of_an_old_round_is_refused() -> None:
+    one, adverts, victim = after_adverts()
+    earlier = Round(sites=4, number=2, keys=one.keys)
+    earlier.advertised()
+    replayed = list(earlier.coordinator.adverts())
+
+    with refused(Reason.OTHER_ROUND):
+        victim.share([adverts[0], replayed[1], *adverts[2:]])
+
+
+def test_an_old_advert_renumbered_for_this_round_is_refused() -> None:
+    one, adverts, victim = after_adverts()
+    earlier = Round(sites=4, number=2, keys=one.keys)
+    earlier.advertised()
+    replayed = changed(earlier.coordinator.adverts()[1], round=1)
+
+    with refused(Reason.SIGNATURE):
+        victim.share([adverts[0], replayed, *adverts[2:]])
+
+
+def test_this_sites_own_advert_changed_or_left_out_is_refused() -> None:
+    _, adverts, victim = after_adverts()
+
+    with refused(Reason.OWN_ADVERT_CHANGED):
+        victim.share(adverts[1:])
+
+
+def test_a_site_that_the_study_does_not_name_is_refused() -> None:
+    _, adverts, victim = after_adverts()
+
+    with refused(Reason.UNKNOWN_SITE):
+        victim.share([*adverts, changed(adverts[1], site="s9")])
+
+
+def test_too_few_sites_are_refused_by_the_site_itself() -> None:
+    _, adverts, victim = after_adverts(sites=6)
+
+    with refused(Reason.TOO_FEW_SITES):
+        victim.share(adverts[:4])
+
+
+def test_shares_of_another_site_or_round_do_not_open() -> None:
+    one, adverts, victim = after_adverts()
+    sent = {party.site: party.share(adverts) for party in one.parties.values()}
+    boxes = {site: sent[site].boxes["s1"] for site in sent if site != "s1"}
+
+    with refused(Reason.ENVELOPE):
+        victim.mask(boxes | {"s2": boxes["s3"]}, np.zeros(10, np.uint32))
+
+
+def test_a_second_vector_of_the_same_site_is_never_sent() -> None:
+    one = after_masks()
+
+    with refused(Reason.PHASE):
+        one.parties["s1"].mask({}, np.zeros(10, np.uint32))  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("survivors", "reason"),
+    [
+        (("s1", "s2", "s3", "s4"), Reason.TOO_FEW_SURVIVORS),
+        (("s2", "s3", "s4", "s5", "s6"), Reason.SURVIVORS),
+        (("s1", "s2", "s3", "s4", "s5", "s5"), Reason.SURVIVORS),
+        (("s1", "s2", "s3", "s4", "s5", "s9"), Reason.SURVIVORS),
+    ],
+)
+def test_a_wrong_survivor_list_is_refused(survivors: tuple[str, ...], reason: Reason) -> None:
+    one = after_masks()
+
+    with refused(reason):
+        one.parties["s1"].sign_survivors(survivors)  # type: ignore[index]
+
+
+def test_a_split_view_cannot_gather_t_signatures_on_each_of_two_lists() -> None:
+    """Half the sites see one list, half another: nobody unmasks."""
+    one = after_masks()
+    first, second = ("s1", "s2", "s3", "s4", "s5"), ("s2", "s3", "s4", "s5", "s6")
+    signed = [one.parties[s].sign_survivors(first) for s in ("s1", "s2", "s3")]  # type: ignore[index]
+    signed += [one.parties[s].sign_survivors(second) for s in ("s4", "s5", "s6")]  # type: ignore[index]
+
+    with refused(Reason.SURVIVORS):
+        one.parties["s1"].unmask(signed)  # type: ignore[index]
+    with refused(Reason.TOO_FEW_SIGNATURES):
+        one.parties["s2"].unmask(signed[:3])  # type: ignore[index]
+
+
+def test_a_forged_signature_of_the_list_is_refused() -> None:
+    one = after_masks()
+    survivors = one.coordinator.close()
+    signed = [one.parties[s].sign_survivors(survivors) for s in survivors]  # type: ignore[index]
+    forged = SurvivorSignature(site="s2", survivors=survivors, signature="00" * 64)
+
+    with refused(Reason.SIGNATURE):
+        one.parties["s1"].unmask([signed[0], forged, *signed[2:]])  # type: ignore[index]
+
+
+def test_a_second_unmasking_is_refused_also_by_a_site_that_forgot() -> None:
+    one = after_masks()
+    one.opened()
+    restarted = Round(sites=6, keys=one.keys, claimed=one.claimed)
+    restarted.advertised()
+    restarted.shared()
+    restarted.masked(restarted.vectors())
+
+    with refused(Reason.ANSWERED_BEFORE):
+        restarted.opened()
+
+
+def test_no_site_gives_both_shares_of_another() -> None:
+    one = after_masks(without=("s6",))
+    survivors = one.coordinator.close()
+    signed = [one.parties[s].sign_survivors(survivors) for s in survivors]  # type: ignore[index]
+
+    given = one.parties["s1"].unmask(signed)  # type: ignore[index]
+
+    assert set(given.own_masks) == set(survivors)
+    assert set(given.mask_keys) == {"s6"}
+    assert not set(given.own_masks) & set(given.mask_keys)
+
+
+def test_a_late_vector_of_a_site_that_was_declared_lost_is_not_added() -> None:
+    one = after_masks(without=("s6",))
+    one.coordinator.close()
+
+    with refused(Reason.PHASE):
+        one.coordinator.take_masked("s6", np.zeros(10, np.uint32))
+
+
+def test_a_masked_vector_tells_nothing_by_its_bytes() -> None:
+    """The coordinator sees residues that are uniform whatever was in the vector.
+
+    Chi-square over the top four bits of 40,000 residues, false alarm below 1e-9.
+    """
+    one = Round(sites=3, size=40_000)
+    one.advertised()
+    one.shared()
+    vectors = {site: np.zeros(40_000, np.uint32) for site in one.parties}
+    sent = one.parties["s1"].mask(one.coordinator.boxes_for("s1"), vectors["s1"])  # type: ignore[index]
+
+    counts = np.bincount((sent >> np.uint32(28)).astype(np.int64), minlength=16)
+
+    assert (np.square(counts - 2500) / 2500).sum() < 75
+
+
+def test_a_site_that_lies_about_its_shares_is_noticed_and_no_sum_is_released() -> None:
+    one = after_masks(sites=3)
+    survivors = one.coordinator.close()
+    for site in survivors:
+        one.coordinator.take_signature(one.parties[site].sign_survivors(survivors))  # type: ignore[index]
+    for site in survivors:
+        sent = one.parties[site].unmask(one.coordinator.signatures())  # type: ignore[index]
+        if site == "s3":
+            sent = sent.model_copy(update={"own_masks": dict.fromkeys(sent.own_masks, "00" * 33)})
+        one.coordinator.take_unmasking(sent)
+
+    with refused(Reason.SHARES):
+        one.coordinator.sum()
+
+
+def test_envelopes_for_the_wrong_sites_are_refused_by_the_coordinator() -> None:
+    one = Round(sites=3)
+    one.advertised()
+
+    with refused(Reason.SHARES):
+        one.coordinator.take_envelopes(Envelopes(site="s1", boxes={"s2": "00"}))
+
+
+def test_two_sites_are_no_secure_sum() -> None:
+    with refused(Reason.TOO_FEW_SITES):
+        Thresholds.of(2)
+
+
+def test_semi_honest_mode_needs_two_exchanges_and_its_own_word() -> None:
+    one = Round(sites=3, mode="semi-honest")
+    vectors = one.vectors()
+    one.advertised()
+    one.shared()
+    one.masked(vectors)
+
+    np.testing.assert_array_equal(one.opened(), total(vectors, vectors))
