@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from fedward_common.ids import SiteId
 from fedward_common.secagg.messages import Advert, Envelopes, SurvivorSignature
 from fedward_common.secagg.participant import Participant, Phase
 from fedward_common.secagg.refusals import Reason, SecAggRefused
@@ -98,7 +99,7 @@ def test_shares_of_another_site_or_round_do_not_open() -> None:
     boxes = {site: sent[site].boxes["s1"] for site in sent if site != "s1"}
 
     with refused(Reason.ENVELOPE):
-        victim.mask(boxes | {"s2": boxes["s3"]}, np.zeros(10, np.uint32))
+        victim.mask({**boxes, "s2": boxes[SiteId("s3")]}, np.zeros(10, np.uint32))
 
 
 def test_a_second_vector_of_the_same_site_is_never_sent() -> None:
