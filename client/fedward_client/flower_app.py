@@ -5,7 +5,7 @@ only and leaves as the refusal `internal`, so that no text of an error reaches t
 """
 
 import os
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +15,7 @@ from flwr.clientapp import ClientApp
 
 from fedward_client.adapters.flower_records import from_records, to_records
 from fedward_client.data.tabular import CsvSource
+from fedward_client.exclusions import excluded_patients
 from fedward_client.guard.client import GuardClient
 from fedward_client.settings import load_site_settings
 from fedward_client.train_round import Worker
@@ -33,7 +34,7 @@ def site_worker() -> Worker:
     settings = load_site_settings(Path(os.environ[SETTINGS_VARIABLE]))
     return Worker(
         guard=GuardClient(settings.worker_socket),
-        source=CsvSource(settings.data),
+        source=CsvSource(settings.data, excluded=partial(excluded_patients, settings)),
         flags=PerformanceFlags(
             device=settings.device,
             backend=settings.backend,
@@ -62,5 +63,12 @@ def train(message: Message, context: Context) -> Message:
 @app.evaluate()
 def evaluate(message: Message, context: Context) -> Message:
     """The sealed answer to an evaluation instruction."""
+    del context
+    return _reply(message)
+
+
+@app.query()
+def query(message: Message, context: Context) -> Message:
+    """The sealed answer to a statistics instruction."""
     del context
     return _reply(message)

@@ -1,28 +1,72 @@
-"""The hospital's veto: whether a study may run here at all. Asked before any record is read."""
+"""The hospital's veto: whether a study may run here and whether its answer may leave.
 
+Asked before any record is read and again for every message that goes out, with the time of asking.
+"""
+
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final
+from datetime import UTC, date, datetime, time, tzinfo
+from typing import ClassVar, Final
+from zoneinfo import ZoneInfo
 
+from fedward_client.approvals import Said, Standing
 from fedward_client.settings import PolicyRules, SiteSettings
 from fedward_common.errors import PolicyRefused
 from fedward_common.privacy.ledger import Limits
 from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly
 from fedward_common.study.tabular import BinnedScores
 
 STEWARD: Final = "Ask the data steward or choose another study."
+OUTPUTS: Final[Mapping[str, str]] = {
+    "train": "update",
+    "evaluate": "evaluation",
+    "statistics": "statistics",
+}
+"""Kind of an instruction -> the output that its answer is."""
+
+
+class Paused(PolicyRefused):
+    """Somebody paused this site: nothing but this word leaves."""
+
+    code: ClassVar[str] = "paused"
+
+
+class OutOfHours(PolicyRefused):
+    """It is not one of the hours at which this site takes part."""
+
+    code: ClassVar[str] = "hours"
+
+
+class EthicsExpired(PolicyRefused):
+    """The last day of the study's ethics approval is over."""
+
+    code: ClassVar[str] = "ethics"
+
+
+class NotApproved(PolicyRefused):
+    """Nobody of this site approved the study, or the approval was taken back."""
+
+    code: ClassVar[str] = "not-approved"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SitePolicy:
-    """The rules of one hospital and the file they stand in."""
+    """The rules of one hospital, the file they stand in, and what its people said so far."""
 
     rules: PolicyRules
     source: str
+    standing: Standing
 
     @classmethod
-    def of(cls, settings: SiteSettings) -> "SitePolicy":
-        """The policy of a site."""
-        return cls(rules=settings.policy, source=str(settings.source))
+    def of(cls, settings: SiteSettings, standing: Standing | None = None) -> "SitePolicy":
+        """The policy of a site; without its statements nothing is approved."""
+        nobody = Standing(site=settings.site, approvers=settings.approvers)
+        return cls(
+            rules=settings.policy,
+            source=str(settings.source),
+            standing=nobody if standing is None else standing,
+        )
 
     @property
     def limits(self) -> Limits:
@@ -33,94 +77,181 @@ class SitePolicy:
             delta=self.rules.delta,
         )
 
-    def permits(self, study: StudySpec) -> None:
-        """Returns when the policy allows `study`; pure, and no figure of the study is believed.
+    def permits(self, study: StudySpec, *, now: datetime, kind: str | None = None) -> None:
+        """Returns when the policy allows `study` at `now`; no figure of the study is believed.
 
-        Checked here: task, privacy unit, declared epsilon and delta, noise, releases, approval by
-        digest or trusted lead. Not here but in the ledger: that the declared epsilon is what the
-        noise really gives, and what all studies come to together.
+        With the `kind` of an instruction, also that its answer is an output that may leave.
+
+        Checked here: the pause, ethics, hours, task, outputs, privacy unit, declared epsilon and
+        delta, noise, releases, approval. Not here but in the ledger: that the declared epsilon is
+        what the noise really gives, and what all studies come to together. Not here but where they
+        are counted: bytes.
 
         Raises:
             PolicyRefused: what was asked, what the limit is and where it stands.
         """
-        self._check_task(study)
-        self._check_privacy(study)
-        self._check_releases(study)
-        self._check_approval(study)
+        objection = next(self.objections(study, now=now, kind=kind), None)
+        if objection is not None:
+            raise objection
+
+    def objections(
+        self, study: StudySpec, *, now: datetime, kind: str | None = None
+    ) -> Iterator[PolicyRefused]:
+        """Everything that speaks against `study` at `now`, one by one; nothing when it may run."""
+        yield from self._moment(study, now)
+        yield from self._outputs(study, kind)
+        yield from self._privacy(study)
+        yield from self._releases(study)
+        yield from self._approval(study)
+
+    def require_not_paused(self) -> None:
+        """Returns unless somebody paused this site.
+
+        Raises:
+            Paused: by whom.
+        """
+        for objection in self._pause():
+            raise objection
 
     def allows_bundle(self, sha256: str) -> bool:
         """Whether the hospital approved the app bundle with this digest."""
-        return sha256 in self.rules.approved_bundles
+        return sha256 in self.rules.approved_bundles or self.standing.allows_bundle(sha256)
 
-    def _check_task(self, study: StudySpec) -> None:
+    def _pause(self) -> Iterator[PolicyRefused]:
+        pause = self.standing.pause
+        if self.rules.paused:
+            yield Paused(
+                f"Site policy refuses everything: paused in {self.source} is true. Nothing leaves "
+                "until that is changed and the site restarted"
+            )
+        elif pause is not None:
+            yield Paused(
+                f"Site policy refuses everything: {pause.statement.person} paused this site at "
+                f"{_when(pause)}. An approver ends it with `fedward-client resume`"
+            )
+
+    def _moment(self, study: StudySpec, now: datetime) -> Iterator[PolicyRefused]:
+        yield from self._pause()
+        last = study.ethics_valid_until
+        if last is not None and now.astimezone(UTC).date() > date.fromisoformat(last):
+            yield EthicsExpired(
+                f"Site policy refuses study {study.id}: its ethics approval was valid until {last} "
+                "(UTC). A renewed approval is a new study, to be signed and approved again"
+            )
+        rules = self.rules
+        if rules.allowed_hours and not any(
+            _within(hours, now.astimezone(zone_of(rules.time_zone)).time())
+            for hours in rules.allowed_hours
+        ):
+            yield OutOfHours(
+                f"Site policy refuses study {study.id}: it is not one of the allowed_hours in "
+                f"{self.source}: {', '.join(rules.allowed_hours)} {rules.time_zone}"
+            )
+
+    def _outputs(self, study: StudySpec, kind: str | None) -> Iterator[PolicyRefused]:
         if study.task.kind not in self.rules.allowed_tasks:
-            raise self._refused(
+            yield self._refused(
                 study,
                 f"its task is {study.task.kind}, allowed_tasks in {self.source} is "
                 f"{', '.join(self.rules.allowed_tasks)}. {STEWARD}",
             )
-
-    def _check_privacy(self, study: StudySpec) -> None:
-        rules, dp = self.rules, study.dp
-        if not isinstance(dp, DpSgd) or dp.unit != "patient":
-            raise self._refused(
+        needed = _outputs_of(study) if kind is None else {OUTPUTS.get(kind, kind)}
+        for output in sorted(needed - self.rules.outputs):
+            switch = "" if output == "update" else f" (with allow_{output})"
+            yield self._refused(
                 study,
-                f"its privacy plan is not DP-SGD per patient, nothing else is known. {STEWARD}",
+                f"it sends out {output}, allowed_outputs{switch} in {self.source} is "
+                f"{', '.join(sorted(self.rules.outputs)) or 'empty'}. {STEWARD}",
             )
+
+    def _privacy(self, study: StudySpec) -> Iterator[PolicyRefused]:
+        rules, dp = self.rules, study.dp
+        plan = _plan_of(study)
+        if plan is None:
+            yield self._refused(
+                study, f"its privacy plan ({dp.kind}) is none that is known per patient. {STEWARD}"
+            )
+            return
+        epsilon, delta = plan
         # The limit means the admission figure. A declared PLD figure is below it, so above the
         # limit it is refused at once; below, the ledger computes.
-        if not dp.epsilon <= rules.max_epsilon_per_study:
-            raise self._refused(
+        if not epsilon <= rules.max_epsilon_per_study:
+            yield self._refused(
                 study,
-                f"it asks for epsilon {dp.epsilon:g} per patient at delta {dp.delta:g}, the limit "
+                f"it asks for epsilon {epsilon:g} per patient at delta {delta:g}, the limit "
                 f"(max_epsilon_per_study) in {self.source} is {rules.max_epsilon_per_study:g}. "
                 f"{STEWARD}",
             )
-        if not dp.delta <= rules.delta:
-            raise self._refused(
+        if not delta <= rules.delta:
+            yield self._refused(
                 study,
-                f"its delta is {dp.delta:g}, the limit (delta) in {self.source} is "
+                f"its delta is {delta:g}, the limit (delta) in {self.source} is "
                 f"{rules.delta:g}. {STEWARD}",
             )
-        if not dp.noise_multiplier >= rules.min_noise:
-            raise self._refused(
+        if isinstance(dp, DpSgd) and not dp.noise_multiplier >= rules.min_noise:
+            yield self._refused(
                 study,
                 f"its noise multiplier is {dp.noise_multiplier:g}, the least (min_noise) in "
                 f"{self.source} is {rules.min_noise:g}. {STEWARD}",
             )
 
-    def _check_releases(self, study: StudySpec) -> None:
-        if not study.releases:
-            return
-        if not self.rules.allow_evaluation:
-            raise self._refused(
-                study,
-                f"it evaluates on this hospital's patients, allow_evaluation in {self.source} is "
-                f"false. {STEWARD}",
+    def _releases(self, study: StudySpec) -> Iterator[PolicyRefused]:
+        if sum(isinstance(release, BinnedScores) for release in study.releases) > 1:
+            yield self._refused(
+                study, f"one release of binned scores is allowed, it asks for more. {STEWARD}"
             )
-        if len(study.releases) > 1 or not isinstance(study.releases[0], BinnedScores):
-            kinds = ", ".join(release.kind for release in study.releases)
-            raise self._refused(
-                study, f"one release of binned scores is allowed, it asks for {kinds}. {STEWARD}"
-            )
+        for release in study.releases:
+            if not isinstance(release, BinnedScores | ColumnStatistics):
+                yield self._refused(
+                    study, f"its release {release.kind} is none that is known here. {STEWARD}"
+                )
 
-    def _check_approval(self, study: StudySpec) -> None:
-        rules, digest = self.rules, study.digest
-        if digest in rules.approved_studies:
+    def _approval(self, study: StudySpec) -> Iterator[PolicyRefused]:
+        if self.standing.approval(study.digest) is not None:
             return
-        if not rules.auto_approve:
-            raise self._refused(
-                study,
-                f"its digest {digest} is not among approved_studies in {self.source}. Read the "
-                "study, compare the digest with the other hospitals and add it to approve.",
+        revoked = self.standing.revocation(study.digest)
+        if revoked is not None:
+            yield NotApproved(
+                f"Site policy refuses study {study.id}: {revoked.statement.person} revoked digest "
+                f"{study.digest} at {_when(revoked)}"
             )
-        if study.lead_key_sha256 not in rules.trusted_leads:
-            raise self._refused(
-                study,
-                f"its lead's key {study.lead_key_sha256} is not among trusted_leads in "
-                f"{self.source}, and only their studies are approved without being listed. "
-                f"{STEWARD}",
-            )
+            return
+        yield NotApproved(
+            f"Site policy refuses study {study.id}: nobody of this site approved its digest "
+            f"{study.digest}. Read it (`fedward-client studies show`), compare the digest with the "
+            "other hospitals and approve it (`fedward-client studies approve`)"
+        )
 
     def _refused(self, study: StudySpec, why: str) -> PolicyRefused:
         return PolicyRefused(f"Site policy refuses study {study.id}: {why}")
+
+
+def zone_of(name: str) -> tzinfo:
+    """The time zone of a name that site.toml allows; UTC needs no table of zones."""
+    return UTC if name == "UTC" else ZoneInfo(name)
+
+
+def _when(said: Said) -> str:
+    return said.at.astimezone(UTC).isoformat(timespec="seconds")
+
+
+def _within(hours: str, now: time) -> bool:
+    """Whether `now` is in a span such as 20:00-06:00: its first minute in, its last out."""
+    first, last = (time.fromisoformat(part) for part in hours.split("-"))
+    return first <= now < last if first < last else now >= first or now < last
+
+
+def _outputs_of(study: StudySpec) -> set[str]:
+    """Every output that a study asks for."""
+    outputs = {"update"} if isinstance(study.dp, DpSgd) else set()
+    for release in study.releases:
+        outputs.add("evaluation" if isinstance(release, BinnedScores) else "statistics")
+    return outputs
+
+
+def _plan_of(study: StudySpec) -> tuple[float, float] | None:
+    """Declared epsilon and delta of a plan whose unit is the patient; None for any other."""
+    dp = study.dp
+    if isinstance(dp, DpSgd | ReleasesOnly) and dp.unit == "patient":
+        return dp.epsilon, dp.delta
+    return None

@@ -1,8 +1,9 @@
 """What the site's decisions need of the outside: time, a signature, a model's shapes, storage."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol
 
 from fedward_common.study.spec import StudySpec
 from fedward_common.wire import Envelope
@@ -39,15 +40,40 @@ class Journal(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passing:
+    """One object on its way in or out: what the journal says of it.
+
+    `run` is the transport's number of the run, `certificate_sha256` the certificate of the
+    coordinator that it goes to or came from; each is empty where it is not known.
+    """
+
+    direction: Literal["in", "out"]
+    route: str
+    kind: str
+    sha256: str
+    bytes: int
+    run: str = ""
+    certificate_sha256: str = ""
+
+
 class GatewayGuard(Protocol):
     """What the gateway may ask of the guard."""
 
     def release(self, message_id: str, object_ids: Sequence[str]) -> bool:
-        """Whether the message with exactly these objects may leave; true once per receipt."""
+        """Whether the message with exactly these objects may leave; true once per receipt.
+
+        Raises:
+            PolicyRefused: it was sealed here, but the policy keeps it back now.
+        """
         ...
 
-    def journal(self, direction: str, route: str, kind: str, sha256: str, bytes: int) -> None:
-        """Writes down one object that came in or goes out, before it goes."""
+    def journal(self, passing: Passing) -> None:
+        """Writes down one object that came in or goes out, before it goes.
+
+        Raises:
+            PolicyRefused: it may not go out now; it is not in the journal then.
+        """
         ...
 
     def bundle_allowed(self, sha256: str) -> bool:

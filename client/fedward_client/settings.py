@@ -4,7 +4,8 @@ Relative paths are relative to the folder of the file. Unknown keys are refused.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     BeforeValidator,
@@ -12,15 +13,20 @@ from pydantic import (
     PrivateAttr,
     ValidationError,
     ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 from fedward_common.ids import DIGEST, LABEL
+from fedward_common.namespace import IsolationSettings
 from fedward_common.study.files import explain, read_toml
 from fedward_common.study.registry import Strict
+from fedward_common.trust.statements import PERSON
 
 DOMAIN_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
-USER_NAME = r"^[a-z_][a-z0-9_-]{0,31}$"
+HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
+PROXY = r"^http://(\[[0-9A-Fa-f:]+\]|[^\s:/@]+):\d{1,5}$"
+USER_NAME = r"^([a-z_][a-z0-9_-]{0,31}|#[1-9][0-9]{0,8})$"
 FOLDER = "folder"
 
 
@@ -38,15 +44,34 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DigestText = Annotated[str, Field(pattern=DIGEST)]
 UserName = Annotated[str, Field(pattern=USER_NAME)]
+Output = Literal["update", "evaluation", "statistics"]
+REMOVED = ("approved_studies", "auto_approve", "trusted_leads")
 
 
 class CoordinatorAddress(Strict):
-    """Where the federation's edge listens: the one address a site connects to."""
+    """Where the federation's edge listens: the one address a site connects to.
+
+    A proxy stands before it only if it is named here; no variable of the environment names one.
+    """
 
     address: str = Field(pattern=r"^[^\s:/]+:\d{1,5}$", description="host:port")
     server_name: str | None = Field(
         default=None, pattern=DOMAIN_NAME, description="in its certificate, if not the host"
     )
+    proxy: str | None = Field(
+        default=None,
+        pattern=PROXY,
+        description="http://host:port of an HTTP proxy that passes CONNECT",
+    )
+    proxy_auth_file: Location | None = Field(
+        default=None, description="user:password for it, in a private file"
+    )
+
+    @model_validator(mode="after")
+    def _proxy_named(self) -> "CoordinatorAddress":
+        if self.proxy_auth_file is not None and self.proxy is None:
+            raise ValueError("proxy_auth_file: expected proxy beside it, found none")
+        return self
 
 
 class Folders(Strict):
@@ -57,13 +82,19 @@ class Folders(Strict):
 
 
 class KeyPaths(Strict):
-    """The site's keys and certificates. Private keys are 0600 and belong to the service user."""
+    """The site's keys and certificates. Private keys are 0600 and belong to the service user.
+
+    With `passphrase_file` they are encrypted under the one line in that file, which may be a
+    systemd credential.
+    """
 
     tls_certificate: Location
     tls_key: Location
     ca: Location
     node_key: Location
     signing_key: Location
+    secagg_key: Location | None = None
+    passphrase_file: Location | None = None
 
 
 class CsvFile(Strict):
@@ -90,21 +121,37 @@ class LoopbackPorts(Strict):
 class GuardSettings(Strict):
     """Who may talk to the guard, and how long and how much it keeps of what left.
 
-    Without names, worker and gateway are the guard's own user. With names, `group` is a group of
-    all three users: the sockets are then 0660 for that group instead of 0600.
+    A user is a name of this machine, or #UID where it has no account.
+    Without names, worker and gateway are the guard's own user, and so is who approves and pauses
+    (`admin_user`: approvals are signed by people all the same). With names, `group` is a group of
+    all these users: the sockets are then 0660 for that group instead of 0600.
     """
 
+    guard_user: UserName | None = None
     worker_user: UserName | None = None
     gateway_user: UserName | None = None
+    node_user: UserName | None = None
+    admin_user: UserName | None = None
     group: UserName | None = None
     reply_hours: float = Field(default=24.0, gt=0, le=24)
     reply_quota_bytes: int = Field(default=2 << 30, ge=1 << 20)
 
     @model_validator(mode="after")
     def _reachable(self) -> "GuardSettings":
-        if (self.worker_user or self.gateway_user) and self.group is None:
-            raise ValueError("expected a group that worker, gateway and guard share, found none")
+        users = (self.guard_user, self.worker_user, self.gateway_user, self.node_user)
+        if any((*users, self.admin_user)) and self.group is None:
+            raise ValueError("expected a group that the site's users share, found none")
         return self
+
+
+class Approver(Strict):
+    """A person of this hospital who may approve, revoke, pause and resume, and their key.
+
+    `fedward-client approver new` makes the key and prints these two lines.
+    """
+
+    name: str = Field(pattern=PERSON)
+    public_key: DigestText
 
 
 class PolicyRules(Strict):
@@ -112,18 +159,58 @@ class PolicyRules(Strict):
 
     `delta` is the largest delta a study may declare; `max_epsilon_per_study` holds at the study's
     own delta, `max_epsilon_total` (all studies of this hospital together) at `delta` itself.
+
+    `allowed_outputs` is what may leave at all; evaluation and statistics each need their own
+    `allow_...` besides. `allowed_hours` are times of day in `time_zone`, such as "20:00-06:00";
+    none means any hour. Bytes are counted as they leave, per round of a study and per UTC day.
     """
 
     allowed_tasks: tuple[str, ...] = Field(min_length=1, strict=False)
+    allowed_outputs: tuple[Output, ...] = Field(
+        default=("update", "evaluation", "statistics"), strict=False
+    )
     min_noise: float = Field(gt=0, allow_inf_nan=False, description="smallest noise multiplier")
     max_epsilon_per_study: Epsilon
     max_epsilon_total: Epsilon
     delta: float = Field(gt=0, lt=0.01)
-    approved_studies: tuple[DigestText, ...] = Field(default=(), strict=False)
-    auto_approve: bool = False
-    trusted_leads: tuple[DigestText, ...] = Field(default=(), strict=False)
     approved_bundles: tuple[DigestText, ...] = Field(default=(), strict=False)
     allow_evaluation: bool = False
+    allow_statistics: bool = False
+    min_cell_size: int = Field(default=10, ge=1, description="smallest count reported by itself")
+    allowed_hours: tuple[Annotated[str, Field(pattern=HOURS)], ...] = Field(
+        default=(), strict=False
+    )
+    time_zone: str = "UTC"
+    max_bytes_per_round: int = Field(default=1 << 30, ge=1)
+    max_bytes_per_day: int = Field(default=8 << 30, ge=1)
+    paused: bool = Field(default=False, description="stays paused whatever anyone says")
+
+    @property
+    def outputs(self) -> frozenset[str]:
+        """What may leave: allowed as an output, and where it needs one, with its own yes."""
+        needed = {"evaluation": self.allow_evaluation, "statistics": self.allow_statistics}
+        return frozenset(output for output in self.allowed_outputs if needed.get(output, True))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _not_removed(cls, values: Any) -> Any:
+        found = [key for key in REMOVED if isinstance(values, dict) and key in values]
+        if found:
+            raise ValueError(
+                f"{found[0]}: expected no such key: a study is approved by a named person's "
+                "signature. Remove it, list the person under [[approvers]] and run "
+                "`fedward-client studies approve`"
+            )
+        return values
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known_zone(cls, name: str) -> str:
+        try:
+            ZoneInfo(name)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError("expected a time zone such as Europe/Zurich, found another") from error
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> "PolicyRules":
@@ -132,8 +219,6 @@ class PolicyRules(Strict):
                 f"max_epsilon_per_study: expected at most max_epsilon_total = "
                 f"{self.max_epsilon_total}, found {self.max_epsilon_per_study}"
             )
-        if self.auto_approve and not self.trusted_leads:
-            raise ValueError("auto_approve: expected trusted_leads to name the leads, found none")
         return self
 
 
@@ -146,14 +231,27 @@ class SiteSettings(Strict):
     folders: Folders = Field(default_factory=dict, validate_default=True)
     keys: KeyPaths
     data: tuple[CsvFile, ...] = Field(min_length=1, strict=False)
+    exclusions: Location | None = Field(
+        default=None, description="patients who object: a header `patient_id`, one id per line"
+    )
+    approvers: tuple[Approver, ...] = Field(default=(), strict=False)
     policy: PolicyRules
     ports: LoopbackPorts = LoopbackPorts()
     guard: GuardSettings = GuardSettings()
+    isolation: IsolationSettings = IsolationSettings()
     device: Literal["cpu", "cuda"] = "cpu"
     backend: Literal["auto", "opacus", "loop"] = "auto"
     max_records_per_chunk: int = Field(default=4096, ge=1)
 
     _source: Path = PrivateAttr(default=Path("site.toml"))
+
+    @field_validator("approvers")
+    @classmethod
+    def _each_once(cls, approvers: tuple[Approver, ...]) -> tuple[Approver, ...]:
+        for values in ([a.name for a in approvers], [a.public_key for a in approvers]):
+            if len(set(values)) != len(values):
+                raise ValueError("expected every name and every key once, found one twice")
+        return approvers
 
     @property
     def source(self) -> Path:
@@ -169,6 +267,26 @@ class SiteSettings(Strict):
     def gateway_socket(self) -> Path:
         """Where the gateway asks the guard."""
         return self.folders.run / "gateway.sock"
+
+    @property
+    def fleet_socket(self) -> Path:
+        """Where the gateway listens for SuperNode: a bridge in SuperNode's network leads there."""
+        return self.folders.run / "fleet" / "fleet.sock"
+
+    @property
+    def admin_socket(self) -> Path:
+        """Where people's signed approvals reach the guard."""
+        return self.folders.run / "admin.sock"
+
+    @property
+    def approvals_folder(self) -> Path:
+        """The signed statements of this site's approvers, one file each."""
+        return self.folders.state / "approvals"
+
+    @property
+    def studies_folder(self) -> Path:
+        """The signed studies that the guard was asked to run or that were approved."""
+        return self.folders.state / "studies"
 
     @property
     def ledger_path(self) -> Path:

@@ -10,8 +10,8 @@ from typing import Protocol
 
 import structlog
 
-from fedward_client.data.tabular import DataSource
 from fedward_client.guard.client import Grant, StoredReply
+from fedward_client.statistics import RowSource, release_of, statistics_payload
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_client.training.weights import record_scores
@@ -22,6 +22,7 @@ from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
 from fedward_common.privacy.histogram import binned_counts, noisy_counts
 from fedward_common.privacy.randomness import Csprng, RandomSource
+from fedward_common.privacy.statistics import IntegerSource, SystemIntegers
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import BinnedScores
@@ -51,12 +52,13 @@ class Worker:
     """Answers instructions with one site's guard, data and machine."""
 
     guard: Guard
-    source: DataSource
+    source: RowSource
     flags: PerformanceFlags
     randomness: Callable[[], RandomSource] = Csprng
+    integers: Callable[[], IntegerSource] = SystemIntegers
 
     def answer(self, envelope: Envelope) -> Envelope:
-        """The sealed answer to one instruction: an update, noised counts, or a refusal by code.
+        """The sealed answer to one instruction: an update, noised numbers, or a refusal by code.
 
         Raises:
             FedwardError: the guard cannot be reached or refuses to seal even a refusal.
@@ -80,8 +82,14 @@ class Worker:
             return grant.envelope
         # The guard verified signature and approval; here the same bytes only become a value.
         study = SignedStudy.parse(signed).verify()
-        work = self._train if instruction.kind == "train" else self._evaluate
-        return self.guard.seal(grant.receipt, work(study, SiteId(grant.site), model))
+        match instruction.kind:
+            case "train":
+                payload = self._train(study, SiteId(grant.site), model)
+            case "evaluate":
+                payload = self._evaluate(study, model)
+            case "statistics":
+                payload = self._statistics(study, instruction)
+        return self.guard.seal(grant.receipt, payload)
 
     def _train(self, study: StudySpec, site: SiteId, model: bytes) -> bytes:
         weights = tensors_from_bytes(model, shapes=_shapes(study))
@@ -99,8 +107,16 @@ class Worker:
             raise ProtocolError("training: expected the study's plan to have run, found otherwise")
         return tensors_to_bytes(update.tensors)
 
-    def _evaluate(self, study: StudySpec, site: SiteId, model: bytes) -> bytes:
-        del site
+    def _statistics(self, study: StudySpec, instruction: Instruction) -> bytes:
+        return statistics_payload(
+            release_of(instruction, study),
+            study,
+            self.source.rows(study),
+            noise=self.randomness(),
+            integers=self.integers(),
+        )
+
+    def _evaluate(self, study: StudySpec, model: bytes) -> bytes:
         release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
         if release is None:
             raise ProtocolError("evaluation: expected a binned-scores release, found none")

@@ -92,6 +92,9 @@ class StartError(FedwardError):
 
 
 REFUSAL_CODES: frozenset[str] = frozenset(
-    {"config", "data", "policy", "budget", "protocol", "signature", "ledger", "model", "internal"}
+    {
+        *("config", "data", "policy", "budget", "protocol", "signature", "ledger", "model"),
+        *("internal", "paused", "hours", "ethics", "not-approved"),
+    }
 )
 """What a site may say when it refuses: one of these words and nothing else."""

@@ -1,7 +1,9 @@
 """Child processes that live and die with their parent: what `serve` and `run` supervise.
 
-A child that ends is started again after a pause that grows; a child that cannot stay up within its
-first seconds, again and again, ends the parent with an error that names it.
+A child may be another user and in a private network (rules 14, 15): it becomes both between fork
+and exec, so that no process stands between supervisor and child. A child that ends is started again
+after a pause that grows; a child that cannot stay up within its first seconds, again and again,
+ends the parent with an error that names it.
 """
 
 import ctypes
@@ -14,12 +16,15 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import structlog
 
 from fedward_common.errors import StartError
+from fedward_common.namespace import PrivateNetwork, port_listening
+from fedward_common.users import Account, acting_as, become, no_new_privileges
 
 PR_SET_PDEATHSIG: Final = 1
 STOP_SECONDS: Final = 10.0
@@ -37,7 +42,11 @@ def die_with_parent(number: signal.Signals = signal.SIGTERM) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChildSpec:
-    """One child: its command, what to add to the environment, when it counts as ready."""
+    """One child: its command, what to add to the environment, when it counts as ready.
+
+    `user` and `home` are whose process it is and where that user may write; without, it is the
+    supervisor's own. `network` is the private network it lives in; without, it is the host's.
+    """
 
     name: str
     command: tuple[str, ...]
@@ -45,6 +54,9 @@ class ChildSpec:
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: Callable[[], bool] = lambda: True
     ready_seconds: float = 60.0
+    user: Account | None = None
+    home: Path | None = None
+    network: PrivateNetwork | None = None
 
 
 def port_open(port: int, host: str = "127.0.0.1") -> bool:
@@ -101,11 +113,32 @@ def offline_environment() -> dict[str, str]:
     }
 
 
+def _whose(spec: ChildSpec) -> dict[str, str]:
+    """Names and home of the child's user, which need no account to exist."""
+    named = {} if spec.user is None else {"USER": spec.user.name, "LOGNAME": spec.user.name}
+    return named if spec.home is None else named | {"HOME": str(spec.home)}
+
+
+def _settle(spec: ChildSpec, supervisor: int) -> None:
+    """Between fork and exec, in this order: network, user, no way back, a life bound to ours."""
+    if spec.network is not None:
+        spec.network.enter()
+    if spec.user is not None:
+        become(spec.user)
+    if spec.user is not None or spec.network is not None:
+        no_new_privileges()
+    die_with_parent()  # after the change of user, which undoes it
+    if os.getppid() != supervisor:
+        os._exit(1)  # it ended before the kernel was asked
+
+
 class Supervisor:
     """Starts children in order, keeps them up, stops them in reverse order."""
 
-    def __init__(self, *, poll_seconds: float = 0.2) -> None:
+    def __init__(self, *, poll_seconds: float = 0.2, log_owner: Account | None = None) -> None:
+        """`log_owner` is whose the log files are; without, they are the supervisor's own."""
         self._poll_seconds = poll_seconds
+        self._log_owner = log_owner
         self._running: dict[str, tuple[ChildSpec, subprocess.Popen[bytes], float]] = {}
         self._deaths: dict[str, int] = {}
         self._stop = threading.Event()
@@ -134,24 +167,38 @@ class Supervisor:
                 )
             time.sleep(0.05)
 
+    def listens(self, name: str, port: int) -> bool:
+        """Whether the port of loopback is open in the network that the child `name` lives in."""
+        return port_listening(self._running[name][1].pid, port)
+
     def _spawn(self, spec: ChildSpec) -> None:
-        spec.log_file.parent.mkdir(parents=True, exist_ok=True)
+        with acting_as(self._log_owner):
+            spec.log_file.parent.mkdir(parents=True, exist_ok=True)
+            log_file = spec.log_file.open("ab")
         try:
-            with spec.log_file.open("ab") as log_file:
+            with log_file:
                 process = subprocess.Popen(
                     spec.command,
                     stdin=subprocess.DEVNULL,
                     stdout=log_file,
                     stderr=subprocess.STDOUT,
-                    env=offline_environment() | dict(spec.environment),
+                    env=offline_environment() | _whose(spec) | dict(spec.environment),
+                    # A folder that every user may be in.
+                    cwd="/" if spec.user else None,
                     # Set between fork and exec in a single-threaded supervisor: safe, and the only
                     # way that a SIGKILL of the supervisor leaves no orphan.
-                    preexec_fn=die_with_parent,  # noqa: PLW1509
+                    preexec_fn=partial(_settle, spec, os.getpid()),  # noqa: PLW1509
                 )
+        except subprocess.SubprocessError as error:
+            raise StartError(
+                f"{spec.name}: expected to become {spec.user.name if spec.user else 'itself'} in "
+                "its own network, found that the kernel refuses. Check [guard] and [isolation]"
+            ) from error
         except OSError as error:
             raise StartError(
                 f"{spec.name}: expected to find the program {spec.command[0]}, found "
-                f"{error.strerror}. Install Fedward's dependencies again"
+                f"{error.strerror}. Install Fedward's dependencies again, where every user of the "
+                "site may read them"
             ) from error
         self._running[spec.name] = (spec, process, time.monotonic())
 

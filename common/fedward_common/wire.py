@@ -6,21 +6,23 @@ is the business of the two Flower adapters.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import REFUSAL_CODES, ProtocolError
 from fedward_common.ids import DIGEST, LABEL, Digest
-from fedward_common.study.registry import Strict
+from fedward_common.study.registry import Extensible, Strict
 
 PROTOCOL = "fedward-wire/1"
 MAX_HEADER_BYTES = 1 << 20
 
 T = TypeVar("T", bound=Strict)
 
-Kind = Literal["train", "evaluate"]
+Kind = Literal["train", "evaluate", "statistics"]
+"""What an instruction asks for. A statistics instruction's round counts the study's releases."""
+ReplyKind = Literal["train", "evaluate", "statistics", "refusal"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,14 +66,18 @@ class Instruction(Strict):
         return _parse(cls, header)
 
 
-class Reply(Strict):
+class Reply(Extensible):
     """What a site answers, signed by its key: a payload named by its digest, or a refusal code.
 
-    A training reply carries no loss, count, gradient norm or timing (rules 7).
+    A training reply carries no loss, count, gradient norm or timing (rules 7). The head of the
+    site's ledger goes with it, so that the coordinator can tell when an older ledger was put back:
+    a row number and a hash that the guard computes, and nothing that a worker could choose.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"ledger_seq", "ledger_sha256"})
+
     protocol: Literal["fedward-wire/1"] = "fedward-wire/1"
-    kind: Literal["train", "evaluate", "refusal"]
+    kind: ReplyKind
     site: str = Field(pattern=LABEL)
     key: str = Field(pattern=DIGEST)
     payload_sha256: str = Field(pattern=DIGEST)
@@ -80,6 +86,8 @@ class Reply(Strict):
         pattern=DIGEST, description="Ed25519 public key, 32 bytes in hexadecimal"
     )
     signature: str = Field(default="", pattern=r"^([0-9a-f]{128})?$")
+    ledger_seq: int | None = Field(default=None, ge=1, lt=2**53)
+    ledger_sha256: str | None = Field(default=None, pattern=DIGEST)
 
     @property
     def signed_bytes(self) -> bytes:
@@ -99,6 +107,8 @@ class Reply(Strict):
         known = reply.code in REFUSAL_CODES if reply.kind == "refusal" else not reply.code
         if not known:
             raise ProtocolError("reply: expected a refusal with a known code, or no code")
+        if (reply.ledger_seq is None) != (reply.ledger_sha256 is None):
+            raise ProtocolError("reply: expected a whole ledger head or none")
         return reply
 
 

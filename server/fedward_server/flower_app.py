@@ -63,10 +63,5 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
     folder.finish(
         model=tensors_to_bytes(result.model),
         counts={site: counts.tolist() for site, counts in result.counts.items()},
-        facts={
-            "study": study.digest,
-            "committed_rounds": result.committed_rounds,
-            "abandoned_rounds": result.abandoned_rounds,
-            "refusals": dict(result.refusals),
-        },
+        facts={"study": study.digest, **result.facts},
     )

@@ -1,23 +1,38 @@
-"""Starting a study on a running coordinator and following it to its outcome."""
+"""Starting a study on a running coordinator, following it to its outcome, ending it early."""
 
 import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from fedward_common.errors import FedwardError, StartError, StudyFailed
+from fedward_common.errors import ConfigError, FedwardError, StartError, StudyFailed
 from fedward_common.study.signed import SignedStudy
+from fedward_common.study.spec import StudySpec
 from fedward_common.trust.certificates import make_loopback_identity
 from fedward_common.trust.private_files import write_atomically
 from fedward_server.adapters.flower_control import FlowerControl, build_bundle
-from fedward_server.adapters.run_files import LOG, RunFolder, read_outcome, run_path, study_path
+from fedward_server.adapters.run_files import (
+    LOG,
+    RunFolder,
+    StartedRun,
+    ask_to_cancel,
+    read_outcome,
+    run_path,
+    started_runs,
+    study_path,
+)
 from fedward_server.bundle import bundle_folder
 from fedward_server.serve import require_running
 from fedward_server.settings import CoordinatorSettings
 
 FOLLOW_SECONDS: Final = 0.1
+CANCEL_SECONDS: Final = 90.0
+CANCEL_GRACE_SECONDS: Final = 10.0
+"""How long a ServerApp that was told to stop may take to write its own outcome; then we try, until
+it has let go of the log."""
 STATUS_SECONDS: Final = 2.0
 
 
@@ -28,16 +43,92 @@ def start_run(settings: CoordinatorSettings, signed_study: bytes) -> tuple[str, 
         ProtocolError, SignatureRefused: it is not a signed study.
         StartError: the coordinator is not running or refused.
     """
-    study = SignedStudy.parse(signed_study).verify()
+    study = store_study(settings, signed_study)
     require_running(settings)
-    path = study_path(settings.state, study.digest)
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(path, signed_study)
     name = f"{study.id}-{secrets.token_hex(4)}"
     with _control(settings) as control:
         bundle = build_bundle(bundle_folder())
         flower_id = control.start_run(bundle, config={"study": study.digest, "run": name})
+    StartedRun(
+        name=name,
+        study=study.digest,
+        study_id=study.id,
+        flower_id=flower_id,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    ).write(settings.state)
     return name, flower_id
+
+
+def store_study(settings: CoordinatorSettings, signed_study: bytes) -> StudySpec:
+    """The study, verified and kept under its digest, ready for `runs start`.
+
+    Raises:
+        ProtocolError, SignatureRefused: it is not a signed study.
+    """
+    study = SignedStudy.parse(signed_study).verify()
+    path = study_path(settings.state, study.digest)
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    write_atomically(path, signed_study)
+    return study
+
+
+def cancel_run(settings: CoordinatorSettings, name: str) -> None:
+    """Ends a run for good; when this returns its outcome says `cancelled`.
+
+    What the sites were charged stays charged, and rounds that were begun stay answered.
+
+    Raises:
+        ConfigError: no such run, or it has ended.
+        StartError: the coordinator is not running or does not end the run.
+    """
+    run = find_run(settings, name)
+    folder = run_folder(settings, name)
+    if (outcome := read_outcome(folder)) is not None:
+        raise ConfigError(f"run {name}: expected a run that goes on, found it {outcome['status']}")
+    require_running(settings)
+    with _control(settings) as control:
+        ask_to_cancel(settings.state, name)
+        control.stop_run(run.flower_id)
+    started = time.monotonic()
+    while read_outcome(folder) is None:
+        waited = time.monotonic() - started
+        if waited > CANCEL_GRACE_SECONDS:
+            _end_cancelled(folder, last=waited > CANCEL_SECONDS)
+        time.sleep(FOLLOW_SECONDS)
+
+
+def _end_cancelled(folder: Path, *, last: bool) -> None:
+    """Writes the outcome of a cancelled run whose ServerApp was killed before it could."""
+    try:
+        ended = RunFolder(folder)
+    except StartError:
+        # The ServerApp still holds the log: it is about to find out.
+        if last:
+            raise
+        return
+    ended.fail(code=StudyFailed.code, exit_code=StudyFailed.exit_code, message="")
+
+
+def find_run(settings: CoordinatorSettings, name: str) -> StartedRun:
+    """The run of that name. Raises ConfigError when none was started here."""
+    run_path(settings.state, name)
+    found = next((run for run in started_runs(settings.state) if run.name == name), None)
+    if found is None:
+        raise ConfigError(
+            f"run {name}: expected a run of this coordinator, found none. "
+            "`fedward-server study status` lists them"
+        )
+    return found
+
+
+def flower_status(settings: CoordinatorSettings, run: StartedRun) -> str | None:
+    """Flower's word for where a run stands; None while the coordinator does not answer."""
+    try:
+        require_running(settings)
+        with _control(settings) as control:
+            return control.run_status(run.flower_id)
+    except StartError:
+        return None
 
 
 def online_nodes(settings: CoordinatorSettings) -> int:
@@ -48,7 +139,11 @@ def online_nodes(settings: CoordinatorSettings) -> int:
 
 def _control(settings: CoordinatorSettings) -> FlowerControl:
     loopback = make_loopback_identity(settings.state / "loopback")
-    return FlowerControl(port=settings.superlink_port, ca_certificate=loopback.ca)
+    return FlowerControl(
+        socket=settings.superlink_socket,
+        port=settings.superlink_port,
+        ca_certificate=loopback.ca,
+    )
 
 
 def run_folder(settings: CoordinatorSettings, name: str) -> Path:

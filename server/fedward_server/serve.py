@@ -1,20 +1,30 @@
 """`fedward-server serve`: the coordinator's processes, supervised.
 
-SuperLink and the ServerApp's executor listen and talk on loopback only; the edge alone faces the
-sites. Everything is configured by coordinator.toml.
+SuperLink and the ServerApp's executor live in a network of their own with nothing but loopback
+(rules 15); a bridge leads to it from a Unix socket that only this user may connect to. The edge
+alone faces the sites. Everything is configured by coordinator.toml.
 """
 
 import os
 import secrets
 import signal
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from fedward_common.bridge import bridge_command
 from fedward_common.errors import StartError
-from fedward_common.processes import ChildSpec, Supervisor, port_open, require_free_port
+from fedward_common.namespace import PrivateNetwork, open_network
+from fedward_common.processes import (
+    ChildSpec,
+    Supervisor,
+    port_open,
+    require_free_port,
+    socket_open,
+)
 from fedward_common.trust.certificates import LoopbackIdentity, make_loopback_identity
 from fedward_common.trust.private_files import write_private
 from fedward_server.adapters.flower_control import FlowerControl
@@ -36,35 +46,69 @@ def serve(settings: CoordinatorSettings, *, settings_file: Path) -> None:
     for folder in (settings.state, settings.run):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     ready_file(settings).unlink(missing_ok=True)
-    require_free_port(settings.superlink_port, name="SuperLink", key="superlink_port")
     require_free_port(settings.listen_port, name="edge", key="listen", host=settings.listen_host)
-    supervisor = Supervisor()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, supervisor.ask_to_stop)
-    try:
-        for child in _children(settings, settings_file):
+    if settings.enrolment.open and settings.enrolment.listen is not None:
+        host, _, port = settings.enrolment.listen.rpartition(":")
+        require_free_port(
+            int(port), name="enrolment", key="enrolment.listen", host=host.strip("[]")
+        )
+    with ExitStack() as opened:
+        network = _network(settings, opened)
+        opened.callback(ready_file(settings).unlink, missing_ok=True)
+        supervisor = Supervisor()
+        opened.callback(supervisor.stop)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, supervisor.ask_to_stop)
+        for child in _children(settings, settings_file, supervisor, network):
             supervisor.start(child)
-            if child.name == "superlink":
-                _register_nodes(settings)
+            if child.name == "bridge":
+                register_nodes(settings)
         ready_file(settings).touch()
         _log.info("serve.ready", federation=settings.federation)
         supervisor.watch()
-    finally:
-        ready_file(settings).unlink(missing_ok=True)
-        supervisor.stop()
 
 
-def _register_nodes(settings: CoordinatorSettings) -> None:
-    """Makes SuperLink know the node key of every active site."""
+def _network(settings: CoordinatorSettings, opened: ExitStack) -> PrivateNetwork | None:
+    """The private network of SuperLink and ServerApp, or the host's, which the log then says."""
+    network, reason = open_network(settings.isolation)
+    if network is None:
+        _log.warning("network.shared", reason=reason)
+        require_free_port(settings.superlink_port, name="SuperLink", key="superlink_port")
+        return None
+    opened.callback(network.close)
+    _log.info("network.private", federation=settings.federation)
+    return network
+
+
+def register_nodes(settings: CoordinatorSettings) -> None:
+    """Makes SuperLink know the node key of every active site; known ones stay known.
+
+    At the start, when a site was granted while the coordinator runs, and before a run.
+
+    Raises:
+        StartError: SuperLink refused or did not answer.
+    """
     loopback = make_loopback_identity(settings.state / "loopback")
     registry = open_registry(settings.database)
-    with FlowerControl(port=settings.superlink_port, ca_certificate=loopback.ca) as control:
-        for site in registry.active_sites():
-            control.register_node(site.node_public_key_bytes, name=site.site_id)
+    try:
+        with FlowerControl(
+            socket=settings.superlink_socket,
+            port=settings.superlink_port,
+            ca_certificate=loopback.ca,
+        ) as control:
+            for site in registry.active_sites():
+                control.register_node(site.node_public_key_bytes, name=site.site_id)
+    finally:
+        registry.close()
 
 
-def _children(settings: CoordinatorSettings, settings_file: Path) -> list[ChildSpec]:
-    """The children in start order: SuperLink, the ServerApp's executor, the edge."""
+def _children(
+    settings: CoordinatorSettings,
+    settings_file: Path,
+    supervisor: Supervisor,
+    network: PrivateNetwork | None,
+) -> list[ChildSpec]:
+    """The children in start order: SuperLink, the way to it, its executor, the edge, enrolment."""
     state, logs = settings.state, settings.state / "logs"
     loopback = make_loopback_identity(state / "loopback")
     secret = state / "superexec.secret"
@@ -77,7 +121,17 @@ def _children(settings: CoordinatorSettings, settings_file: Path) -> list[ChildS
             command=_superlink(settings, loopback, secret=secret),
             log_file=logs / "superlink.log",
             environment=flower_home,
-            ready=lambda: port_open(settings.superlink_port),
+            ready=lambda: supervisor.listens("superlink", settings.superlink_port),
+            network=network,
+        ),
+        ChildSpec(
+            name="bridge",
+            command=bridge_command(
+                sys.executable, listen=settings.superlink_socket, to=settings.superlink_port
+            ),
+            log_file=logs / "bridge.log",
+            ready=lambda: socket_open(settings.superlink_socket),
+            network=network,
         ),
         ChildSpec(
             name="serverapp",
@@ -93,21 +147,33 @@ def _children(settings: CoordinatorSettings, settings_file: Path) -> list[ChildS
                 "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",
                 "OMP_NUM_THREADS": "1",
             },
+            network=network,
         ),
         ChildSpec(
             name="edge",
-            command=(
-                sys.executable,
-                "-m",
-                "fedward_server",
-                "edge",
-                "--config",
-                str(settings_file),
-            ),
+            command=_own("edge", settings_file),
             log_file=logs / "edge.log",
             ready=lambda: port_open(settings.listen_port, settings.probe_host),
         ),
+        *_enrolment(settings, settings_file),
     ]
+
+
+def _enrolment(settings: CoordinatorSettings, settings_file: Path) -> list[ChildSpec]:
+    """The listener's process, if sites may enrol over the network; it opens its port by itself."""
+    if settings.enrolment.listen is None or not settings.enrolment.open:
+        return []
+    return [
+        ChildSpec(
+            name="enrolment",
+            command=_own("enrol-listener", settings_file),
+            log_file=settings.state / "logs" / "enrolment.log",
+        )
+    ]
+
+
+def _own(command: str, settings_file: Path) -> tuple[str, ...]:
+    return (sys.executable, "-m", "fedward_server", command, "--config", str(settings_file))
 
 
 def _superlink(
@@ -128,13 +194,13 @@ def ready_file(settings: CoordinatorSettings) -> Path:
 
 
 def require_running(settings: CoordinatorSettings) -> None:
-    """Returns when this coordinator's SuperLink answers on loopback.
+    """Returns when the way to this coordinator's SuperLink is open.
 
     Raises:
-        StartError: it does not.
+        StartError: it is not, or not for this user.
     """
-    if not port_open(settings.superlink_port):
+    if not socket_open(settings.superlink_socket):
         raise StartError(
-            f"coordinator: expected SuperLink on port {settings.superlink_port}, found nothing. "
-            "Start it with `fedward-server serve --config ...`"
+            f"coordinator: expected an answer at {settings.superlink_socket}, found none. Start it "
+            "with `fedward-server serve --config ...`, and run this as its user"
         )

@@ -15,9 +15,13 @@ from pydantic import (
     model_validator,
 )
 
+from fedward_common.ids import DIGEST
+from fedward_common.namespace import IsolationSettings
 from fedward_common.study.files import explain, read_toml
 from fedward_common.study.registry import Strict
 from fedward_common.trust.authority import TRUST_DOMAIN
+from fedward_common.trust.invites import ADDRESS
+from fedward_common.trust.statements import PERSON
 
 FOLDER: Final = "folder"
 MAX_SOCKET_PATH: Final = 107
@@ -32,8 +36,16 @@ def _resolve(value: object, info: ValidationInfo) -> object:
     return Path((info.context or {}).get(FOLDER, ""), value)
 
 
+LISTEN: Final = r"^(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}$"
+
 Location = Annotated[Path, BeforeValidator(_resolve)]
 Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def probe_host(listen: str) -> str:
+    """Where this machine reaches a listener of its own."""
+    host = listen.rpartition(":")[0].strip("[]")
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
 
 
 class TlsPaths(Strict):
@@ -53,14 +65,53 @@ class EdgeLimits(Strict):
     concurrent_calls: int = Field(default=256, ge=1, le=65536, description="all sites together")
 
 
+class OperatorEntry(Strict):
+    """A person who may grant, deny and revoke: known by an Ed25519 key (rules 16)."""
+
+    name: str = Field(pattern=PERSON)
+    public_key: str = Field(pattern=DIGEST, description="64 hexadecimal digits")
+
+
+class EnrolmentSettings(Strict):
+    """How hospitals join. Without `listen` they do so by carried files only.
+
+    `address` is how sites reach the listener; it is written into every invite. The port is open
+    only while an invite is, and never with `open = false`.
+    """
+
+    listen: str | None = Field(default=None, pattern=LISTEN, description="address:port")
+    address: str | None = Field(default=None, pattern=ADDRESS, description="host:port for sites")
+    operators_needed: int = Field(default=2, ge=1, le=9)
+    open: bool = True
+
+    @model_validator(mode="after")
+    def _reachable(self) -> "EnrolmentSettings":
+        if self.listen is not None and self.address is None:
+            raise ValueError("address: expected how sites reach the listener, found none")
+        return self
+
+
+class AuthoritySettings(Strict):
+    """The issuing authority's key: where the passphrase lies, if it is encrypted.
+
+    The file may be one that systemd's LoadCredential brings.
+    """
+
+    passphrase_file: Location | None = None
+
+
 class CoordinatorSettings(Strict):
     """Everything in coordinator.toml."""
 
     federation: str = Field(pattern=f"^{TRUST_DOMAIN}$", description="the SPIFFE trust domain")
     listen: str = Field(
-        default="0.0.0.0:9443",
-        pattern=r"^(\[[0-9a-fA-F:]+\]|[^\s:/\[\]]+):\d{1,5}$",
-        description="address:port of the edge",
+        default="0.0.0.0:9443", pattern=LISTEN, description="address:port of the edge"
+    )
+    address: str | None = Field(
+        default=None, pattern=ADDRESS, description="host:port of the edge as sites reach it"
+    )
+    server_name: str | None = Field(
+        default=None, pattern=f"^{TRUST_DOMAIN}$", description="in its certificate, if not the host"
     )
     state: Location = Field(default=Path("state"), validate_default=True)
     run: Location = Field(default=Path("run"), validate_default=True)
@@ -68,6 +119,10 @@ class CoordinatorSettings(Strict):
     tls: TlsPaths
     superlink_port: Port = 9470
     limits: EdgeLimits = EdgeLimits()
+    operators: tuple[OperatorEntry, ...] = Field(default=(), strict=False)
+    enrolment: EnrolmentSettings = EnrolmentSettings()
+    authority: AuthoritySettings = AuthoritySettings()
+    isolation: IsolationSettings = IsolationSettings()
 
     @property
     def listen_host(self) -> str:
@@ -82,9 +137,7 @@ class CoordinatorSettings(Strict):
     @property
     def probe_host(self) -> str:
         """Where this machine reaches its own edge."""
-        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(  # noqa: S104
-            self.listen_host, self.listen_host
-        )
+        return probe_host(self.listen)
 
     @property
     def kick_socket(self) -> Path:
@@ -95,6 +148,21 @@ class CoordinatorSettings(Strict):
     def edge_log(self) -> Path:
         """The edge's hash-chained log."""
         return self.state / "audit" / "edge.jsonl"
+
+    @property
+    def desk_log(self) -> Path:
+        """The hash-chained log of what operators did: invites, grants, denials, revocations."""
+        return self.state / "audit" / "desk.jsonl"
+
+    @property
+    def enrolment_log(self) -> Path:
+        """The enrolment listener's hash-chained log: requests, answers, refusals."""
+        return self.state / "audit" / "enrolment.jsonl"
+
+    @property
+    def superlink_socket(self) -> Path:
+        """Where edge and commands reach SuperLink: a bridge leads into its private network."""
+        return self.run / "superlink.sock"
 
     @property
     def authority_folder(self) -> Path:
@@ -114,11 +182,17 @@ class CoordinatorSettings(Strict):
             raise ValueError(
                 f"superlink_port: expected another port than listen's, found {self.listen_port}"
             )
-        if len(str(self.kick_socket)) > MAX_SOCKET_PATH:
+        if len(str(self.superlink_socket)) > MAX_SOCKET_PATH:
             raise ValueError(
-                f"run: expected a folder whose path has at most {MAX_SOCKET_PATH - 10} characters, "
+                f"run: expected a folder whose path has at most {MAX_SOCKET_PATH - 15} characters, "
                 f"found {len(str(self.run))}"
             )
+        for what in ("name", "public_key"):
+            found = [getattr(operator, what) for operator in self.operators]
+            if len(set(found)) != len(found):
+                raise ValueError(
+                    f"operators: expected a different {what} for each, found one twice"
+                )
         return self
 
 

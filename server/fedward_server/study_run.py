@@ -19,12 +19,14 @@ from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
 from fedward_common.models.registry import initial_tensors, model_shapes
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.statistics import is_statistics, statistics_releases
 from fedward_common.study.tabular import BinnedScores, TabularData
 from fedward_common.trust.signing import key_sha256, verify
 from fedward_common.wire import Envelope, Instruction, Kind, Reply
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.fleet import Answer, Clock, Fleet, RunEvents, RunStore
 from fedward_server.round_state import RoundState, describe
+from fedward_server.statistics import StatisticsSum, Totals
 
 Counts = npt.NDArray[np.float64]
 Take = Callable[[SiteId, bytes], None]
@@ -40,13 +42,30 @@ POLL_SECONDS: Final = 1.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StudyResult:
-    """What a study gives: the final model, the noised counts per site, and how its rounds went."""
+    """What a study gives: the final model, the noised counts per site, and how its rounds went.
+
+    A study of statistics has no model; `statistics` then holds the totals of each release, None
+    for a release that did not reach the quorum.
+    """
 
     model: dict[str, Array]
     counts: dict[SiteId, Counts]
     committed_rounds: int
     abandoned_rounds: int
     refusals: dict[SiteId, str]
+    statistics: tuple[Totals | None, ...] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the outcome of a run says besides model and counts, as a JSON value."""
+        facts: dict[str, Any] = {
+            "committed_rounds": self.committed_rounds,
+            "abandoned_rounds": self.abandoned_rounds,
+            "refusals": dict(self.refusals),
+        }
+        if self.statistics:
+            facts["statistics"] = [t and t.as_json() for t in self.statistics]
+        return facts
 
 
 @dataclass(kw_only=True)
@@ -62,13 +81,15 @@ class StudyRun:
     refusals: dict[SiteId, str] = field(default_factory=dict)
 
     def run(self) -> StudyResult:
-        """The evaluated model after the study's rounds.
+        """The evaluated model after the study's rounds, or the totals of its statistics.
 
         Raises:
             StudyFailed: so many sites refuse for good that the quorum is out of reach, or no round
                 reached it.
         """
         study = self.study
+        if is_statistics(study):
+            return self._statistics()
         optimiser, tail = server_optimiser(study), released_models(study)
         model = initial_tensors(study.model, inputs=self._inputs)
         committed = 0
@@ -81,11 +102,7 @@ class StudyRun:
             tail.add(model)
             self.store.checkpoint(round_number=number, model=tensors_to_bytes(model))
         if not committed:
-            self._willing()
-            raise StudyFailed(
-                f"study {study.id}: none of {study.rounds} rounds reached the quorum of "
-                f"{study.quorum}; see the run's log for the sites that did not answer"
-            )
+            raise self._nothing_reached()
         final = tail.mean()
         return StudyResult(
             model=final,
@@ -93,6 +110,44 @@ class StudyRun:
             committed_rounds=committed,
             abandoned_rounds=study.rounds - committed,
             refusals=dict(self.refusals),
+        )
+
+    def _statistics(self) -> StudyResult:
+        """The totals of every release; one exchange each.
+
+        Raises:
+            StudyFailed: no release reached the quorum, or so many sites refuse for good.
+        """
+        totals: list[Totals | None] = []
+        for number, release in enumerate(statistics_releases(self.study), start=1):
+            added = StatisticsSum(self.study, release)
+            state = self._exchange("statistics", number, tensors_to_bytes({}), added.add)
+            if not state.has_quorum:
+                self._abandon(state)
+                totals.append(None)
+                continue
+            state.aggregate()
+            totals.append(added.totals())
+            state.commit()
+            self.events.emit("round.committed", round=number, sites=list(state.accepted))
+        committed = sum(total is not None for total in totals)
+        if not committed:
+            raise self._nothing_reached()
+        return StudyResult(
+            model={},
+            counts={},
+            committed_rounds=committed,
+            abandoned_rounds=len(totals) - committed,
+            refusals=dict(self.refusals),
+            statistics=tuple(totals),
+        )
+
+    def _nothing_reached(self) -> StudyFailed:
+        """Why a study ends with nothing. Raises StudyFailed itself when too many sites refused."""
+        self._willing()
+        return StudyFailed(
+            f"study {self.study.id}: none of {self.study.rounds} rounds reached the quorum of "
+            f"{self.study.quorum}; see the run's log for the sites that did not answer"
         )
 
     @property

@@ -249,7 +249,7 @@ def test_a_study_that_no_site_approved_ends_with_a_clear_error(
 
     assert done.returncode == 9
     assert re.search(r"expected at least 3 sites that take part, found [012] \(", done.stderr)
-    assert ": policy" in done.stderr
+    assert ": not-approved" in done.stderr
     for site in live.federation.sites:
         studies = live.federation.ask_site(site, "budget", "show")["studies"]
         assert other.digest not in [entry["digest"] for entry in studies]

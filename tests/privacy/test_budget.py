@@ -78,7 +78,7 @@ def test_the_reported_epsilon_is_opacus_prv_within_one_percent_and_below_the_ren
 ) -> None:
     study = a_study(releases=releases, epsilon=9.0, **parameters)
     site = make_site(tmp_path, study, max_epsilon_per_study=9.0, max_epsilon_total=9.0)
-    site.settings.folders.state.mkdir()
+    site.settings.folders.state.mkdir(exist_ok=True)
     ledger = SqliteLedger(
         site.settings.ledger_path, limits=SitePolicy.of(site.settings).limits, clock=Ticking()
     )
@@ -111,7 +111,7 @@ def test_a_calibrated_study_costs_no_more_than_it_declares_by_opacus_too(kind: A
 def test_a_site_does_not_believe_the_declared_epsilon(tmp_path: Path) -> None:
     study = a_study(rounds=30, noise_multiplier=0.7, epsilon=2.0)
     site = make_site(tmp_path, study)
-    site.settings.folders.state.mkdir()
+    site.settings.folders.state.mkdir(exist_ok=True)
     ledger = SqliteLedger(
         site.settings.ledger_path, limits=SitePolicy.of(site.settings).limits, clock=Ticking()
     )

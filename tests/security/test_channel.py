@@ -9,6 +9,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -159,7 +160,7 @@ def test_a_revoked_site_is_refused_on_its_live_connection(edge: RunningEdge) -> 
     with pytest.raises(CallRefused) as caught:
         run(scenario())
     assert caught.value.refusal is Refusal.SITE_REVOKED
-    assert edge.logged("edge.refused", code="site-revoked", site="leaving", route="get-run")
+    assert edge.logged("edge.refused", code="site-revoked", site="leaving", route="forward")
 
 
 def test_the_certificate_of_a_with_the_node_key_of_b_is_refused(edge: RunningEdge) -> None:
@@ -273,29 +274,24 @@ def test_the_log_of_all_this_is_an_unbroken_chain(edge: RunningEdge) -> None:
 
 def start_gateway(
     edge: RunningEdge, site: Site, folder: Path
-) -> tuple[subprocess.Popen[bytes], int]:
+) -> tuple[subprocess.Popen[bytes], Path]:
     """The site's gateway in its own process; no call of these tests asks the guard."""
-    files, port = edge.tls(site.identity), free_port()
+    files, listening = edge.tls(site.identity), Path(tempfile.mkdtemp()) / "fleet.sock"
     code = (
         "import sys\nfrom pathlib import Path\n"
         "from fedward_client.gateway import GatewayConfig, run_gateway\n"
-        "address, cert, key, ca, port, folder, node_key = sys.argv[1:]\n"
+        "address, cert, key, ca, socket, folder, node_key = sys.argv[1:]\n"
         "run_gateway(GatewayConfig(coordinator=address, server_name=None, certificate=Path(cert),"
-        " key=Path(key), ca=Path(ca), port=int(port), loopback=Path(folder),"
+        " key=Path(key), ca=Path(ca), socket=Path(socket), loopback=Path(folder),"
         " guard_socket=Path(folder) / 'none.sock', node_public_key=node_key))\n"
     )
-    arguments = [edge.address, files.certificate, files.key, files.ca, port, folder]
+    arguments = [edge.address, files.certificate, files.key, files.ca, listening, folder]
     arguments.append(site.node_key.header)
     process = subprocess.Popen(
         [sys.executable, "-c", code, *map(str, arguments)], env=clean_environment()
     )
-
-    def listening() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", port)) == 0 or process.poll() is not None
-
-    wait_until(listening)
-    return process, port
+    wait_until(lambda: listening.exists() or process.poll() is not None)
+    return process, listening
 
 
 def test_supernodes_calls_reach_superlink_through_both_processes_and_a_lost_edge_is_503(
@@ -303,14 +299,13 @@ def test_supernodes_calls_reach_superlink_through_both_processes_and_a_lost_edge
 ) -> None:
     with running_edge(tmp_path / "coordinator", "alpha") as edge:
         site = edge.sites["alpha"]
-        gateway, port = start_gateway(edge, site, tmp_path / "site")
-        ca = make_loopback_identity(tmp_path / "site").ca
+        gateway, listening = start_gateway(edge, site, tmp_path / "site")
+        context = ssl.create_default_context(cafile=make_loopback_identity(tmp_path / "site").ca)
         try:
             with httpx.Client(
-                base_url=f"https://127.0.0.1:{port}/v1/fleet/",
+                base_url="https://localhost/v1/fleet/",
                 headers=signed_headers(site.node_key),
-                verify=ssl.create_default_context(cafile=ca),
-                trust_env=False,
+                transport=httpx.HTTPTransport(uds=str(listening), verify=context),
             ) as supernode:
                 passed = supernode.post("send-node-heartbeat", content=b"").status_code
                 edge.process.send_signal(signal.SIGTERM)

@@ -20,9 +20,13 @@ from fedward_client.budget import budget_report
 from fedward_client.guard.client import Grant, GuardClient, StoredReply
 from fedward_client.guard.main import RunningGuard, start_guard
 from fedward_client.guard.server import Access, GuardServer
+from fedward_client.policy import NotApproved, Paused
+from fedward_client.ports import Passing
 from fedward_common.arrays import tensors_to_bytes
+from fedward_common.canonical import sha256_hex
 from fedward_common.errors import (
     ConfigError,
+    DataError,
     FedwardError,
     LedgerError,
     PolicyRefused,
@@ -36,13 +40,17 @@ from fedward_common.wire import Envelope
 from tests.support.guard_site import (
     BUNDLE,
     KEYS,
+    STEWARD_NAME,
     GuardSite,
     a_study,
+    about,
+    carry,
     counts,
     instruction,
     make_site,
     object_ids,
     signed,
+    statement,
     update,
 )
 
@@ -76,6 +84,10 @@ def charges(site: GuardSite) -> int:
     )
 
 
+def passing(sha256: str, *, kind: str = "object") -> Passing:
+    return Passing(direction="out", route="push-object", kind=kind, sha256=sha256, bytes=12)
+
+
 def released(site: GuardSite, envelope: Envelope, message_id: str = "message-1") -> bool:
     return site.gateway.release(message_id, sorted(object_ids(envelope)))
 
@@ -86,7 +98,7 @@ def test_the_good_site_passes(site: GuardSite) -> None:
 
     assert released(site, envelope)
     assert site.gateway.bundle_allowed(BUNDLE)
-    site.gateway.journal("out", "/api/v0/fleet/push-object", "object", "1" * 64, 12)
+    site.gateway.journal(passing("1" * 64))
     assert charges(site) == 1
     assert site.worker.begin(instruction(STUDY), signed(STUDY)) == StoredReply(envelope=envelope)
     evaluation = site.worker.seal(receipt(site, 5, kind="evaluate"), counts())
@@ -96,7 +108,8 @@ def test_the_good_site_passes(site: GuardSite) -> None:
 
 @pytest.mark.usefixtures("guard")
 def test_the_sockets_are_for_the_guards_user_alone(site: GuardSite) -> None:
-    for path in (site.settings.worker_socket, site.settings.gateway_socket):
+    settings = site.settings
+    for path in (settings.worker_socket, settings.gateway_socket, settings.admin_socket):
         assert path.stat().st_mode & 0o777 == 0o600
         assert path.parent.stat().st_mode & 0o777 == 0o700
 
@@ -303,7 +316,9 @@ def test_changed_cohort_for_a_charged_round_is_refused(site: GuardSite) -> None:
 def test_unapproved_study_is_refused(site: GuardSite) -> None:
     study = a_study(id="lung")
 
-    with pytest.raises(PolicyRefused, match=f"its digest {study.digest} is not among"):
+    with pytest.raises(
+        NotApproved, match=f"nobody of this site approved its digest {study.digest}"
+    ):
         site.worker.begin(instruction(study), signed(study))
 
     assert charges(site) == 0
@@ -331,6 +346,13 @@ def test_each_socket_takes_only_its_own_requests(site: GuardSite) -> None:
         GuardClient(site.settings.gateway_socket).begin(instruction(STUDY), signed(STUDY))
     with pytest.raises(ProtocolError):
         GuardClient(site.settings.gateway_socket).seal(live, update())
+    for path in (site.settings.worker_socket, site.settings.gateway_socket):
+        with pytest.raises(ProtocolError):
+            GuardClient(path).record(about(STUDY).canonical)
+    with pytest.raises(ProtocolError, match="another operation"):
+        site.admin.release("m", ["0" * 64])
+    with pytest.raises(ProtocolError, match="another operation"):
+        site.admin.seal(live, b"")
 
 
 @pytest.mark.usefixtures("guard")
@@ -408,7 +430,10 @@ def test_every_refusal_and_every_release_is_in_the_journal(site: GuardSite) -> N
 
     assert actions == [
         "guard.started",
+        "statement.recorded",
+        "study.seen",
         "instruction.refused",
+        "study.seen",
         "study.reserved",
         "round.charged",
         "reply.sealed",
@@ -450,6 +475,204 @@ def test_a_ledger_put_back_with_its_mark_is_refused_because_of_the_journal(
 def test_a_lost_guard_is_named_to_its_callers(site: GuardSite) -> None:
     with pytest.raises(StartError, match="fedward-client run"):
         receipt(site)
+
+
+# What people say: approvals, revocations, pauses (rules 16).
+
+
+def test_an_approval_is_in_force_at_once_and_so_is_its_revocation(tmp_path: Path) -> None:
+    site = make_site(tmp_path)
+    running = start_guard(site.settings, object_ids=object_ids)
+    with pytest.raises(NotApproved):
+        receipt(site)
+
+    site.admin.record(about(STUDY).canonical, signed(STUDY))
+    first = receipt(site, 1)
+    site.admin.record(about(STUDY, "study-revocation").canonical)
+
+    with pytest.raises(NotApproved, match="revoked"):
+        receipt(site, 2)
+    with pytest.raises(NotApproved, match="revoked"):
+        site.worker.seal(first, update())
+    running.close()
+
+
+def test_replayed_approval_after_a_revocation_is_refused_also_by_a_new_guard(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path)
+    running = start_guard(site.settings, object_ids=object_ids)
+    approval = about(STUDY).canonical
+    site.admin.record(approval)
+    site.admin.record(about(STUDY, "study-revocation").canonical)
+    with pytest.raises(PolicyRefused, match="accepted before"):
+        site.admin.record(approval)
+    running.close()
+
+    running = start_guard(site.settings, object_ids=object_ids)
+
+    with pytest.raises(PolicyRefused, match="accepted before"):
+        site.admin.record(approval)
+    with pytest.raises(NotApproved):
+        receipt(site)
+    running.close()
+    refused = [e for e in read_events(site.settings.audit_path) if e.action == "statement.refused"]
+    assert [event.fields["code"] for event in refused] == ["policy", "policy"]
+
+
+def test_deleted_revocation_keeps_the_guard_from_starting(tmp_path: Path) -> None:
+    site = make_site(tmp_path, STUDY)
+    running = start_guard(site.settings, object_ids=object_ids)
+    revocation = about(STUDY, "study-revocation")
+    site.admin.record(revocation.canonical)
+    running.close()
+    (site.settings.approvals_folder / f"{revocation.sha256}.json").unlink()
+
+    with pytest.raises(LedgerError, match="may be a revocation"):
+        start_guard(site.settings, object_ids=object_ids)
+
+    assert not site.settings.gateway_socket.exists()
+
+
+def test_a_statement_of_a_stranger_carried_into_the_folder_keeps_the_guard_from_starting(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path)
+    carry(site, about(STUDY, key=SigningKey.generate()))
+
+    with pytest.raises(ConfigError, match="signed statements of this site's approvers"):
+        start_guard(site.settings, object_ids=object_ids)
+
+
+def test_a_crash_between_file_and_journal_loses_no_statement(tmp_path: Path) -> None:
+    """The file is written first: a guard that finds it takes it in as it would a carried one."""
+    site = make_site(tmp_path, STUDY)
+    start_guard(site.settings, object_ids=object_ids).close()
+    carry(site, about(STUDY, "study-revocation"))
+
+    running = start_guard(site.settings, object_ids=object_ids)
+
+    with pytest.raises(NotApproved, match="revoked"):
+        receipt(site)
+    running.close()
+
+
+@pytest.mark.usefixtures("guard")
+def test_a_pause_in_mid_round_holds_everything_within_two_seconds(site: GuardSite) -> None:
+    """One reply is half out, one is sealed, one is being trained, one is asked for."""
+    half = site.worker.seal(receipt(site, 1), update())
+    assert released(site, half, "message-1")
+    ids = sorted(object_ids(half))
+    site.gateway.journal(passing(ids[0]))
+    sealed = site.worker.seal(receipt(site, 2), update(0.25))
+    training = receipt(site, 3)
+
+    asked = time.monotonic()
+    site.admin.record(statement("pause").canonical)
+    for attempt in (
+        lambda: site.gateway.journal(passing(ids[1])),
+        lambda: released(site, sealed, "message-2"),
+        lambda: site.worker.seal(training, update(0.75)),
+        lambda: receipt(site, 4),
+    ):
+        with pytest.raises(Paused, match=STEWARD_NAME):
+            attempt()
+    took = time.monotonic() - asked
+
+    assert took < 2.0
+    assert charges(site) == 3
+    site.admin.record(statement("resume").canonical)
+    assert released(site, sealed, "message-2")
+    site.gateway.journal(passing(ids[1]))
+
+
+@pytest.mark.usefixtures("guard")
+def test_who_is_not_on_the_list_can_neither_approve_nor_resume(site: GuardSite) -> None:
+    site.admin.record(statement("pause").canonical)
+    stranger = SigningKey.generate()
+
+    for kind in ("pause", "resume"):
+        with pytest.raises(PolicyRefused, match="approvers"):
+            site.admin.record(statement(kind, key=stranger).canonical)
+
+    with pytest.raises(Paused):
+        receipt(site)
+
+
+def test_the_bytes_of_a_day_are_counted_over_a_restart(tmp_path: Path) -> None:
+    site = make_site(tmp_path, STUDY, max_bytes_per_day=5000)
+    running = start_guard(site.settings, object_ids=object_ids)
+    site.gateway.journal(
+        Passing(direction="out", route="renew", kind="renewal", sha256="1" * 64, bytes=4900)
+    )
+    running.close()
+
+    running = start_guard(site.settings, object_ids=object_ids)
+
+    with pytest.raises(PolicyRefused, match="max_bytes_per_day"):
+        released(site, site.worker.seal(receipt(site), update()))
+    running.close()
+
+
+def test_the_bytes_of_a_round_are_counted_over_a_restart(tmp_path: Path) -> None:
+    site = make_site(tmp_path, STUDY, max_bytes_per_round=2000)
+    running = start_guard(site.settings, object_ids=object_ids)
+    envelope = site.worker.seal(receipt(site), update())
+    assert released(site, envelope)
+    first, second = sorted(object_ids(envelope))
+    site.gateway.journal(
+        Passing(direction="out", route="push-object", kind="object", sha256=first, bytes=1995)
+    )
+    running.close()
+
+    running = start_guard(site.settings, object_ids=object_ids)
+
+    with pytest.raises(PolicyRefused, match="max_bytes_per_round"):
+        site.gateway.journal(passing(second))
+    running.close()
+
+
+# Patients who object.
+
+
+def test_a_changed_list_of_patients_who_object_is_noted_by_its_digest_alone(
+    tmp_path: Path,
+) -> None:
+    site = make_site(tmp_path, STUDY, top={"exclusions": "exclusions.csv"})
+    listed = tmp_path / "exclusions.csv"
+    listed.write_text("patient_id\n")
+    running = start_guard(site.settings, object_ids=object_ids)
+    receipt(site, 1)
+    receipt(site, 2)
+    listed.write_text("patient_id\np-17\np-23\n")
+    receipt(site, 3)
+    running.close()
+    start_guard(site.settings, object_ids=object_ids).close()
+
+    events = [e for e in read_events(site.settings.audit_path) if e.action == "exclusions.changed"]
+
+    assert [event.fields for event in events] == [
+        {"sha256": sha256_hex(b"patient_id\n")},
+        {"sha256": sha256_hex(listed.read_bytes())},
+    ]
+    assert b"p-17" not in site.settings.audit_path.read_bytes()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"p-17\n", b"patient_id\n\xff\n"])
+def test_without_a_good_list_of_patients_who_object_nothing_is_trained_or_charged(
+    tmp_path: Path, content: bytes | None
+) -> None:
+    site = make_site(tmp_path, STUDY, top={"exclusions": "exclusions.csv"})
+    if content is not None:
+        (tmp_path / "exclusions.csv").write_bytes(content)
+    running = start_guard(site.settings, object_ids=object_ids)
+
+    with pytest.raises(DataError, match="exclusions") as caught:
+        receipt(site)
+
+    running.close()
+    assert "p-17" not in str(caught.value)
+    assert charges(site) == 0
 
 
 def start_process(site: GuardSite) -> subprocess.Popen[bytes]:

@@ -26,9 +26,10 @@ from fedward_server.adapters.flower_grid import FlowerFleet
 from fedward_server.adapters.run_files import read_study, run_path
 from fedward_server.edge.admission import Admission, Call, CallRate
 from fedward_server.edge.bell import WorkBell
-from fedward_server.edge.forward import CALLS_UNDER_WAY, Edge
+from fedward_server.edge.forward import Edge
+from fedward_server.edge.gate import CALLS_UNDER_WAY, Gate
 from fedward_server.study_run import parse_counts
-from tests.support.edge import Events, FakeUpstream, SetTime, poll_body
+from tests.support.edge import Events, FakeUpstream, SetTime, forwarded, poll_body
 from tests.support.pki import Authority, Site
 from tests.support.roster import InMemoryRegistry
 from tests.support.studies import SITES, key_digest, make_spec
@@ -163,11 +164,10 @@ class World:
                 roster=InMemoryRegistry(*(site.record for site in self.sites.values())),
                 clock=SetTime(),
             ),
-            rate=CallRate(per_second=0.001, burst=3 * CALLS_UNDER_WAY),
+            gate=Gate(rate=CallRate(per_second=0.001, burst=3 * CALLS_UNDER_WAY), log=Events()),
             upstream=self.upstream,
             fleet=FlowerFleetMessages(),
             bell=WorkBell(),
-            log=Events(),
             poll_seconds=5.0,
         )
 
@@ -187,8 +187,8 @@ def test_a_replaced_certificate_cannot_use_up_the_calls_of_its_hospital() -> Non
     async def scenario() -> int:
         for _ in range(4 * CALLS_UNDER_WAY):
             with pytest.raises(CallRefused):
-                await world.edge.forward(world.call("alpha", certificate=world.old))
-        return (await world.edge.forward(world.call("alpha"))).status
+                await forwarded(world.edge, world.call("alpha", certificate=world.old))
+        return (await forwarded(world.edge, world.call("alpha"))).status
 
     assert asyncio.run(scenario()) == 200
 
@@ -198,21 +198,21 @@ def test_a_site_with_many_open_polls_is_refused_and_the_others_are_served() -> N
 
     async def scenario() -> tuple[Refusal, int]:
         polls = [
-            asyncio.ensure_future(world.edge.forward(world.call("alpha", route="pull-messages")))
+            asyncio.ensure_future(forwarded(world.edge, world.call("alpha", route="pull-messages")))
             for _ in range(CALLS_UNDER_WAY + 1)
         ]
         await asyncio.sleep(0.5)  # the first poll of a site asks at once and ends
         polls.append(
-            asyncio.ensure_future(world.edge.forward(world.call("alpha", route="pull-messages")))
+            asyncio.ensure_future(forwarded(world.edge, world.call("alpha", route="pull-messages")))
         )
         await asyncio.sleep(0.1)
         with pytest.raises(CallRefused) as caught:
-            await world.edge.forward(world.call("alpha"))
-        served = await world.edge.forward(world.call("beta"))
+            await forwarded(world.edge, world.call("alpha"))
+        served = await forwarded(world.edge, world.call("beta"))
         for poll in polls:
             poll.cancel()
         await asyncio.gather(*polls, return_exceptions=True)
-        again = await world.edge.forward(world.call("alpha"))
+        again = await forwarded(world.edge, world.call("alpha"))
         assert again.status == 200
         return caught.value.refusal, served.status
 

@@ -5,12 +5,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse
-from flwr.proto.message_pb2 import Message, Metadata
+from flwr.proto.error_pb2 import Error
+from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
+from flwr.proto.message_pb2 import (
+    Message,
+    Metadata,
+    PullObjectRequest,
+    PullObjectResponse,
+    PushObjectRequest,
+)
 from flwr.proto.node_pb2 import Node
 
+from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
+from fedward_server.edge.admission import Call
+from fedward_server.edge.forward import Edge
 from fedward_server.ports import FleetReply
 from tests.support.pki import now
 
@@ -22,6 +32,36 @@ def poll_body(node: int) -> bytes:
 def message_body(message_id: str = "m") -> bytes:
     message = Message(metadata=Metadata(message_id=message_id))
     return PullMessagesResponse(messages_list=[message]).SerializeToString()
+
+
+def pushed_messages(message_id: str, *, run: int = 5, error: bool = False) -> bytes:
+    message = Message(metadata=Metadata(message_id=message_id, run_id=run))
+    if error:
+        message.error.CopyFrom(Error(code=1))
+    return PushMessagesRequest(messages_list=[message]).SerializeToString()
+
+
+def pushed_object(content: bytes, *, object_id: str | None = None, run: int = 5) -> bytes:
+    return PushObjectRequest(
+        object_id=object_id or sha256_hex(content), object_content=content, run_id=run
+    ).SerializeToString()
+
+
+def wanted_object(object_id: str, *, run: int = 5) -> bytes:
+    return PullObjectRequest(object_id=object_id, run_id=run).SerializeToString()
+
+
+def pulled_object(content: bytes) -> bytes:
+    return PullObjectResponse(object_content=content).SerializeToString()
+
+
+async def forwarded(edge: Edge, call: Call) -> FleetReply:
+    """What the edge answers to a call whose message is there at once."""
+
+    async def read() -> Call:
+        return call
+
+    return await edge.forward(call.certificate_pem, read)
 
 
 @dataclass(kw_only=True)

@@ -50,16 +50,15 @@ def wait_until(condition: Any, *, seconds: float = START_SECONDS) -> None:
 
 
 class FakeSuperLink:
-    """An HTTPS server on loopback that answers everything with 200 and remembers it."""
+    """An HTTPS server on a Unix socket that answers everything with 200 and remembers it."""
 
-    def __init__(self, port: int, identity_folder: Path) -> None:
+    def __init__(self, socket_path: Path, identity_folder: Path) -> None:
         self.calls: list[tuple[str, dict[str, str], bytes]] = []
         files = make_loopback_identity(identity_folder)
         self._server = uvicorn.Server(
             uvicorn.Config(
                 Starlette(routes=[Route("/{path:path}", self._answer, methods=["POST"])]),
-                host="127.0.0.1",
-                port=port,
+                uds=str(socket_path),
                 ssl_certfile=str(files.certificate),
                 ssl_keyfile=str(files.key),
                 lifespan="off",
@@ -144,7 +143,8 @@ def running_edge(folder: Path, *names: str) -> Iterator[RunningEdge]:
     sites = {name: authority.site(name) for name in names}
     for site in sites.values():
         registry.add(site.record)
-    superlink = FakeSuperLink(settings.superlink_port, settings.state / "loopback")
+    settings.run.mkdir(parents=True, exist_ok=True, mode=0o700)
+    superlink = FakeSuperLink(settings.superlink_socket, settings.state / "loopback")
     code = (
         "import sys\nfrom pathlib import Path\nfrom fedward_server.edge import run_edge\n"
         "from fedward_server.settings import load_coordinator_settings\n"

@@ -32,8 +32,9 @@ from flwr.supercore.primitives.asymmetric import sign_message
 
 from fedward_client.adapters.flower_records import tree_sha256
 from fedward_client.gateway.fleet import Answer
+from fedward_client.ports import Passing
 from fedward_common.canonical import sha256_hex
-from fedward_common.errors import ChannelError
+from fedward_common.errors import ChannelError, PolicyRefused
 from fedward_common.trust.certificates import NodeKey
 
 RUN, NODE, SUPERLINK = 11, 22, 1
@@ -155,6 +156,7 @@ class FakeChannel:
     store: dict[str, bytes] = field(default_factory=dict)
     status: int = 200
     error: ChannelError | None = None
+    edge_certificate_sha256: str = ""
     reached: list[tuple[str, bytes]] = field(default_factory=list)
     headers: list[Mapping[str, str]] = field(default_factory=list)
 
@@ -205,7 +207,8 @@ class FakeGuard:
     sealed: set[frozenset[str]] = field(default_factory=set)
     released: dict[frozenset[str], str] = field(default_factory=dict)
     bundles: set[str] = field(default_factory=set)
-    entries: list[tuple[str, str, str, str, int]] = field(default_factory=list)
+    entries: list[Passing] = field(default_factory=list)
+    held: PolicyRefused | None = None
     gone: bool = False
 
     def release(self, message_id: str, object_ids: list[str]) -> bool:
@@ -215,9 +218,11 @@ class FakeGuard:
             return False
         return self.released.setdefault(wanted, message_id) == message_id
 
-    def journal(self, direction: str, route: str, kind: str, sha256: str, bytes: int) -> None:
+    def journal(self, passing: Passing) -> None:
         self._answer()
-        self.entries.append((direction, route, kind, sha256, bytes))
+        if self.held is not None and passing.direction == "out":
+            raise self.held
+        self.entries.append(passing)
 
     def bundle_allowed(self, sha256: str) -> bool:
         self._answer()
@@ -229,9 +234,7 @@ class FakeGuard:
         self.sealed.add(content | {tree_sha256(get_object_tree(reply))})
 
     def out(self) -> list[tuple[str, str]]:
-        return [
-            (kind, sha256) for direction, _, kind, sha256, _ in self.entries if direction == "out"
-        ]
+        return [(one.kind, one.sha256) for one in self.entries if one.direction == "out"]
 
     def _answer(self) -> None:
         if self.gone:

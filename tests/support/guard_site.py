@@ -1,9 +1,9 @@
 """One hospital with a real guard: keys, site.toml, a signed study, in a temporary folder."""
 
 import hashlib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,12 @@ from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import SigningKey, key_sha256
+from fedward_common.trust.statements import Statement
 from fedward_common.wire import Envelope, Instruction
 
 LEAD = SigningKey.generate()
+STEWARD = SigningKey.generate()
+STEWARD_NAME = "Dr. Ada Steward"
 KEYS = {name: SigningKey.generate() for name in ("north", "south", "west")}
 BUNDLE = sha256_hex(b"bundle")
 
@@ -137,6 +140,10 @@ class GuardSite:
     settings: SiteSettings
 
     @property
+    def admin(self) -> GuardClient:
+        return GuardClient(self.settings.admin_socket, timeout_seconds=30)
+
+    @property
     def worker(self) -> GuardClient:
         return GuardClient(self.settings.worker_socket, timeout_seconds=30)
 
@@ -144,17 +151,28 @@ class GuardSite:
     def gateway(self) -> GuardClient:
         return GuardClient(self.settings.gateway_socket, timeout_seconds=30)
 
-    def with_policy(self, **changes: Any) -> "GuardSite":
-        """The same hospital after somebody edited its policy."""
-        path = self.folder / "site.toml"
-        values = tomllib.loads(path.read_text())
-        values["policy"] |= changes
-        path.write_text(tomli_w.dumps(values))
-        return GuardSite(folder=self.folder, settings=load_site_settings(path))
+
+def statement(
+    kind: str,
+    *,
+    site: str = "north",
+    person: str = STEWARD_NAME,
+    key: SigningKey = STEWARD,
+    now: datetime | None = None,
+    **facts: str,
+) -> Statement:
+    """What a person of the site signs; by default its one approver, now."""
+    said = now or datetime.now(UTC)
+    return Statement.sign(kind, {"site": site, **facts}, person=person, key=key, now=said)
 
 
-def site_values(*studies: StudySpec, site: str = "north", **policy: Any) -> dict[str, Any]:
-    """The contents of a site.toml that approves `studies`."""
+def about(study: StudySpec, kind: str = "study-approval", **said: Any) -> Statement:
+    """A statement about a study: by default its approval."""
+    return statement(kind, study=study.digest, study_id=study.id, **said)
+
+
+def site_values(*, site: str = "north", **policy: Any) -> dict[str, Any]:
+    """The contents of a site.toml with one approver; nothing is approved by it."""
     return {
         "site": site,
         "federation": "tests.fedward",
@@ -168,13 +186,13 @@ def site_values(*studies: StudySpec, site: str = "north", **policy: Any) -> dict
             "signing_key": "keys/signing.pem",
         },
         "data": [{"kind": "csv", "path": "patients.csv"}],
+        "approvers": [{"name": STEWARD_NAME, "public_key": STEWARD.public_hex}],
         "policy": {
             "allowed_tasks": ["tabular-classification"],
             "min_noise": 0.5,
             "max_epsilon_per_study": 3.0,
             "max_epsilon_total": 6.0,
             "delta": 2e-4,
-            "approved_studies": [study.digest for study in studies],
             "approved_bundles": [BUNDLE],
             "allow_evaluation": True,
             **policy,
@@ -182,10 +200,29 @@ def site_values(*studies: StudySpec, site: str = "north", **policy: Any) -> dict
     }
 
 
-def make_site(folder: Path, *studies: StudySpec, site: str = "north", **policy: Any) -> GuardSite:
-    """A hospital that approved `studies`, with its keys and site.toml."""
+def make_site(
+    folder: Path,
+    *studies: StudySpec,
+    site: str = "north",
+    top: Mapping[str, Any] | None = None,
+    **policy: Any,
+) -> GuardSite:
+    """A hospital whose approver approved `studies`, with its keys and site.toml.
+
+    `top` overrides keys outside its [policy].
+    """
     (folder / "keys").mkdir(parents=True)
     write_signing_key(folder / "keys" / "signing.pem", KEYS[site])
     path = folder / "site.toml"
-    path.write_text(tomli_w.dumps(site_values(*studies, site=site, **policy)))
-    return GuardSite(folder=folder, settings=load_site_settings(path))
+    path.write_text(tomli_w.dumps(site_values(site=site, **policy) | dict(top or {})))
+    made = GuardSite(folder=folder, settings=load_site_settings(path))
+    for study in studies:
+        carry(made, about(study, site=site))
+    return made
+
+
+def carry(site: GuardSite, said: Statement) -> None:
+    """Puts a statement where the guard finds it at its next start."""
+    folder = site.settings.approvals_folder
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / f"{said.sha256}.json").write_bytes(said.canonical)

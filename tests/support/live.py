@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from fedward_common.study.signed import SignedStudy
 from fedward_server.sandbox.federation import BIN, Federation
 from fedward_server.sandbox.result import Outcome, assemble_result
 from fedward_server.sandbox.run import Inputs, Prepared, prepare, publish, run_study
+from fedward_server.sandbox.settings_files import write_approval
 
 Changes = Mapping[str, str]
 
@@ -47,10 +49,8 @@ def start_live(
     }
     for site in prepared.layout.sites.values():
         text = site.settings_file.read_text()
-        digests = [prepared.study.digest, *(s.digest for s in approved.values())]
-        text = re.sub(
-            r"approved_studies = \[.*\]", f"approved_studies = {json.dumps(digests)}", text
-        )
+        for further_study in approved.values():
+            write_approval(site, further_study.verify(), now=datetime.now(UTC))
         text = re.sub(r"max_epsilon_(\w+) = .*", r"max_epsilon_\1 = 20.0", text)
         text = re.sub(r"min_noise = .*", "min_noise = 1.0", text)
         if site.site == opacus_site:

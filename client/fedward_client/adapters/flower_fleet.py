@@ -38,7 +38,14 @@ from flwr.supernode.start_client_internal import FAB_VERIFICATION_ERROR
 from google.protobuf.message import DecodeError, Message
 
 from fedward_client.adapters.flower_records import in_order, tree_sha256
-from fedward_client.gateway.fleet import Addressing, Bundle, Incoming, Outgoing, PushedObject
+from fedward_client.gateway.fleet import (
+    Addressing,
+    Bundle,
+    Incoming,
+    Outgoing,
+    PulledObject,
+    PushedObject,
+)
 from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
@@ -167,10 +174,11 @@ class FlowerFleetMessages:
             content=pushed.object_content,
         )
 
-    def pulled_object(self, request: bytes, reply: bytes) -> tuple[str, bytes]:
-        """The id asked for and the content that came; no content when it is not there yet."""
+    def pulled_object(self, request: bytes, reply: bytes) -> PulledObject:
+        """The object asked for and the content that came."""
+        asked = _parse(PullObjectRequest, request)
         content = _parse(PullObjectResponse, reply).object_content
-        return _parse(PullObjectRequest, request).object_id, content
+        return PulledObject(object_id=asked.object_id, run_id=asked.run_id, content=content)
 
     def bundle(self, reply: bytes) -> Bundle:
         """The bundle in a get-fab reply."""

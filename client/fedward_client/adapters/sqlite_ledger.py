@@ -15,6 +15,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,8 +63,20 @@ def ledger_exists(path: Path) -> bool:
     return path.exists() or _mark_path(path).exists()
 
 
-def read_accounts(path: Path) -> tuple[Head, tuple[StudyAccount, ...]]:
-    """The last row and every study of the ledger at `path`, verified; changes nothing.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LedgerView:
+    """A verified ledger as its readers see it: the last row, every study, the filter's order, and
+    the hash of every row, so that what was noted elsewhere can be compared.
+    """
+
+    head: Head = field(default_factory=Head)
+    accounts: tuple[StudyAccount, ...] = ()
+    order: float | None = None
+    hashes: tuple[str, ...] = ()
+
+
+def read_ledger(path: Path) -> LedgerView:
+    """The ledger at `path`, verified; changes nothing.
 
     Raises:
         LedgerError: damaged, rolled back, missing, or not a ledger.
@@ -72,9 +85,20 @@ def read_accounts(path: Path) -> tuple[Head, tuple[StudyAccount, ...]]:
     try:
         with file.transaction():
             file.catch_up()
-            return file.head, file.state.accounts()
+            return LedgerView(
+                head=file.head,
+                accounts=file.state.accounts(),
+                order=file.state.order,
+                hashes=file.row_hashes(),
+            )
     finally:
         file.close()
+
+
+def read_accounts(path: Path) -> tuple[Head, tuple[StudyAccount, ...]]:
+    """The last row and every study of the ledger at `path`; raises as `read_ledger`."""
+    view = read_ledger(path)
+    return view.head, view.accounts
 
 
 class SqliteLedger:
@@ -259,6 +283,11 @@ class LedgerFile:
         """The hash of row `seq`, or None when there is no such row."""
         row = self._database.execute("SELECT sha256 FROM entries WHERE seq = ?", (seq,)).fetchone()
         return None if row is None else str(row[0])
+
+    def row_hashes(self) -> tuple[str, ...]:
+        """The hash of every row, first to last."""
+        rows = self._database.execute("SELECT sha256 FROM entries ORDER BY seq")
+        return tuple(str(sha256) for (sha256,) in rows)
 
     def write_mark(self) -> None:
         """Moves the mark to `head`, durably.

@@ -6,12 +6,13 @@ configured table that has all its columns; other columns and other tables are le
 
 import codecs
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 import structlog
 
+from fedward_client.exclusions import without
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.study.encoding import (
     PatientRecords,
@@ -22,6 +23,7 @@ from fedward_common.study.encoding import (
     required_columns,
 )
 from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.statistics import Table
 from fedward_common.study.tabular import TabularData
 
 FILE: Final = "CSV file"
@@ -67,11 +69,23 @@ class CsvTable(Protocol):
         ...
 
 
-class CsvSource:
-    """A `DataSource` over CSV tables, read afresh at each call and never changed."""
+def nobody() -> frozenset[str]:
+    """No patient objects."""
+    return frozenset()
 
-    def __init__(self, tables: Sequence[CsvTable]) -> None:
+
+class CsvSource:
+    """A `DataSource` over CSV tables, read afresh at each call and never changed.
+
+    `excluded` gives the ids of patients who object, read afresh as well: none of their rows is in
+    anything that comes out of here.
+    """
+
+    def __init__(
+        self, tables: Sequence[CsvTable], *, excluded: Callable[[], frozenset[str]] = nobody
+    ) -> None:
         self._tables = tuple(tables)
+        self._excluded = excluded
 
     def records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part`; a patient whose rows do not fit the schema counts as absent.
@@ -80,11 +94,12 @@ class CsvSource:
         rows: the refusal would tell something about that patient outside epsilon (rules 7).
 
         Raises:
-            DataError: no or more than one table has the study's columns, or none can be read.
+            DataError: no or more than one table has the study's columns, or none can be read, or
+                the list of patients who object cannot be.
             ProtocolError: the study is not about tables.
         """
         schema = _schema(study)
-        header, *rows = self._table(schema, [_readable_lines(table) for table in self._tables])
+        header, *rows = self._readable(schema)
         records, absent = encode_present(
             schema,
             (dict(zip(header, row, strict=True)) for row in rows),
@@ -96,6 +111,17 @@ class CsvSource:
             _log.warning("data.patients-absent", count=absent)
         return records
 
+    def rows(self, study: StudySpec) -> list[dict[str, str]]:
+        """Every readable row of the one table with the study's columns, as it is.
+
+        Never fails on a patient's cells.
+
+        Raises:
+            DataError, ProtocolError: as `records`.
+        """
+        header, *rows = self._readable(_any_table(study))
+        return [dict(zip(header, row, strict=True)) for row in rows]
+
     def checked_records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part` for the site's own eyes: anything that does not fit is an error.
 
@@ -105,7 +131,9 @@ class CsvSource:
             ProtocolError: the study is not about tables.
         """
         schema = _schema(study)
-        header, *rows = self._table(schema, [list(_lines(table)) for table in self._tables])
+        header, *rows = self._without_excluded(
+            schema, self._table(schema, [list(_lines(table)) for table in self._tables])
+        )
         return encode_table(
             schema,
             (dict(zip(header, row, strict=True)) for row in rows),
@@ -113,8 +141,19 @@ class CsvSource:
             one_record_per_patient=_single(study),
         )
 
+    def _readable(self, schema: TabularData | Table) -> list[list[str]]:
+        """Header and readable rows of the one table, without the patients who object."""
+        table = self._table(schema, [_readable_lines(table) for table in self._tables])
+        return self._without_excluded(schema, table)
+
+    def _without_excluded(
+        self, schema: TabularData | Table, table: list[list[str]]
+    ) -> list[list[str]]:
+        header, *rows = table
+        return [header, *without(rows, self._excluded(), column=header.index(schema.patient_key))]
+
     @staticmethod
-    def _table(schema: TabularData, tables: list[list[list[str]]]) -> list[list[str]]:
+    def _table(schema: TabularData | Table, tables: list[list[list[str]]]) -> list[list[str]]:
         """Header and rows of the one table that has the columns of `schema`."""
         needed = set(required_columns(schema))
         fitting = [table for table in tables if needed <= set(table[0])]
@@ -135,6 +174,12 @@ class CsvSource:
 def _schema(study: StudySpec) -> TabularData:
     if not isinstance(study.data, TabularData):
         raise ProtocolError(f"data: expected kind 'tabular', found {study.data.kind!r}")
+    return study.data
+
+
+def _any_table(study: StudySpec) -> TabularData | Table:
+    if not isinstance(study.data, TabularData | Table):
+        raise ProtocolError(f"data: expected kind 'tabular' or 'table', found {study.data.kind!r}")
     return study.data
 
 

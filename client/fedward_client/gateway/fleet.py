@@ -61,6 +61,15 @@ class PushedObject:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PulledObject:
+    """One object that came in; without content it is not there yet."""
+
+    object_id: str
+    run_id: int
+    content: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Bundle:
     """An app bundle (FAB) as it came in: the digest that it claims and its bytes."""
 
@@ -107,8 +116,8 @@ class FleetMessages(Protocol):
         """The object in a push-object request."""
         ...
 
-    def pulled_object(self, request: bytes, reply: bytes) -> tuple[str, bytes]:
-        """The id asked for and the content that came; no content when it is not there yet."""
+    def pulled_object(self, request: bytes, reply: bytes) -> PulledObject:
+        """The object asked for and the content that came."""
         ...
 
     def bundle(self, reply: bytes) -> Bundle:
@@ -130,6 +139,11 @@ class FleetMessages(Protocol):
 
 class Channel(Protocol):
     """The encrypted channel to the edge."""
+
+    @property
+    def edge_certificate_sha256(self) -> str:
+        """The digest of the edge's certificate; empty while it is not known."""
+        ...
 
     async def forward(self, route: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """SuperLink's answer.

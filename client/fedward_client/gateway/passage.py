@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 import structlog
 
@@ -16,7 +16,7 @@ from fedward_client.gateway.bundle import check_bundle
 from fedward_client.gateway.caller import Caller
 from fedward_client.gateway.fleet import Answer, Channel, FleetMessages
 from fedward_client.gateway.outbox import Outbox
-from fedward_client.ports import GatewayGuard
+from fedward_client.ports import GatewayGuard, Passing
 from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal, explain_refusal
 from fedward_common.channel.routes import (
@@ -111,7 +111,14 @@ class Gateway:
         if answer.status != OK:
             return answer
         for incoming in self._fleet.incoming(answer.body):
-            await self._journal("in", call, "message", incoming.message_id, len(answer.body))
+            await self._journal(
+                "in",
+                call,
+                kind="message",
+                sha256=incoming.message_id,
+                size_bytes=len(answer.body),
+                run=incoming.addressing.run_id,
+            )
             self._outbox.received(incoming, now=self._clock())
         return answer
 
@@ -132,7 +139,14 @@ class Gateway:
             )
         kind = "error-reply" if outgoing.error else "reply"
         self._outbox.release(outgoing)
-        await self._journal("out", call, kind, outgoing.message_id, len(call.body))
+        await self._journal(
+            "out",
+            call,
+            kind=kind,
+            sha256=outgoing.message_id,
+            size_bytes=len(call.body),
+            run=outgoing.addressing.run_id,
+        )
         answer = await self._forward(call)
         if answer.status == OK:
             self._outbox.opened(outgoing.message_id, self._fleet.session(answer.body))
@@ -142,23 +156,37 @@ class Gateway:
         pushed = self._fleet.pushed_object(call.body)
         try:
             self._outbox.check_object(pushed)
-        except ProtocolError as error:
+            await self._journal(
+                "out",
+                call,
+                kind="object",
+                sha256=pushed.object_id,
+                size_bytes=len(pushed.content),
+                run=pushed.run_id,
+            )
+        except (ProtocolError, PolicyRefused) as error:
             _log.warning("gateway.kept-back", route=call.route, code=error.code, reason=str(error))
             return Answer(status=OK, body=self._fleet.not_stored())
-        await self._journal("out", call, "object", pushed.object_id, len(pushed.content))
         return await self._forward(call)
 
     async def _pull_object(self, call: "_Call") -> Answer:
         answer = await self._forward(call)
         if answer.status != OK:
             return answer
-        object_id, content = self._fleet.pulled_object(call.body, answer.body)
-        if content:
-            if sha256_hex(content) != object_id:
+        pulled = self._fleet.pulled_object(call.body, answer.body)
+        if pulled.content:
+            if sha256_hex(pulled.content) != pulled.object_id:
                 raise ProtocolError("object: expected the bytes of its id, found others")
-            if self._outbox.expects(object_id):
-                self._outbox.read(object_id, self._fleet.addressing(content))
-            await self._journal("in", call, "object", object_id, len(content))
+            if self._outbox.expects(pulled.object_id):
+                self._outbox.read(pulled.object_id, self._fleet.addressing(pulled.content))
+            await self._journal(
+                "in",
+                call,
+                kind="object",
+                sha256=pulled.object_id,
+                size_bytes=len(pulled.content),
+                run=pulled.run_id,
+            )
         return answer
 
     async def _get_fab(self, call: "_Call") -> Answer:
@@ -166,26 +194,55 @@ class Gateway:
         if answer.status != OK:
             return answer
         bundle = self._fleet.bundle(answer.body)
+        # Written down whatever becomes of it: it came in, though it may go no further.
+        await self._journal(
+            "in",
+            call,
+            kind="bundle",
+            sha256=sha256_hex(bundle.content),
+            size_bytes=len(bundle.content),
+        )
         check_bundle(bundle)
         if not await self._ask(self._guard.bundle_allowed, bundle.sha256):
             raise PolicyRefused(
-                f"bundle {bundle.sha256}: expected it among approved_bundles in site.toml, found "
-                "it missing. Compare it with the release and add it"
+                f"bundle {bundle.sha256}: expected one that this site approved, found it missing. "
+                "Compare it with the release, then approve it or add it to approved_bundles"
             )
-        await self._journal("in", call, "bundle", bundle.sha256, len(bundle.content))
         return answer
 
     async def _get_run(self, call: "_Call") -> Answer:
         answer = await self._forward(call)
         if answer.status == OK:
             self._fleet.check_run(answer.body)
-            await self._journal("in", call, "run", sha256_hex(answer.body), len(answer.body))
+            await self._journal(
+                "in",
+                call,
+                kind="run",
+                sha256=sha256_hex(answer.body),
+                size_bytes=len(answer.body),
+            )
         return answer
 
     async def _journal(
-        self, direction: str, call: "_Call", kind: str, sha256: str, size_bytes: int
+        self,
+        direction: Literal["in", "out"],
+        call: "_Call",
+        *,
+        kind: str,
+        sha256: str,
+        size_bytes: int,
+        run: int | None = None,
     ) -> None:
-        await self._ask(self._guard.journal, direction, call.route, kind, sha256, size_bytes)
+        passing = Passing(
+            direction=direction,
+            route=call.route,
+            kind=kind,
+            sha256=sha256,
+            bytes=size_bytes,
+            run="" if run is None else str(run),
+            certificate_sha256=self._channel.edge_certificate_sha256,
+        )
+        await self._ask(self._guard.journal, passing)
 
     async def _ask(self, question: Callable[..., T], *arguments: object) -> T:
         """The guard's answer. Raises ChannelError when there is none; nothing leaves then."""

@@ -3,7 +3,10 @@
 import asyncio
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
+from fedward_client.isolation.accounts import node_public_key
+from fedward_client.settings import SiteSettings
 from fedward_common.channel.tls import require_tls13
 
 
@@ -12,9 +15,10 @@ class GatewayConfig:
     """What the gateway needs of site.toml.
 
     `coordinator` is host:port of the edge; `server_name` the name in its certificate where that is
-    not the host. `loopback` is the folder of the identity that SuperNode trusts
-    (`make_loopback_identity`), `guard_socket` the guard's gateway socket, `node_public_key` the
-    `flwr-public-key` of the one SuperNode that may call.
+    not the host. `socket` is where it listens for SuperNode, `loopback` the folder of the identity
+    that SuperNode trusts (`make_loopback_identity`), `guard_socket` the guard's gateway socket,
+    `node_public_key` the `flwr-public-key` of the one SuperNode that may call. `proxy` stands
+    before the coordinator, and only where it is named.
     """
 
     coordinator: str
@@ -22,10 +26,36 @@ class GatewayConfig:
     certificate: Path
     key: Path
     ca: Path
-    port: int
+    socket: Path
     loopback: Path
     guard_socket: Path
     node_public_key: str
+    passphrase_file: Path | None = None
+    proxy: str | None = None
+    proxy_auth_file: Path | None = None
+
+    @classmethod
+    def of(cls, settings: SiteSettings) -> Self:
+        """The configuration that site.toml means.
+
+        Raises:
+            ConfigError: the node key is not in order.
+        """
+        keys, coordinator = settings.keys, settings.coordinator
+        return cls(
+            coordinator=coordinator.address,
+            server_name=coordinator.server_name,
+            certificate=keys.tls_certificate,
+            key=keys.tls_key,
+            ca=keys.ca,
+            socket=settings.fleet_socket,
+            loopback=settings.folders.state / "loopback",
+            guard_socket=settings.gateway_socket,
+            node_public_key=node_public_key(settings),
+            passphrase_file=keys.passphrase_file,
+            proxy=coordinator.proxy,
+            proxy_auth_file=coordinator.proxy_auth_file,
+        )
 
 
 def run_gateway(config: GatewayConfig) -> None:
@@ -33,7 +63,7 @@ def run_gateway(config: GatewayConfig) -> None:
 
     Raises:
         ConfigError: a certificate or key file is missing or open to others.
-        StartError: grpc was imported too early, the port is in use, or the self-test failed.
+        StartError: grpc was imported too early, the socket is in use, or the self-test failed.
     """
     require_tls13()
     # rules 17: grpc reads its cipher list when it is imported, so the line above comes first.

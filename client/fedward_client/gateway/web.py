@@ -1,4 +1,4 @@
-"""The gateway's loopback face: the twelve Fleet operations for SuperNode, over HTTPS."""
+"""The gateway's local face: the twelve Fleet operations for SuperNode, over HTTPS."""
 
 from typing import Final
 

@@ -7,11 +7,13 @@ refuses is raised here as the same class of error, with the guard's text (same h
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from fedward_client.guard.frames import Frame, read_frame, write_frame
+from fedward_client.policy import EthicsExpired, NotApproved, OutOfHours, Paused
+from fedward_client.ports import Passing
 from fedward_common.errors import FedwardError, ProtocolError, StartError
 from fedward_common.wire import Envelope
 
@@ -21,10 +23,14 @@ TIMEOUT_SECONDS: Final = 300.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Grant:
-    """The charge is durable and the mechanism may run once; its result is sealed with `receipt`."""
+    """The charge is durable and the mechanism may run once; its result is sealed with `receipt`.
+
+    `plugin_sha256` names the files of the approved plugin that builds the model, if one does.
+    """
 
     receipt: str
     site: str
+    plugin_sha256: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,7 +55,11 @@ class GuardClient:
         """
         answer = self._ask({"op": "begin"}, instruction, signed_study)
         if "receipt" in answer.header:
-            return Grant(receipt=str(answer.header["receipt"]), site=str(answer.header["site"]))
+            return Grant(
+                receipt=str(answer.header["receipt"]),
+                site=str(answer.header["site"]),
+                plugin_sha256=str(answer.header.get("plugin_sha256", "")) or None,
+            )
         return StoredReply(envelope=_envelope(answer))
 
     def seal(self, receipt: str, payload: bytes) -> Envelope:
@@ -69,26 +79,33 @@ class GuardClient:
         return _envelope(self._ask({"op": "refuse", "code": code}, instruction))
 
     def release(self, message_id: str, object_ids: Sequence[str]) -> bool:
-        """Whether the message with exactly these objects may leave; true once per receipt."""
+        """Whether the message with exactly these objects may leave; true once per receipt.
+
+        Raises:
+            PolicyRefused: it was sealed here, but the policy keeps it back now.
+        """
         header = {"op": "release", "message_id": message_id, "object_ids": list(object_ids)}
         return self._ask(header).header.get("allowed") is True
 
-    def journal(self, direction: str, route: str, kind: str, sha256: str, bytes: int) -> None:
-        """Writes down one object that came in or goes out; on disk when this returns."""
-        self._ask(
-            {
-                "op": "journal",
-                "direction": direction,
-                "route": route,
-                "kind": kind,
-                "sha256": sha256,
-                "bytes": bytes,
-            }
-        )
+    def journal(self, passing: Passing) -> None:
+        """Writes down one object that came in or goes out; on disk when this returns.
+
+        Raises:
+            PolicyRefused: it may not go out now; it must stay here.
+        """
+        self._ask({"op": "journal", **asdict(passing)})
 
     def bundle_allowed(self, sha256: str) -> bool:
         """Whether the site approved this app bundle."""
         return self._ask({"op": "bundle_allowed", "sha256": sha256}).header.get("allowed") is True
+
+    def record(self, statement: bytes, signed_study: bytes = b"") -> str:
+        """The digest of a person's statement, in force from now on.
+
+        Raises:
+            FedwardError: what the guard refuses, as its class; StartError when it is not there.
+        """
+        return str(self._ask({"op": "record"}, statement, signed_study).header.get("sha256"))
 
     def _ask(self, header: dict[str, Any], *blobs: bytes) -> Frame:
         try:
@@ -125,6 +142,7 @@ def _envelope(answer: Frame) -> Envelope:
 
 
 def _error(header: dict[str, Any]) -> FedwardError:
-    known = {kind.code: kind for kind in FedwardError.__subclasses__()}
+    finer: list[type[FedwardError]] = [Paused, OutOfHours, EthicsExpired, NotApproved]
+    known = {kind.code: kind for kind in [*FedwardError.__subclasses__(), *finer]}
     kind = known.get(str(header.get("code")), FedwardError)
     return kind(str(header.get("message", "the guard refused without saying why")))

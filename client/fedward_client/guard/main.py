@@ -2,38 +2,55 @@
 
 import importlib
 import os
-import pwd
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from fedward_client.adapters.key_files import read_signing_key
+from fedward_client.adapters.key_files import read_passphrase, read_signing_key
 from fedward_client.adapters.sqlite_ledger import SqliteLedger
+from fedward_client.approvals import Standing
+from fedward_client.guard.admission import ExclusionWatch
+from fedward_client.guard.memory import remembered
+from fedward_client.guard.plugins import approved_plugin
 from fedward_client.guard.replies import Replies
-from fedward_client.guard.server import Access, GuardServer, gateway_operations, worker_operations
+from fedward_client.guard.server import (
+    Access,
+    GuardServer,
+    admin_operations,
+    gateway_operations,
+    worker_operations,
+)
 from fedward_client.guard.service import GuardService
+from fedward_client.guard.shelf import StudyShelf
+from fedward_client.guard.statements import Statements, load_noted
+from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import SitePolicy
-from fedward_client.ports import ObjectIds, Shapes
+from fedward_client.ports import Clock, ObjectIds, Shapes
 from fedward_client.settings import SiteSettings
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
-from fedward_common.log.events import EventLog, read_events, utc_now
+from fedward_common.log.events import EventLog, utc_now
 from fedward_common.privacy.ledger import Head
+from fedward_common.study.signed import MAX_STUDY_BYTES
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularData
+from fedward_common.trust.statements import MAX_STATEMENT_BYTES
+from fedward_common.users import user_id
 
 GATEWAY_BLOB_BYTES: Final = 0
+ADMIN_BLOB_BYTES: Final = MAX_STATEMENT_BYTES + MAX_STUDY_BYTES
+ROOT: Final = 0
 PRUNE_SECONDS: Final = 300.0
 REGISTRY: Final = "fedward_common.models.registry"
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunningGuard:
-    """A guard that answers on both sockets until `close`."""
+    """A guard that answers on its sockets until `close`."""
 
     opened: ExitStack
     service: GuardService
@@ -48,17 +65,20 @@ def start_guard(
     *,
     object_ids: ObjectIds | None = None,
     shapes: Shapes | None = None,
+    clock: Clock = utc_now,
 ) -> RunningGuard:
     """A guard that listens. Everything it needs is opened and verified first, in this order:
 
     1. the signing key: private to this user; 2. the journal: unbroken, nobody else writes it;
     3. the ledger: unbroken, not behind its mark, not behind what the journal noted; 4. the replies:
-    every answer that the journal noted.
+    every answer that the journal noted; 5. the statements of people: every one that the journal
+    noted, and new ones by approvers only.
 
     Args:
         settings: the site's settings.
         object_ids: how the transport names the parts of an envelope; by default Flower's way.
         shapes: what an update of a study must look like; by default what the model registry says.
+        clock: the time, for ethics, hours and how long replies are kept.
 
     Raises:
         FedwardError: the class says which of these is not as it must be; nothing listens then.
@@ -69,48 +89,70 @@ def start_guard(
             opened=opened,
             object_ids=flower_object_ids() if object_ids is None else object_ids,
             shapes=study_shapes if shapes is None else shapes,
+            clock=clock,
         )
-        users, pid = settings.guard, os.getpid()
-        rules = canonical_json(settings.policy.model_dump(mode="json"))
-        service.log.append("guard.started", pid=pid, policy_sha256=sha256_hex(rules))
-        opened.callback(service.log.append, "guard.stopped", pid=pid)
-        worker = GuardServer(
-            settings.worker_socket,
-            worker_operations(service),
-            access=Access(uids=frozenset({_uid(users.worker_user)}), group=users.group),
-        )
-        opened.callback(worker.close)
-        gateway = GuardServer(
-            settings.gateway_socket,
-            gateway_operations(service),
-            access=Access(uids=frozenset({_uid(users.gateway_user)}), group=users.group),
-            max_blob_bytes=GATEWAY_BLOB_BYTES,
-        )
-        opened.callback(gateway.close)
+        for server in _listen(settings, service):
+            opened.callback(server.close)
         return RunningGuard(opened=opened.pop_all(), service=service)
 
 
+def _listen(settings: SiteSettings, service: GuardService) -> Iterator[GuardServer]:
+    """The guard's sockets, one after the other: for the worker, the gateway and people."""
+    users = settings.guard
+    people = frozenset({_uid(users.admin_user), os.geteuid(), ROOT})
+    yield GuardServer(
+        settings.worker_socket,
+        worker_operations(service),
+        access=Access(uids=frozenset({_uid(users.worker_user)}), group=users.group),
+    )
+    yield GuardServer(
+        settings.admin_socket,
+        admin_operations(service),
+        access=Access(uids=people, group=users.group),
+        max_blob_bytes=ADMIN_BLOB_BYTES,
+    )
+    # Last: whoever starts the site takes this one's answer for the guard's.
+    yield GuardServer(
+        settings.gateway_socket,
+        gateway_operations(service),
+        access=Access(uids=frozenset({_uid(users.gateway_user)}), group=users.group),
+        max_blob_bytes=GATEWAY_BLOB_BYTES,
+    )
+
+
 def _open_service(
-    settings: SiteSettings, *, opened: ExitStack, object_ids: ObjectIds, shapes: Shapes
+    settings: SiteSettings,
+    *,
+    opened: ExitStack,
+    object_ids: ObjectIds,
+    shapes: Shapes,
+    clock: Clock,
 ) -> GuardService:
-    """Steps 1 to 4 of `start_guard`; what must be closed again is registered with `opened`."""
-    key = read_signing_key(settings.keys.signing_key)
+    """Steps 1 to 5 of `start_guard`; what must be closed again is registered with `opened`."""
+    passphrase = read_passphrase(settings.keys.passphrase_file)
+    key = read_signing_key(settings.keys.signing_key, passphrase=passphrase)
     for folder in (settings.folders.state, settings.folders.run):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    noted, answered = noted_head(settings), _noted_answers(settings)
+    memory = remembered(settings.audit_path)
     log = EventLog(settings.audit_path)
     opened.callback(log.close)
-    policy = SitePolicy.of(settings)
+    standing = Standing(site=settings.site, approvers=settings.approvers)
+    policy = SitePolicy.of(settings, standing)
     ledger = SqliteLedger(settings.ledger_path, limits=policy.limits, clock=utc_now)
     opened.callback(ledger.close)
-    ledger.require(noted)
+    ledger.require(memory.head)
     replies = Replies(
         settings.replies_folder,
         quota_bytes=settings.guard.reply_quota_bytes,
         keep_seconds=settings.guard.reply_hours * 3600,
-        clock=utc_now,
+        clock=clock,
     )
-    replies.require(answered)
+    replies.require(frozenset(memory.answered))
+    _note_start(settings, log, opened=opened)
+    statements = Statements(
+        folder=settings.approvals_folder, standing=standing, log=log, clock=clock
+    )
+    statements.load(memory.statements)
     return GuardService(
         site=SiteId(settings.site),
         policy=policy,
@@ -120,8 +162,31 @@ def _open_service(
         key=key,
         shapes=shapes,
         object_ids=object_ids,
-        clock=utc_now,
+        clock=clock,
+        statements=statements,
+        shelf=StudyShelf(
+            folder=settings.studies_folder,
+            approved=lambda digest: standing.approval(digest) is not None,
+        ),
+        traffic=Traffic(
+            rules=settings.policy,
+            clock=clock,
+            of_round=memory.bytes_of_round,
+            of_day=memory.bytes_of_day,
+        ),
+        exclusions=ExclusionWatch(settings, log, noted=memory.exclusions_sha256).look,
+        plugin=lambda study: approved_plugin(study, standing),
     )
+
+
+def _note_start(settings: SiteSettings, log: EventLog, *, opened: ExitStack) -> None:
+    """Writes that the guard started, under which rules and approvers, and later that it ended."""
+    rules = {
+        "policy": settings.policy.model_dump(mode="json"),
+        "approvers": [approver.model_dump(mode="json") for approver in settings.approvers],
+    }
+    log.append("guard.started", pid=os.getpid(), policy_sha256=sha256_hex(canonical_json(rules)))
+    opened.callback(log.append, "guard.stopped", pid=os.getpid())
 
 
 def run_guard(
@@ -152,7 +217,11 @@ def run_guard(
 
 
 def study_shapes(study: StudySpec) -> Mapping[str, tuple[int, ...]]:
-    """The names and shapes of a study's tensors, from the model registry."""
+    """The names and shapes of a study's tensors: as it writes them out, or as the registry builds
+    them.
+    """
+    if tensors := getattr(study.model, "tensors", ()):
+        return {tensor.name: tensor.shape for tensor in tensors}
     # Not at the top: it loads torch, and the guard's sockets must answer soon after its start.
     from fedward_common.models.registry import model_shapes  # noqa: PLC0415
 
@@ -171,28 +240,22 @@ def flower_object_ids() -> ObjectIds:
 
 def noted_head(settings: SiteSettings) -> Head:
     """The last row of the ledger that the journal speaks of."""
-    head = Head()
-    for event in read_events(settings.audit_path):
-        if "ledger_seq" in event.fields and "head_sha256" in event.fields:
-            head = Head(seq=event.fields["ledger_seq"], sha256=event.fields["head_sha256"])
-    return head
+    return remembered(settings.audit_path).head
 
 
-def _noted_answers(settings: SiteSettings) -> frozenset[str]:
-    """The slots that the journal says were answered, named as `Instruction.slot` names them."""
-    return frozenset(
-        f"{event.fields['study']}/{event.fields['kind']}/{event.fields['round']}"
-        for event in read_events(settings.audit_path)
-        if event.action == "reply.sealed"
-    )
+def policy_of(settings: SiteSettings) -> SitePolicy:
+    """The site's policy with the statements that are in force, read from its files.
+
+    Raises:
+        FedwardError: journal or statements are not as they must be.
+    """
+    standing = Standing(site=settings.site, approvers=settings.approvers)
+    noted = remembered(settings.audit_path).statements
+    for data in load_noted(settings.approvals_folder, standing, noted):
+        statement = standing.check(data)
+        standing.accept(statement, at=statement.time)
+    return SitePolicy.of(settings, standing)
 
 
 def _uid(user: str | None) -> int:
-    if user is None:
-        return os.geteuid()
-    try:
-        return pwd.getpwnam(user).pw_uid
-    except KeyError as error:
-        raise ConfigError(
-            f"[guard]: expected a user of this machine, found {user!r}. Create it or remove the key"
-        ) from error
+    return os.geteuid() if user is None else user_id(user, key="[guard]")

@@ -8,18 +8,37 @@ from dp_accounting import DpEvent
 
 from fedward_client.guard.receipts import Live
 from fedward_client.ports import Shapes
+from fedward_client.statistics import release_of
 from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ProtocolError
 from fedward_common.privacy.mechanism import release_event, round_event
+from fedward_common.privacy.statistics import check_values
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import BinnedScores
 from fedward_common.wire import Instruction
 
 
 def charged_event(instruction: Instruction, study: StudySpec) -> DpEvent:
-    """What the instruction costs a patient; ProtocolError where the study has no such thing."""
-    return round_event(study) if instruction.kind == "train" else release_event(_evaluation(study))
+    """What the instruction costs a patient.
+
+    Raises:
+        ProtocolError: the study has no such thing.
+        ConfigError: the study asks for statistics, but is not a whole study of statistics.
+    """
+    if (instruction.kind == "statistics") != is_statistics(study):
+        raise ProtocolError(
+            f"instruction: expected study {study.id} to have something to {instruction.kind}, "
+            f"found its task {study.task.kind}"
+        )
+    match instruction.kind:
+        case "train":
+            return round_event(study)
+        case "evaluate":
+            return release_event(_evaluation(study))
+        case "statistics":
+            return release_event(release_of(instruction, study))
 
 
 def _evaluation(study: StudySpec) -> BinnedScores:
@@ -37,6 +56,9 @@ def check_payload(live: Live, payload: bytes, *, shapes: Shapes) -> None:
     Raises:
         ProtocolError: other names, shapes, numbers that are not finite, another form of the bytes.
     """
+    if live.instruction.kind == "statistics":
+        _check_statistics(live, payload)
+        return
     if live.instruction.kind == "train":
         tensors = tensors_from_bytes(payload, shapes=shapes(live.study))
         # The file format has a free-text header; one byte form leaves no room for notes in it.
@@ -44,16 +66,30 @@ def check_payload(live: Live, payload: bytes, *, shapes: Shapes) -> None:
             raise ProtocolError("update: expected the plain bytes of its tensors, found others")
         return
     bins = _evaluation(live.study).bins
-    try:
-        value: Any = json.loads(payload)
-        same = canonical_json(value) == payload
-    except (ValueError, RecursionError, ProtocolError) as error:
-        raise ProtocolError("evaluation: expected JSON, found something else") from error
-    if not same or not _is_counts(value, bins=bins):
+    if not _is_counts(_canonical(payload, what="evaluation"), bins=bins):
         raise ProtocolError(
             f"evaluation: expected {{'counts': 2 x {bins} finite numbers}} in canonical JSON, "
             "found something else"
         )
+
+
+def _check_statistics(live: Live, payload: bytes) -> None:
+    value = _canonical(payload, what="statistics")
+    if not isinstance(value, dict) or value.keys() != {"values"}:
+        raise ProtocolError("statistics: expected {'values': [...]}, found something else")
+    check_values(release_of(live.instruction, live.study), live.study.data, value["values"])
+
+
+def _canonical(payload: bytes, *, what: str) -> Any:
+    """The JSON value in `payload`, which has to be its one canonical form."""
+    try:
+        value: Any = json.loads(payload)
+        same = canonical_json(value) == payload
+    except (ValueError, RecursionError, ProtocolError) as error:
+        raise ProtocolError(f"{what}: expected JSON, found something else") from error
+    if not same:
+        raise ProtocolError(f"{what}: expected canonical JSON (RFC 8785), found another form")
+    return value
 
 
 def _is_counts(value: Any, *, bins: int) -> bool:

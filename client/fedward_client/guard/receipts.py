@@ -7,15 +7,20 @@ again, and gets a new one.
 import secrets
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import Final
+from typing import ClassVar, Final
 
-from fedward_common.errors import ProtocolError
+from fedward_common.errors import REFUSAL_CODES, PolicyRefused, ProtocolError
 from fedward_common.study.spec import StudySpec
 from fedward_common.wire import Envelope, Instruction
 
 MAX_REFUSALS: Final = 64
-"""Refusals that wait at once. Each carries one of nine words; more of them would be a way out for
+"""Refusals that wait at once. Each carries one of a few words; more of them would be a way out for
 bits that a hijacked worker chooses."""
+MAX_REASONS: Final = 256
+GUARD_WORDS: Final = frozenset(
+    {"policy", "budget", "ledger", "paused", "hours", "ethics", "not-approved"}
+)
+"""Refusals that only the guard can find out."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,7 +73,39 @@ class Refusal:
 
     envelope: Envelope
     object_ids: frozenset[str]
+    study: str
+    round: int
+    kind: ClassVar[str] = "refusal"
     released_to: str | None = None
+
+
+class Reasons:
+    """Why the guard itself said no to an instruction: the word that leaves is its own.
+
+    A worker cannot say a word that only the guard may find out; so a hijacked one has fewer to
+    choose from.
+    """
+
+    def __init__(self) -> None:
+        self._by_key: OrderedDict[str, str] = OrderedDict()
+
+    def keep(self, key: str, code: str) -> None:
+        """Remembers the latest reason of an instruction."""
+        self._by_key[key] = code
+        self._by_key.move_to_end(key)
+        while len(self._by_key) > MAX_REASONS:
+            self._by_key.popitem(last=False)
+
+    def forget(self, key: str) -> None:
+        """The instruction was granted after all."""
+        self._by_key.pop(key, None)
+
+    def word(self, key: str, said: str) -> str:
+        """The word of REFUSAL_CODES that leaves when a worker says `said`."""
+        own = self._by_key.get(key)
+        if own is not None:
+            return own if own in REFUSAL_CODES else PolicyRefused.code
+        return "internal" if said in GUARD_WORDS else said
 
 
 class Refusals:

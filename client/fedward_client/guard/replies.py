@@ -6,16 +6,17 @@ of the study begins, 24 hours passed or the quota is reached (rules 5). Folder 0
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from fedward_client.ports import Clock
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import LedgerError, ProtocolError
 from fedward_common.trust.private_files import write_private
-from fedward_common.wire import Envelope
+from fedward_common.wire import Envelope, ReplyKind
 
 FORMAT: Final = "fedward-reply/1"
 PAYLOAD: Final = "payload"
@@ -29,7 +30,7 @@ class SealedReply:
     study: str
     round: int
     key: str
-    kind: Literal["train", "evaluate", "refusal"]
+    kind: ReplyKind
     header: bytes
     payload_sha256: str
     object_ids: frozenset[str]
@@ -92,6 +93,14 @@ class Replies:
         """The reply whose envelope is carried by exactly these objects, or None."""
         slot = self._by_objects.get(object_ids)
         return None if slot is None else self._by_slot[slot]
+
+    def released(self) -> Iterator[SealedReply]:
+        """Every answer whose receipt was used up for a message."""
+        return (reply for reply in self._by_slot.values() if reply.released_to is not None)
+
+    def size(self, reply: SealedReply) -> int:
+        """The bytes of an answer's header and of its payload, as far as they are still here."""
+        return len(reply.header) + self._size(reply.slot)
 
     def envelope(self, reply: SealedReply) -> Envelope | None:
         """The stored bytes, or None when they are gone (or are not what was sealed)."""

@@ -4,7 +4,6 @@ The socket file is 0600 (0660 for a group where worker and gateway are users of 
 kernel's word on the other side's user decides (SO_PEERCRED), whatever the file's mode.
 """
 
-import grp
 import os
 import socket
 import stat
@@ -20,9 +19,17 @@ from pydantic import Field, ValidationError
 from fedward_client.guard.client import Grant
 from fedward_client.guard.frames import MAX_BLOB_BYTES, Frame, read_frame, write_frame
 from fedward_client.guard.service import GuardService
-from fedward_common.errors import FedwardError, PolicyRefused, ProtocolError, StartError
+from fedward_client.ports import Passing
+from fedward_common.errors import (
+    ConfigError,
+    FedwardError,
+    PolicyRefused,
+    ProtocolError,
+    StartError,
+)
 from fedward_common.ids import DIGEST
 from fedward_common.study.registry import Strict
+from fedward_common.users import group_id
 from fedward_common.wire import Envelope
 
 MAX_CONNECTIONS: Final = 64
@@ -61,11 +68,17 @@ class _Journal(Strict):
     kind: str = Field(pattern=WORD)
     sha256: str = Field(pattern=DIGEST)
     bytes: int = Field(ge=0, lt=2**53)
+    run: str = Field(pattern=r"^\d{0,20}$")
+    certificate_sha256: str = Field(pattern=r"^([0-9a-f]{64})?$")
 
 
 class _BundleAllowed(Strict):
     op: Literal["bundle_allowed"]
     sha256: str = Field(pattern=DIGEST)
+
+
+class _Record(Strict):
+    op: Literal["record"]
 
 
 def worker_operations(service: GuardService) -> dict[str, Operation]:
@@ -75,7 +88,8 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
         _request(_Begin, frame, blobs=2)
         result = service.begin(frame.blobs[0], frame.blobs[1])
         if isinstance(result, Grant):
-            return Frame(header={"receipt": result.receipt, "site": result.site})
+            header = {"receipt": result.receipt, "site": result.site}
+            return Frame(header=header | {"plugin_sha256": result.plugin_sha256 or ""})
         return _envelope(result.envelope)
 
     def seal(frame: Frame) -> Frame:
@@ -96,7 +110,7 @@ def gateway_operations(service: GuardService) -> dict[str, Operation]:
 
     def journal(frame: Frame) -> Frame:
         entry = _request(_Journal, frame)
-        service.journal(entry.direction, entry.route, entry.kind, entry.sha256, entry.bytes)
+        service.journal(Passing(**entry.model_dump(exclude={"op"})))
         return Frame(header={})
 
     def bundle_allowed(frame: Frame) -> Frame:
@@ -104,6 +118,17 @@ def gateway_operations(service: GuardService) -> dict[str, Operation]:
         return Frame(header={"allowed": allowed})
 
     return {"release": release, "journal": journal, "bundle_allowed": bundle_allowed}
+
+
+def admin_operations(service: GuardService) -> dict[str, Operation]:
+    """What people may bring: statements that they signed. Who may sign is decided by the key."""
+
+    def record(frame: Frame) -> Frame:
+        _request(_Record, frame, blobs=2)
+        accepted = service.record(frame.blobs[0], frame.blobs[1])
+        return Frame(header={"kind": accepted.kind, "sha256": accepted.sha256})
+
+    return {"record": record}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -226,18 +251,18 @@ def _listen(path: Path, access: Access) -> socket.socket:
         listener.bind(str(draft))
         draft.chmod(0o600)
         if access.group is not None:
-            os.chown(draft, -1, grp.getgrnam(access.group).gr_gid)
+            os.chown(draft, -1, group_id(access.group, key="[guard] group"))
             draft.chmod(0o660)
         listener.listen(MAX_CONNECTIONS)
         # Appears under its name with its final mode, and only when it already answers.
         draft.rename(path)
-    except (OSError, KeyError) as error:
+    except OSError as error:
         listener.close()
         raise StartError(
             f"guard socket {path}: expected to listen there, found {error}. Check folders.run and "
             "[guard] in site.toml"
         ) from error
-    except StartError:
+    except (ConfigError, StartError):
         listener.close()
         raise
     return listener

@@ -1,11 +1,14 @@
-"""Why the edge refuses: one word per reason, on the wire, in both logs and in the tests."""
+"""Why a coordinator refuses: one word per reason, on the wire, in both logs and in the tests."""
 
 from enum import StrEnum
 from typing import Final
 
 
 class Refusal(StrEnum):
-    """A reason to refuse a connection (the first seven) or a call."""
+    """A reason to refuse a connection (the first seven) or a call.
+
+    From INVITE_UNKNOWN on they are those of enrolment; the last four never leave the coordinator.
+    """
 
     NO_CERTIFICATE = "no-certificate"
     UNKNOWN_AUTHORITY = "unknown-authority"
@@ -26,6 +29,26 @@ class Refusal(StrEnum):
     MALFORMED = "malformed"
     RATE = "rate"
     UPSTREAM = "upstream"
+    SLOW = "slow"
+    MODEL = "model"
+    NO_AUTHORITY = "no-authority"
+    REQUEST_KEY = "request-key"
+    KEY_REUSED = "key-reused"
+    TOO_EARLY = "too-early"
+    INVITE_UNKNOWN = "invite-unknown"
+    INVITE_EXPIRED = "invite-expired"
+    INVITE_USED = "invite-used"
+    OTHER_SITE = "other-site"
+    PROOF = "proof"
+    ALREADY_ENROLLED = "already-enrolled"
+    OTHER_KEYS = "other-keys"
+    REQUEST_UNKNOWN = "request-unknown"
+    FETCH_SIGNATURE = "fetch-signature"
+    FETCH_TIME = "fetch-time"
+    REQUEST_DECIDED = "request-decided"
+    OPERATOR_UNKNOWN = "operator-unknown"
+    OPERATOR_TWICE = "operator-twice"
+    STATEMENT = "statement"
 
 
 EXPLANATIONS: Final[dict[Refusal, str]] = {
@@ -44,10 +67,36 @@ EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.NODE_KEY: "the Flower node key is not the one registered with this certificate",
     Refusal.ROUTE: "only Flower's twelve Fleet operations pass",
     Refusal.HEADER: "a header is not one of Flower's, or not of its form",
-    Refusal.BODY_TOO_LARGE: "a body is larger than 8 MiB",
+    Refusal.BODY_TOO_LARGE: "a body is larger than 8 MiB (64 KiB when enrolling)",
     Refusal.MALFORMED: "the body is not the message that the operation takes",
     Refusal.RATE: "more calls than one site may make at a time",
     Refusal.UPSTREAM: "the coordinator's SuperLink does not answer",
+    Refusal.SLOW: "the call's message did not come in time",
+    Refusal.MODEL: "there is no such model for this site, or not yet",
+    Refusal.NO_AUTHORITY: (
+        "the issuing authority is not on the coordinator's machine: ask its operator"
+    ),
+    Refusal.REQUEST_KEY: "the certificate request is not signed by its own EC P-256 key",
+    Refusal.KEY_REUSED: "a key in the request was used before: make new keys",
+    Refusal.TOO_EARLY: "the site's certificate is too young to be renewed",
+    Refusal.INVITE_UNKNOWN: "the invite is not one of this coordinator's: copy it again, whole",
+    Refusal.INVITE_EXPIRED: "the invite has expired: ask the coordinator's operator for another",
+    Refusal.INVITE_USED: (
+        "the invite was used before: if not by you, tell the coordinator's operator at once"
+    ),
+    Refusal.OTHER_SITE: "the invite is for another site or federation than the request",
+    Refusal.PROOF: "a key in the request is not proven to be the site's own",
+    Refusal.ALREADY_ENROLLED: "the site is a member already, or waits for its answer",
+    Refusal.OTHER_KEYS: (
+        "a member whose certificate ended keeps its node, signing and aggregation keys"
+    ),
+    Refusal.REQUEST_UNKNOWN: "the coordinator has no such request",
+    Refusal.FETCH_SIGNATURE: "the question is not signed by the key of the request",
+    Refusal.FETCH_TIME: "the question is not of this moment: check both clocks",
+    Refusal.REQUEST_DECIDED: "the request was granted or denied before",
+    Refusal.OPERATOR_UNKNOWN: "the key is not one of the operators in coordinator.toml",
+    Refusal.OPERATOR_TWICE: "this operator's key granted the request before: another must",
+    Refusal.STATEMENT: "what the operator signed is not about this request and site",
 }
 
 

@@ -32,6 +32,11 @@ def register_model(name: str) -> Callable[[ModelFactory], ModelFactory]:
     return add
 
 
+def is_known(name: str) -> bool:
+    """Whether a model of this name can be built here."""
+    return name in _FACTORIES
+
+
 def build_model(spec: ModelSpec, inputs: int) -> nn.Module:
     """The model of `spec` for `inputs` inputs, on the CPU, float32, with its initial weights.
 

@@ -1,11 +1,19 @@
 """Epsilon of mechanisms, by two accountants, and the noise that a wanted epsilon needs.
 
-`admission` is a Renyi filter: curves add up over everything a hospital ever reserved, also when a
-study is chosen after earlier results were seen. `pld` is the tighter figure of one pre-declared
-composition. Neighbouring data differ by adding or removing one patient. Unknown means infinite.
+`admission` and `pld` are figures of one composition whose mechanisms were all fixed beforehand, one
+study's for example: by Renyi curves at the best of ORDERS, and tighter by privacy losses. Studies
+chosen after earlier results were seen are another matter. For them holds a Renyi filter: at one
+order, fixed before the first result, divergences add up to at most what the total budget is worth
+at that order, whatever was chosen and why (Feldman and Zrnic 2021, Theorem 4.3; Lecuyer 2021,
+Theorem 1). The best order in hindsight depends on the results. Admitting while any order is within
+its budget is not covered by that theorem: which order is left at the end is itself an outcome, and
+the proof then needs delta divided by the number of orders. So the ledger fixes one order with its
+first study (`filter_order`) and asks `filter_epsilon` from then on.
 
-Sources: Mironov 2017; Mironov, Talwar, Zhang 2019 (sampled Gaussian); Feldman and Zrnic 2021
-(filters); Canonne, Kamath, Steinke 2020, Prop. 12 (conversion); dp-accounting for both.
+Neighbouring data differ by adding or removing one patient. Unknown means infinite.
+
+Sources: Mironov 2017; Mironov, Talwar, Zhang 2019 (sampled Gaussian); Feldman and Zrnic 2021 and
+Lecuyer 2021 (filters); Canonne, Kamath, Steinke 2020, Prop. 12 (conversion); dp-accounting.
 """
 
 import logging
@@ -19,6 +27,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 from dp_accounting import ComposedDpEvent, DpEvent, SelfComposedDpEvent
+from dp_accounting.dp_event import DiscreteLaplaceDpEvent
 from dp_accounting.pld import PLDAccountant
 from dp_accounting.rdp import RdpAccountant, compute_epsilon
 
@@ -75,17 +84,90 @@ def epsilon_pld(event: DpEvent, *, delta: float) -> float:
 
 
 def epsilon_admission(events: Sequence[DpEvent], *, delta: float) -> float:
-    """The Renyi-filter epsilon of all `events` together at `delta`; infinity if unknown.
+    """The Renyi epsilon of all `events` at `delta`, at the best order; infinity if unknown.
+
+    Holds for mechanisms that were fixed beforehand.
 
     Raises:
         ConfigError: an unknown mechanism, or delta outside (0, 1).
     """
+    return curve_epsilon(renyi_curve(events), delta=delta)
+
+
+def curve_epsilon(curve: Curve, *, delta: float) -> float:
+    """The epsilon of a Renyi curve at `delta`, at the best of ORDERS; infinity if unknown.
+
+    Raises:
+        ConfigError: delta outside (0, 1).
+    """
     _check_delta(delta)
-    curve = np.zeros(len(ORDERS))
-    for leaf, times in leaf_counts(events).items():
-        curve = curve + times * _curve(leaf)
     epsilon = float(compute_epsilon(ORDERS, curve, delta)[0])
     return epsilon if math.isfinite(epsilon) else math.inf
+
+
+def renyi_curve(events: Sequence[DpEvent]) -> Curve:
+    """The Renyi divergence of all `events` together at each of ORDERS.
+
+    Raises:
+        ConfigError: an unknown mechanism.
+    """
+    curve: Curve = np.zeros(len(ORDERS))
+    for leaf, times in leaf_counts(events).items():
+        curve = curve + times * _curve(leaf)
+    return curve
+
+
+def filter_epsilon(curve: Curve, *, order: float, delta: float) -> float:
+    """What a total divergence costs by the filter of a fixed `order`: the smallest total limit that
+    would have admitted it. Infinity if unknown.
+
+    Raises:
+        ConfigError: an order that is not one of ORDERS, or delta outside (0, 1).
+    """
+    _check_delta(delta)
+    epsilon = float(compute_epsilon([order], [divergence_at(curve, order)], delta)[0])
+    return epsilon if math.isfinite(epsilon) else math.inf
+
+
+def filter_budget(*, order: float, epsilon: float, delta: float) -> float:
+    """The divergence at `order` that is worth `epsilon` at `delta`; negative where none is."""
+    return epsilon - math.log1p(-1 / order) + math.log(delta * order) / (order - 1)
+
+
+def filter_order(curve: Curve, *, epsilon: float, delta: float) -> float:
+    """The order that, after a mechanism with this curve, leaves most of the budget for others.
+
+    It depends on public numbers only, so it may be fixed before the first result. A mechanism that
+    is within the budget by `epsilon_admission` is within it at this order, too. Gaussian, because
+    the noise of training and of sums is, whatever the first study happens to be: their divergence
+    grows as the order does.
+
+    Raises:
+        ConfigError: epsilon or delta out of range.
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ConfigError(f"epsilon: expected a number above 0, found {epsilon}")
+    _check_delta(delta)
+
+    def left(order: float) -> float:
+        budget = filter_budget(order=order, epsilon=epsilon, delta=delta)
+        return (budget - divergence_at(curve, order)) / order
+
+    return max(ORDERS, key=left)
+
+
+def divergence_at(curve: Curve, order: float) -> float:
+    """The divergence of a curve at one order. Raises ConfigError when it is not one of ORDERS."""
+    return float(curve[_place(order)])
+
+
+def _place(order: float) -> int:
+    try:
+        return ORDERS.index(order)
+    except ValueError as error:
+        raise ConfigError(
+            f"Renyi order: expected one of the fixed orders, found {order}"
+        ) from error
 
 
 def epsilon_as(kind: EpsilonKind, event: DpEvent, *, delta: float) -> float:
@@ -112,37 +194,57 @@ def calibrate_noise_multiplier(
     Raises:
         ConfigError: epsilon or delta out of range, or no noise is enough.
     """
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise ConfigError(f"dp.epsilon: expected a number above 0, found {epsilon}")
-    _check_delta(delta)
     released = [release_event(release) for release in releases]
 
-    def cost(kind: EpsilonKind) -> Callable[[int], float]:
-        def at(grid: int) -> float:
-            training = dp_sgd_event(
-                noise_multiplier=grid / STEPS_PER_UNIT,
-                sampling_probability=sampling_probability,
-                steps=steps,
-            )
-            return epsilon_as(kind, ComposedDpEvent([training, *released]), delta=delta)
+    def event(noise_multiplier: float) -> DpEvent:
+        training = dp_sgd_event(
+            noise_multiplier=noise_multiplier,
+            sampling_probability=sampling_probability,
+            steps=steps,
+        )
+        return ComposedDpEvent([training, *released])
 
-        return at
-
-    target = epsilon * (1 - MARGIN)
-    # PLD is never far above the filter's figure, so the cheap answer is where its search starts.
-    low, high = round(MIN_NOISE * STEPS_PER_UNIT), round(MAX_NOISE * STEPS_PER_UNIT)
-    guess = _smallest(cost("admission"), target=target, low=low, high=high)
-    if epsilon_is == "pld":
-        start = high if guess is None else guess
-        guess = _smallest_below(cost("pld"), target=target, start=start, low=low, high=high)
-    if guess is None:
+    found = smallest_noise(event, epsilon=epsilon, epsilon_is=epsilon_is, delta=delta)
+    if found is None:
         alone = epsilon_as(epsilon_is, ComposedDpEvent(released), delta=delta)
         raise ConfigError(
             f"dp.epsilon: expected more than the releases alone cost ({alone:.3f} at delta "
             f"{delta:g}, {epsilon_is}) and enough for a noise multiplier of at most {MAX_NOISE:g}, "
             f"found {epsilon}. Raise epsilon or the releases' noise_multiplier, or take fewer steps"
         )
-    return guess / STEPS_PER_UNIT
+    return found
+
+
+def smallest_noise(
+    event: Callable[[float], DpEvent],
+    *,
+    epsilon: float,
+    epsilon_is: EpsilonKind,
+    delta: float,
+    low: float = MIN_NOISE,
+    high: float = MAX_NOISE,
+) -> float | None:
+    """The smallest noise multiplier in [low, high], a multiple of 1/10,000, whose `event` costs at
+    most `epsilon` at `delta` (less MARGIN); None when no such noise is enough.
+
+    Raises:
+        ConfigError: epsilon or delta out of range.
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise ConfigError(f"dp.epsilon: expected a number above 0, found {epsilon}")
+    _check_delta(delta)
+
+    def cost(kind: EpsilonKind) -> Callable[[int], float]:
+        return lambda grid: epsilon_as(kind, event(grid / STEPS_PER_UNIT), delta=delta)
+
+    target = epsilon * (1 - MARGIN)
+    least, most = math.ceil(low * STEPS_PER_UNIT), math.floor(high * STEPS_PER_UNIT)
+    # PLD is never far above the filter's figure, so the cheap answer is where its search starts.
+    guess = _smallest(cost("admission"), target=target, low=least, high=most)
+    if epsilon_is == "pld":
+        start = most if guess is None else guess
+        guess = _smallest_below(cost("pld"), target=target, start=start, low=least, high=most)
+    return None if guess is None else guess / STEPS_PER_UNIT
 
 
 def _smallest(cost: Callable[[int], float], *, target: float, low: int, high: int) -> int | None:
@@ -223,12 +325,27 @@ def _without_order_warnings() -> Iterator[None]:
 @lru_cache(maxsize=1024)
 def _curve(leaf: str) -> Curve:
     """The Renyi curve of one use of an elementary mechanism."""
+    event = decode_event(leaf)
+    if isinstance(event, DiscreteLaplaceDpEvent):
+        return _discrete_laplace_curve(event.noise_parameter)
     with _without_order_warnings():
-        curve = RdpAccountant(list(ORDERS)).compose(decode_event(leaf)).rdp
+        curve = RdpAccountant(list(ORDERS)).compose(event).rdp
     # A negative or undefined divergence is a rounding accident. The library reads it as "no cost
     # at all"; here that order is not used.
     known: Curve = np.where(np.isfinite(curve) & (curve >= 0), curve, np.inf)
     return known
+
+
+def _discrete_laplace_curve(parameter: float) -> Curve:
+    """The Renyi curve of discrete Laplace noise on a whole number that moves by at most 1.
+
+    The privacy loss is +parameter where the noise is at most 0 and -parameter above, so that the
+    curve is that of randomised response (Mironov 2017, Proposition 5), and the same both ways.
+    """
+    above = -math.log1p(math.exp(parameter))
+    below = -math.log1p(math.exp(-parameter))
+    steps = np.asarray(ORDERS) - 1.0
+    return np.logaddexp(below + parameter * steps, above - parameter * steps) / steps
 
 
 @lru_cache(maxsize=256)

@@ -18,9 +18,19 @@ from dp_accounting import ComposedDpEvent, DpEvent
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import BudgetExceeded, ConfigError, LedgerError, ProtocolError
 from fedward_common.ids import Digest, StudyId
-from fedward_common.privacy.accounting import EpsilonKind, epsilon_admission, epsilon_as
+from fedward_common.privacy.accounting import (
+    ORDERS,
+    Curve,
+    EpsilonKind,
+    epsilon_admission,
+    epsilon_as,
+    filter_epsilon,
+    filter_order,
+    renyi_curve,
+)
 from fedward_common.privacy.mechanism import decode_event, encode_event, leaf_counts, study_event
 from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.statistics import ReleasesOnly, declared, statistics_releases
 
 FORMAT: Final = "fedward-ledger/1"
 GENESIS: Final = "0" * 64
@@ -35,7 +45,10 @@ class Limits:
 
     `max_epsilon_per_study` holds at each study's own delta, which may not exceed `delta`;
     `max_epsilon_total`, for all reservations together, holds at `delta`. So the hospital's total
-    has one delta of its own, and the deltas of studies are never added up.
+    has one delta of its own, and the deltas of studies are never added up. The total is counted by
+    a Renyi filter of one order, which the first reservation fixes (see `accounting`): it holds also
+    when studies are chosen after results were seen, and a limit that is raised later holds as if it
+    had been that high from the start.
     """
 
     max_epsilon_per_study: float
@@ -68,19 +81,18 @@ class Reservation:
         Raises:
             ConfigError: a plan or a release without known accounting.
         """
-        if not isinstance(study.dp, DpSgd):
-            raise ConfigError(
-                f"dp.kind: expected a plan with known accounting, found {study.dp.kind!r}"
-            )
+        dp = declared(study)
+        if isinstance(dp, ReleasesOnly):
+            statistics_releases(study)  # refuses what is not a whole statistics study
         return cls(
             study=study.digest,
             study_id=StudyId(study.id),
-            unit=study.dp.unit,
+            unit=dp.unit,
             event=study_event(study),
-            delta=study.dp.delta,
-            epsilon=study.dp.epsilon,
-            epsilon_is=study.dp.epsilon_is,
-            rounds=study.rounds,
+            delta=dp.delta,
+            epsilon=dp.epsilon,
+            epsilon_is=dp.epsilon_is,
+            rounds=study.rounds if isinstance(dp, DpSgd) else 0,
             releases=len(study.releases),
         )
 
@@ -183,6 +195,17 @@ class LedgerState:
     def __init__(self) -> None:
         self._accounts: dict[str, _Account] = {}
         self._slots: dict[str, Charge] = {}
+        self._curve: Curve = renyi_curve([])
+        self._order: float | None = None
+
+    @property
+    def order(self) -> float | None:
+        """The Renyi order of the hospital's filter; None before the first reservation.
+
+        Also None in a ledger of an earlier version until its next reservation: what was chosen
+        before that, after seeing results, is covered by no theorem.
+        """
+        return self._order
 
     def apply(self, entry: Entry) -> None:
         """Adds an entry that is in the ledger.
@@ -218,6 +241,11 @@ class LedgerState:
         )
         if reservation.study in self._accounts:
             raise LedgerError("ledger: expected one reservation per study, found a second")
+        if "order" in entry:
+            if self._order is not None or entry["order"] not in ORDERS:
+                raise LedgerError("ledger: expected one known Renyi order, found another")
+            self._order = float(entry["order"])
+        self._curve = self._curve + renyi_curve([event])
         self._accounts[reservation.study] = _Account(
             reservation=reservation, reserved_at=entry["time"], left=leaf_counts([event])
         )
@@ -255,8 +283,15 @@ class LedgerState:
                 )
             return None
         check_declared(reservation)
-        self._check_limits([reservation], limits=limits)
-        return {"kind": "reserve", "time": time, **_identity(reservation)}
+        _check_one(reservation, limits=limits)
+        curve = self._curve + renyi_curve([reservation.event])
+        entry = {"kind": "reserve", "time": time, **_identity(reservation)}
+        order = self._order
+        if order is None:
+            order = filter_order(curve, epsilon=limits.max_epsilon_total, delta=limits.delta)
+            entry["order"] = order
+        self._check_total(curve, order=order, studies=len(self._accounts) + 1, limits=limits)
+        return entry
 
     def draw(
         self,
@@ -298,7 +333,10 @@ class LedgerState:
                 f"({account.reservation.rounds} rounds and {account.reservation.releases} "
                 f"releases), found one {purpose} too many"
             )
-        self._check_limits([], limits=limits)
+        # Again at each charge: a hospital that lowers a limit stops what still runs.
+        self._check_total(
+            self._curve, order=self._order, studies=len(self._accounts), limits=limits
+        )
         return {
             "kind": "charge",
             "time": time,
@@ -324,35 +362,44 @@ class LedgerState:
             for account in self._accounts.values()
         )
 
-    def _check_limits(self, new: Sequence[Reservation], *, limits: Limits) -> None:
-        """Every limit, over what is reserved and what is to be (again at each charge: a hospital
-        that lowers a limit below what is reserved stops what still runs).
+    @staticmethod
+    def _check_total(curve: Curve, *, order: float | None, studies: int, limits: Limits) -> None:
+        """Returns when everything reserved is within the total limit, by the fixed order's filter.
+
+        Raises:
+            BudgetExceeded: it is not.
         """
-        for reservation in new:
-            # `not a <= b`: a figure that is no number is refused, too.
-            if not reservation.delta <= limits.delta:
-                raise BudgetExceeded(
-                    f"study {reservation.study_id}: expected a delta of at most {limits.delta:g} "
-                    f"(policy.delta), found {reservation.delta:g}"
-                )
-            one = epsilon_admission([reservation.event], delta=reservation.delta)
-            if not one <= limits.max_epsilon_per_study:
-                raise BudgetExceeded(
-                    f"study {reservation.study_id}: expected at most epsilon "
-                    f"{limits.max_epsilon_per_study:g} (policy.max_epsilon_per_study), found "
-                    f"{one:.4g} at delta {reservation.delta:g} (admission figure)"
-                )
-        reserved = [account.reservation for account in self._accounts.values()]
-        total = epsilon_admission(
-            [reservation.event for reservation in [*reserved, *new]], delta=limits.delta
-        )
+        if order is None:  # a ledger of an earlier version, before its next reservation
+            order = filter_order(curve, epsilon=limits.max_epsilon_total, delta=limits.delta)
+        total = filter_epsilon(curve, order=order, delta=limits.delta)
+        # `not a <= b`: a figure that is no number is refused, too.
         if not total <= limits.max_epsilon_total:
             raise BudgetExceeded(
                 f"this hospital's budget: expected at most epsilon {limits.max_epsilon_total:g} "
                 f"over all its studies (policy.max_epsilon_total), found {total:.4g} at delta "
-                f"{limits.delta:g} (admission figure) with {len(reserved) + len(new)} studies. "
-                "Nothing is ever refunded; the data steward may raise the limit"
+                f"{limits.delta:g} (admission figure, filter of order {order:g}) with {studies} "
+                "studies. Nothing is ever refunded; the data steward may raise the limit"
             )
+
+
+def _check_one(reservation: Reservation, *, limits: Limits) -> None:
+    """Returns when one study alone is within the limits per study.
+
+    Raises:
+        BudgetExceeded: its delta or its epsilon is above.
+    """
+    if not reservation.delta <= limits.delta:
+        raise BudgetExceeded(
+            f"study {reservation.study_id}: expected a delta of at most {limits.delta:g} "
+            f"(policy.delta), found {reservation.delta:g}"
+        )
+    one = epsilon_admission([reservation.event], delta=reservation.delta)
+    if not one <= limits.max_epsilon_per_study:
+        raise BudgetExceeded(
+            f"study {reservation.study_id}: expected at most epsilon "
+            f"{limits.max_epsilon_per_study:g} (policy.max_epsilon_per_study), found "
+            f"{one:.4g} at delta {reservation.delta:g} (admission figure)"
+        )
 
 
 def check_declared(reservation: Reservation) -> None:

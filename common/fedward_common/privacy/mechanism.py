@@ -19,11 +19,13 @@ from dp_accounting import (
     PoissonSampledDpEvent,
     SelfComposedDpEvent,
 )
+from dp_accounting.dp_event import DiscreteLaplaceDpEvent
 
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ConfigError
 from fedward_common.study.registry import DpSpec, ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly
 from fedward_common.study.tabular import BinnedScores
 
 MIN_NOISE: Final = 0.05
@@ -80,14 +82,28 @@ def _(release: BinnedScores) -> DpEvent:
     return GaussianDpEvent(release.noise_multiplier)
 
 
+@release_event.register
+def _(release: ColumnStatistics) -> DpEvent:
+    if release.mechanism == "gaussian":
+        # The multiplier is relative to the L2 sensitivity of the whole vector.
+        return GaussianDpEvent(release.noise_multiplier)
+    # One patient moves at most this many numbers by 1, each with noise of its own.
+    moved = release.counts_weight
+    scale = release.noise_multiplier * moved
+    return SelfComposedDpEvent(DiscreteLaplaceDpEvent(1.0 / scale, 1), moved)
+
+
 def study_event(study: StudySpec) -> DpEvent:
     """What the whole study costs a patient of one site: T_max steps and every release (rules 4, 7).
 
     Raises:
         ConfigError: a plan or a release without known accounting.
     """
+    released = [release_event(release) for release in study.releases]
+    if isinstance(study.dp, ReleasesOnly):
+        return ComposedDpEvent(released)
     training = training_event(study.dp, steps=study.rounds * study.local_steps)
-    return ComposedDpEvent([training, *(release_event(release) for release in study.releases)])
+    return ComposedDpEvent([training, *released])
 
 
 def round_event(study: StudySpec) -> DpEvent:
@@ -150,6 +166,10 @@ def _encode(event: DpEvent, *, depth: int) -> dict[str, Any]:
             return {"kind": "gaussian", "noise_multiplier": _noise(event.noise_multiplier)}
         case LaplaceDpEvent():
             return {"kind": "laplace", "noise_multiplier": _noise(event.noise_multiplier)}
+        case DiscreteLaplaceDpEvent():
+            if event.sensitivity != 1:
+                raise _unknown(f"discrete Laplace of sensitivity {event.sensitivity}")
+            return {"kind": "discrete-laplace", "parameter": _parameter(event.noise_parameter)}
         case PoissonSampledDpEvent():
             # The only sampled mechanism that both accountants support.
             if not isinstance(event.event, GaussianDpEvent):
@@ -176,6 +196,8 @@ def _decode(value: Any, *, depth: int) -> DpEvent:
             return GaussianDpEvent(_noise(fields["noise_multiplier"]))
         case "laplace", ["noise_multiplier"]:
             return LaplaceDpEvent(_noise(fields["noise_multiplier"]))
+        case "discrete-laplace", ["parameter"]:
+            return DiscreteLaplaceDpEvent(_parameter(fields["parameter"]), 1)
         case "poisson-sampled", ["event", "sampling_probability"]:
             inner = _decode(fields["event"], depth=depth + 1)
             if not isinstance(inner, GaussianDpEvent):
@@ -192,8 +214,8 @@ def _decode(value: Any, *, depth: int) -> DpEvent:
 
 def _unknown(found: str) -> ConfigError:
     return ConfigError(
-        "privacy mechanism: expected Gaussian, Laplace, Poisson-sampled Gaussian or compositions "
-        f"of them, found {found}"
+        "privacy mechanism: expected Gaussian, Laplace, discrete Laplace, Poisson-sampled Gaussian "
+        f"or compositions of them, found {found}"
     )
 
 
@@ -202,6 +224,18 @@ def _noise(value: Any) -> float:
         raise ConfigError("noise multiplier: expected a number, found something else")
     if not MIN_NOISE <= value <= MAX_NOISE:
         raise ConfigError(f"noise multiplier: expected {MIN_NOISE} to {MAX_NOISE:g}, found {value}")
+    return float(value)
+
+
+def _parameter(value: Any) -> float:
+    """The parameter of discrete Laplace noise, one over its scale."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ConfigError("discrete Laplace: expected a number, found something else")
+    if not 1 / MAX_NOISE <= value <= 1 / MIN_NOISE:
+        raise ConfigError(
+            f"discrete Laplace: expected a parameter of {1 / MAX_NOISE:g} to {1 / MIN_NOISE:g}, "
+            f"found {value}"
+        )
     return float(value)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.errors import DataError
+from fedward_common.study.statistics import Table
 from fedward_common.study.tabular import (
     CategoryColumn,
     ColumnSplit,
@@ -134,7 +135,7 @@ def encode_present(
     return _arrays(chosen, inputs=schema.input_size), len(absent)
 
 
-def check_columns(schema: TabularData, header: Sequence[str]) -> None:
+def check_columns(schema: TabularData | Table, header: Sequence[str]) -> None:
     """Returns when `header` has every column that `schema` asks for; others do no harm.
 
     Raises:
@@ -148,8 +149,10 @@ def check_columns(schema: TabularData, header: Sequence[str]) -> None:
         )
 
 
-def required_columns(schema: TabularData) -> tuple[str, ...]:
+def required_columns(schema: TabularData | Table) -> tuple[str, ...]:
     """The names of all columns that `schema` reads."""
+    if isinstance(schema, Table):
+        return (schema.patient_key, *(column.name for column in schema.columns))
     split = () if isinstance(schema.split, HashSplit) else (schema.split.column,)
     names = (column.name for column in schema.columns)
     return (schema.patient_key, *names, schema.label.column, *split)
@@ -168,7 +171,7 @@ def hash_part(split: HashSplit, patient: str) -> TablePart:
 def _row_encoder(schema: TabularData) -> Callable[[Row], _Record | None]:
     """A function from one row to numbers; it gives None where the study's rule drops the row."""
     readers = [(column.name, _reader(schema, column)) for column in schema.columns]
-    missing, split = _codes(schema.missing_codes), schema.split
+    missing, split = code_texts(schema.missing_codes), schema.split
 
     def encode(row: Row) -> _Record | None:
         patient = _cell(row, schema.patient_key)
@@ -201,9 +204,9 @@ def _column_part(split: ColumnSplit, text: str) -> TablePart:
 
 def _label(schema: TabularData, text: str, *, missing: frozenset[str]) -> float | None:
     rule = schema.label
-    if _code(text) in missing:
+    if code_text(text) in missing:
         return None
-    value = _decimal(text)
+    value = decimal_number(text)
     if value is None or value != int(value) or not rule.low <= value <= rule.high:
         raise DataError(
             f"column {rule.column!r}: expected a whole number from {rule.low} to {rule.high} as "
@@ -213,14 +216,14 @@ def _label(schema: TabularData, text: str, *, missing: frozenset[str]) -> float 
 
 
 def _reader(schema: TabularData, column: NumberColumn | CategoryColumn) -> _Reader:
-    missing = _codes((*schema.missing_codes, *column.missing_codes))
+    missing = code_texts((*schema.missing_codes, *column.missing_codes))
     encode = _number(column) if isinstance(column, NumberColumn) else _category(column)
     fill = None
     if schema.missing == "fill" and column.fill is not None:
         fill = encode(str(column.fill))
 
     def read(text: str) -> Inputs | None:
-        return fill if _code(text) in missing else encode(text)
+        return fill if code_text(text) in missing else encode(text)
 
     return read
 
@@ -229,7 +232,7 @@ def _number(column: NumberColumn) -> Callable[[str], Inputs]:
     """The value clipped to [low, high] and mapped to [-1, 1]."""
 
     def encode(text: str) -> Inputs:
-        value = _decimal(text)
+        value = decimal_number(text)
         if value is None:
             raise DataError(
                 f"column {column.name!r}: expected a number in {column.unit} or a missing code of "
@@ -243,13 +246,13 @@ def _number(column: NumberColumn) -> Callable[[str], Inputs]:
 
 def _category(column: CategoryColumn) -> Callable[[str], Inputs]:
     """One input per value except the first: 1 for the value's own input, 0 for the others."""
-    values = [_code(value) for value in column.values]
+    values = [code_text(value) for value in column.values]
     inputs = {
         value: tuple(1.0 if other == value else 0.0 for other in values[1:]) for value in values
     }
 
     def encode(text: str) -> Inputs:
-        found = inputs.get(_code(text))
+        found = inputs.get(code_text(text))
         if found is None:
             raise DataError(
                 f"column {column.name!r}: expected one of the study's {len(values)} codes or a "
@@ -267,20 +270,21 @@ def _cell(row: Row, column: str) -> str:
     return text.strip()
 
 
-def _decimal(text: str) -> float | None:
+def decimal_number(text: str) -> float | None:
     """A plain decimal number; None for anything else, also for what only Python calls a number."""
     value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     return value if math.isfinite(value) else None
 
 
-def _code(text: str) -> str:
+def code_text(text: str) -> str:
     """`text` as a code: the same for 1, 1. and 1.0, which are one code in different exports."""
     whole = _WHOLE.fullmatch(text)
     return whole.group(1) if whole else text.strip()
 
 
-def _codes(texts: Iterable[str]) -> frozenset[str]:
-    return frozenset(_code(text) for text in texts)
+def code_texts(texts: Iterable[str]) -> frozenset[str]:
+    """`texts` as codes."""
+    return frozenset(code_text(text) for text in texts)
 
 
 def _by_patient(

@@ -17,8 +17,15 @@ from pydantic import ValidationError
 # Registers the tabular kinds, so that a study file with them parses wherever this module is used.
 import fedward_common.study.tabular  # noqa: F401
 from fedward_common.errors import ConfigError
-from fedward_common.study.registry import DpSpec
+from fedward_common.study.registry import DpSpec, Variant
 from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.statistics import (
+    NO_MODEL,
+    FederatedStatistics,
+    ReleasesOnly,
+    is_statistics,
+    statistics_releases,
+)
 
 Part = str | int
 Unknown = Literal["epsilon", "noise_multiplier"]
@@ -66,7 +73,9 @@ def parse_study(
 
     `source` names the file in errors. `keys` are the sites' key digests as the parties confirmed
     them; `lead_key_sha256` is the signer's. Of `dp.epsilon` and `dp.noise_multiplier` the file
-    gives exactly one; `resolve` derives the other (default: `derive`, the accountants).
+    gives exactly one; `resolve` derives the other (default: `derive`, the accountants). A study of
+    statistics gives `dp.epsilon`, or every release's noise, or both, which then have to agree; what
+    only training needs (model, rounds, ...) is filled in for it.
 
     Raises:
         ConfigError: one line per problem: the key, what was expected, what was found.
@@ -75,13 +84,21 @@ def parse_study(
     unknown = _complete(document, source=source, keys=keys, lead_key_sha256=lead_key_sha256)
     study = _validated(document, source=source)
     _check_model(study, source=source)
-    if unknown is None:
-        return study
     try:
-        number = (resolve or derive)(study, unknown)
+        if is_statistics(study):
+            statistics_releases(study)
+        if unknown is None:
+            _check_declared(study)
+            return study
+        if is_statistics(study) and unknown == "noise_multiplier":
+            number = derive(study, unknown)
+            document["releases"] = [
+                {**release, unknown: number} for release in document["releases"]
+            ]
+        else:
+            document["dp"][unknown] = (resolve or derive)(study, unknown)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
-    document["dp"][unknown] = number
     return _validated(document, source=source)
 
 
@@ -96,9 +113,11 @@ def derive(study: StudySpec, unknown: Unknown) -> float:
     from fedward_common.privacy import accounting, mechanism  # noqa: PLC0415
 
     dp = study.dp
-    if not isinstance(dp, DpSgd):
+    if not isinstance(dp, DpSgd | ReleasesOnly):
         raise ConfigError(f"dp.kind: expected a plan with known accounting, found {dp.kind!r}")
-    if unknown == "noise_multiplier":
+    if unknown == "noise_multiplier" and isinstance(dp, ReleasesOnly):
+        return _common_noise(study, dp)
+    if unknown == "noise_multiplier" and isinstance(dp, DpSgd):
         return accounting.calibrate_noise_multiplier(
             epsilon=dp.epsilon,
             epsilon_is=dp.epsilon_is,
@@ -111,11 +130,55 @@ def derive(study: StudySpec, unknown: Unknown) -> float:
     epsilon = accounting.epsilon_as(dp.epsilon_is, event, delta=dp.delta)
     if not math.isfinite(epsilon):
         raise ConfigError(
-            f"dp.noise_multiplier: expected enough noise for a finite epsilon, "
-            f"found {dp.noise_multiplier}"
+            f"dp.noise_multiplier: expected enough noise for a finite epsilon, found "
+            f"{dp.noise_multiplier if isinstance(dp, DpSgd) else 'too little in the releases'}"
         )
     # The same margin as calibration: another machine's last digits stay below the declared figure.
     return math.ceil(epsilon * (1 + accounting.MARGIN) * 10_000) / 10_000
+
+
+def _check_declared(study: StudySpec) -> None:
+    """Returns when a study whose file gives both numbers costs no more than it declares."""
+    from fedward_common.privacy import accounting, mechanism  # noqa: PLC0415 - as in `derive`
+
+    dp = study.dp
+    if not isinstance(dp, ReleasesOnly):
+        return
+    real = accounting.epsilon_as(dp.epsilon_is, mechanism.study_event(study), delta=dp.delta)
+    if not real <= dp.epsilon:
+        raise ConfigError(
+            f"dp.epsilon: expected at least what the releases cost ({real:.4g} at delta "
+            f"{dp.delta:g}, {dp.epsilon_is}), found {dp.epsilon}"
+        )
+
+
+def _common_noise(study: StudySpec, dp: ReleasesOnly) -> float:
+    """One noise multiplier for every release of a statistics study, so that all cost `epsilon`."""
+    from dp_accounting import ComposedDpEvent  # noqa: PLC0415 - as in `derive`
+
+    from fedward_common.privacy import accounting, mechanism  # noqa: PLC0415
+
+    releases = statistics_releases(study)
+
+    def event(noise: float) -> ComposedDpEvent:
+        at = [release.model_copy(update={"noise_multiplier": noise}) for release in releases]
+        return ComposedDpEvent([mechanism.release_event(release) for release in at])
+
+    # The scale of a discrete Laplace release is its multiplier times its weight: both in bounds.
+    heaviest = max(release.counts_weight for release in releases)
+    found = accounting.smallest_noise(
+        event,
+        epsilon=dp.epsilon,
+        epsilon_is=dp.epsilon_is,
+        delta=dp.delta,
+        high=mechanism.MAX_NOISE / max(1, heaviest),
+    )
+    if found is None:
+        raise ConfigError(
+            f"dp.epsilon: expected enough for {len(releases)} releases with noise multipliers of "
+            f"at most {mechanism.MAX_NOISE:g}, found {dp.epsilon}. Raise it or release less"
+        )
+    return found
 
 
 def explain(
@@ -169,6 +232,8 @@ def _complete(
     if isinstance(sites, list):
         document["sites"] = [_with_keys(site, source=source, keys=keys) for site in sites]
     dp = document.get("dp")
+    if _kind(document.get("task")) == _kind_of(FederatedStatistics):
+        return _complete_statistics(document, source=source)
     if not isinstance(dp, dict) or DpSpec.variants.get(dp.get("kind", "")) is not DpSgd:
         return None
     rounds, local_steps = document.get("rounds"), document.get("local_steps")
@@ -186,6 +251,51 @@ def _complete(
     unknown: Unknown = "epsilon" if given == ["noise_multiplier"] else "noise_multiplier"
     dp[unknown] = PLACEHOLDER
     return unknown
+
+
+def _complete_statistics(document: dict[str, Any], *, source: str) -> Unknown | None:
+    """As `_complete`, for a study without training: fills in what only training needs."""
+    releases = document.get("releases")
+    count = len(releases) if isinstance(releases, list) else 1
+    for key, value in (
+        ("model", {"name": NO_MODEL}),
+        ("training", {"learning_rate": 1.0}),
+        ("aggregation", {"name": "fedavg"}),
+        ("rounds", count),
+        ("local_steps", 1),
+    ):
+        if key in document:
+            raise ConfigError(
+                f"{source}: {key}: expected no such key in a study of statistics, found one; "
+                "remove it: nothing is trained"
+            )
+        document[key] = value
+    dp = document.get("dp")
+    if not isinstance(dp, dict) or _kind(dp) != _kind_of(ReleasesOnly):
+        return None
+    tables = [r for r in releases if isinstance(r, dict)] if isinstance(releases, list) else []
+    noisy = ["noise_multiplier" in release for release in tables]
+    if noisy and all(noisy):
+        if "epsilon" in dp:
+            return None
+        dp["epsilon"] = PLACEHOLDER
+        return "epsilon"
+    if any(noisy) or "epsilon" not in dp:
+        raise ConfigError(
+            f"{source}: releases: expected dp.epsilon, from which one noise_multiplier for every "
+            "release is derived, or a noise_multiplier in each release, found neither"
+        )
+    for release in tables:
+        release["noise_multiplier"] = PLACEHOLDER
+    return "noise_multiplier"
+
+
+def _kind(table: object) -> object:
+    return table.get("kind") if isinstance(table, dict) else None
+
+
+def _kind_of(variant: type[Variant]) -> object:
+    return variant.model_fields["kind"].default
 
 
 def _with_keys(site: object, *, source: str, keys: Mapping[str, SiteKeys]) -> object:

@@ -6,7 +6,8 @@ from typing import Any, Self
 
 from pydantic import Field
 
-# Registers the tabular kinds, so that a signed tabular study parses wherever this module is used.
+# Registers the known kinds, so that a signed study parses wherever this module is used.
+import fedward_common.study.statistics
 import fedward_common.study.tabular  # noqa: F401
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ProtocolError, SignatureRefused

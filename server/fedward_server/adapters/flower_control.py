@@ -4,10 +4,11 @@ Private names of Flower stand here and in the other adapters only; a contract te
 """
 
 import hashlib
+import ssl
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import httpx
 from flwr.cli.build import build_fab_from_disk
@@ -17,12 +18,15 @@ from flwr.proto.control_pb2 import (
     ListRunsRequest,
     RegisterNodeRequest,
     StartRunRequest,
+    StopRunRequest,
 )
 from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
 from fedward_common.errors import StartError
+
+TIMEOUT_SECONDS: Final = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,12 +46,21 @@ def build_bundle(folder: Path) -> Bundle:
 class FlowerControl:
     """A connection to SuperLink's Control API."""
 
-    def __init__(self, *, port: int, ca_certificate: Path) -> None:
+    def __init__(self, *, socket: Path, port: int, ca_certificate: Path) -> None:
+        """`socket` is the bridge's; `port` is SuperLink's own, in its private network."""
         self._client = ControlHttpClient.from_server_address(
             f"127.0.0.1:{port}",
             False,
             str(ca_certificate),
             interceptors=[RuntimeVersionHttpInterceptor(component_name="fedward-server")],
+        )
+        # A private name of Flower 1.41, pinned by a contract test: it knows no Unix socket.
+        self._client._client = httpx.Client(
+            transport=httpx.HTTPTransport(
+                uds=str(socket), verify=ssl.create_default_context(cafile=ca_certificate)
+            ),
+            trust_env=False,
+            timeout=TIMEOUT_SECONDS,
         )
 
     def __enter__(self) -> Self:
@@ -98,9 +111,35 @@ class FlowerControl:
             raise StartError("SuperLink: expected it to start the run, found a refusal") from error
         return int(response.run_id)
 
+    def stop_run(self, run_id: int) -> None:
+        """Ends a run at SuperLink: its messages are gone, its ServerApp's token is void.
+
+        Raises:
+            StartError: SuperLink does not know the run, or did not answer.
+        """
+        try:
+            self._client.StopRun(StopRunRequest(run_id=run_id))
+        except httpx.HTTPStatusError as error:
+            if self.run_status(run_id).startswith("finished"):
+                return
+            raise StartError(
+                f"SuperLink: expected to end the run, found HTTP {error.response.status_code}"
+            ) from error
+        except httpx.HTTPError as error:
+            raise StartError("SuperLink: expected an answer on loopback, found none") from error
+
     def run_status(self, run_id: int) -> str:
-        """Flower's word for where a run stands, such as `running` or `finished:failed`."""
-        response = self._client.ListRuns(ListRunsRequest(run_id=run_id))
+        """Flower's word for where a run stands, such as `running` or `finished:failed`.
+
+        Raises:
+            StartError: SuperLink did not answer.
+        """
+        try:
+            response = self._client.ListRuns(ListRunsRequest(run_id=run_id))
+        except httpx.HTTPError as error:
+            raise StartError("SuperLink: expected an answer on loopback, found none") from error
+        if run_id not in response.run_dict:
+            return "unknown"
         status = response.run_dict[run_id].status
         return f"{status.status}:{status.sub_status}" if status.sub_status else str(status.status)
 

@@ -18,6 +18,8 @@ from fedward_server.fleet import Answer
 
 PULL_SECONDS: Final = 0.1
 TTL_MARGIN_SECONDS: Final = 60.0
+FLOWER_KINDS: Final = {"statistics": "query"}
+"""Kinds of ours that Flower knows by another name; train and evaluate are the same."""
 UNREADABLE: Final = (
     ValueError,
     LookupError,
@@ -73,7 +75,7 @@ class FlowerFleet:
         return Message(
             to_records(envelope),
             self._nodes[site],
-            instruction.kind,
+            FLOWER_KINDS.get(instruction.kind, instruction.kind),
             ttl=self._ttl,
             group_id=str(instruction.round),
         )

@@ -7,39 +7,35 @@ from typing import Any, Final
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Engine, String, Update, create_engine, event, select, update
+from sqlalchemy import Engine, Update, create_engine, event, func, select, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
-from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+from sqlalchemy.orm import Session
 
 from fedward_common.errors import ConfigError, StartError
 from fedward_common.ids import Digest, SiteId
-from fedward_server.ports import SiteRecord, SiteStatus
+from fedward_server.adapters.enrolment_book import SqlEnrolmentBook
+from fedward_server.adapters.registry_tables import Base, KeyRow, SiteRow
+from fedward_server.adapters.registry_values import (
+    certificate_row,
+    row_of_site,
+    site_record,
+)
+from fedward_server.ports import CertificateRecord, SiteRecord, SiteStatus
+
+__all__ = ["Base", "SqlRegistry", "open_registry"]
 
 MIGRATIONS: Final = Path(__file__).parent / "migrations"
-
-
-class Base(DeclarativeBase):
-    """The tables of the registry; `migrations` is how a database comes to have them."""
-
-
-class SiteRow(Base):
-    """One site, one row."""
-
-    __tablename__ = "sites"
-
-    site_id: Mapped[str] = mapped_column(String(63), primary_key=True)
-    certificate_sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    node_public_key: Mapped[str] = mapped_column(String(1024), unique=True)
-    signing_public_key: Mapped[str] = mapped_column(String(64), unique=True)
-    status: Mapped[str] = mapped_column(String(16))
+MIGRATION_LOCK: Final = 0x66656477
+"""The PostgreSQL advisory lock under which one process at a time migrates."""
 
 
 class SqlRegistry:
-    """Implements `Roster`; the only writer of the sites table."""
+    """Implements `Roster`; `book` is the same database's `EnrolmentBook`."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.book = SqlEnrolmentBook(engine)
 
     def add(self, record: SiteRecord) -> None:
         """Registers a new site.
@@ -47,16 +43,9 @@ class SqlRegistry:
         Raises:
             ConfigError: the site, its certificate or one of its keys is registered already.
         """
-        row = SiteRow(
-            site_id=record.site_id,
-            certificate_sha256=record.certificate_sha256,
-            node_public_key=record.node_public_key,
-            signing_public_key=record.signing_public_key,
-            status=record.status.value,
-        )
         try:
             with Session(self._engine) as session, session.begin():
-                session.add(row)
+                session.add(row_of_site(record))
         except IntegrityError as error:
             raise ConfigError(
                 f"site {record.site_id}: expected a new site with its own certificate and keys, "
@@ -67,32 +56,67 @@ class SqlRegistry:
         """The record of a site, revoked or not, or None."""
         with Session(self._engine) as session:
             row = session.get(SiteRow, site_id)
-            return None if row is None else _record(row)
+            return None if row is None else site_record(row)
 
     def sites(self) -> list[SiteRecord]:
         """Every site, revoked ones too, by id."""
         with Session(self._engine) as session:
-            return [_record(row) for row in session.scalars(select(SiteRow).order_by("site_id"))]
+            rows = session.scalars(select(SiteRow).order_by(SiteRow.site_id))
+            return [site_record(row) for row in rows]
 
     def active_sites(self) -> list[SiteRecord]:
         """The sites that pass the edge, by id."""
         return [record for record in self.sites() if record.status is SiteStatus.ACTIVE]
 
-    def renew(self, site_id: SiteId, *, certificate_sha256: Digest) -> None:
-        """Replaces the certificate of an active site; the former one stops passing at once.
+    def revoked_sites(self) -> list[SiteId]:
+        """The sites whose membership was ended, by id."""
+        return [record.site_id for record in self.sites() if record.status is SiteStatus.REVOKED]
+
+    def renew(self, site_id: SiteId, certificate: CertificateRecord) -> None:
+        """Gives an active site a further certificate; the one it uses now passes until `seen`.
+
+        A site that renews again before it used the new one keeps the one it uses.
 
         Raises:
-            ConfigError: no such active site, or another site has this certificate.
+            ConfigError: no such active site, or the certificate or its key was used before.
         """
-        statement = update(SiteRow).where(
-            SiteRow.site_id == site_id, SiteRow.status == SiteStatus.ACTIVE.value
+        new = certificate.certificate_sha256
+        statement = (
+            update(SiteRow)
+            .where(SiteRow.site_id == site_id, SiteRow.status == SiteStatus.ACTIVE.value)
+            .values(
+                previous_certificate_sha256=func.coalesce(
+                    SiteRow.previous_certificate_sha256, SiteRow.certificate_sha256
+                ),
+                certificate_sha256=new,
+            )
         )
         try:
-            self._change(site_id, statement.values(certificate_sha256=certificate_sha256))
+            with Session(self._engine) as session, session.begin():
+                session.add(certificate_row(site_id, certificate))
+                session.add(KeyRow(key_sha256=certificate.key_sha256, site_id=site_id, kind="tls"))
+                session.flush()
+                if session.execute(statement).rowcount != 1:  # type: ignore[attr-defined]
+                    raise ConfigError(f"site {site_id}: expected an active site, found none")
         except IntegrityError as error:
             raise ConfigError(
-                f"site {site_id}: expected a certificate of its own, found another site's"
+                f"site {site_id}: expected a new certificate for a new key, found one of them used"
             ) from error
+
+    def seen(self, site_id: SiteId, certificate_sha256: Digest) -> None:
+        """Ends the overlap of a renewal: from now on only the present certificate passes.
+
+        Nothing changes when `certificate_sha256` is not the site's present certificate.
+        """
+        statement = update(SiteRow).where(
+            SiteRow.site_id == site_id, SiteRow.certificate_sha256 == certificate_sha256
+        )
+        with self._engine.begin() as connection:
+            connection.execute(statement.values(previous_certificate_sha256=None))
+
+    def present_certificate(self, site_id: SiteId) -> CertificateRecord | None:
+        """The site's present certificate, if it was issued by enrolment or renewal."""
+        return self.book.present_certificate(site_id)
 
     def revoke(self, site_id: SiteId) -> None:
         """Ends a site's membership: its next call, on whatever connection, is refused.
@@ -152,6 +176,8 @@ def _migrate(engine: Engine) -> None:
     configuration = Config()
     configuration.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     with engine.begin() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
         configuration.attributes["connection"] = connection
         command.upgrade(configuration, "head")
 
@@ -162,13 +188,3 @@ def _prepare_sqlite(connection: Any, _record_of_pool: object) -> None:  # a DB-A
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA busy_timeout=5000")
     cursor.close()
-
-
-def _record(row: SiteRow) -> SiteRecord:
-    return SiteRecord(
-        site_id=SiteId(row.site_id),
-        certificate_sha256=Digest(row.certificate_sha256),
-        node_public_key=row.node_public_key,
-        signing_public_key=row.signing_public_key,
-        status=SiteStatus(row.status),
-    )

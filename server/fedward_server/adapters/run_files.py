@@ -1,4 +1,4 @@
-"""A run on disk: checkpoints, the hash-chained log of its rounds, the outcome.
+"""A run on disk: how it was started, checkpoints, the log of its rounds, the outcome.
 
 One folder per run under the coordinator's state folder. Every file is written aside and moved into
 place, so that a reader finds a whole file or none.
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedward_common.canonical import canonical_json
-from fedward_common.errors import ConfigError
+from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.errors import ConfigError, StudyFailed
 from fedward_common.ids import parse_digest
 from fedward_common.log.events import EventLog
 from fedward_common.trust.private_files import write_atomically
@@ -20,6 +20,10 @@ from fedward_common.trust.private_files import write_atomically
 MODEL = "model.safetensors"
 OUTCOME = "outcome.json"
 LOG = "log.jsonl"
+STARTED = "run.json"
+CANCELLED = "cancelled"
+"""A file that says a person asked for the end of the run."""
+CANCELLED_TEXT = "the run was cancelled; rounds that were charged stay charged"
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 
 
@@ -45,25 +49,37 @@ class RunFolder:
         self._log = EventLog(folder / LOG)
 
     def checkpoint(self, *, round_number: int, model: bytes) -> None:
-        """Keeps the global model after a committed round, durably."""
+        """Keeps the global model after a committed round, durably, and its digest in the log."""
         write_atomically(self._folder / f"round-{round_number:05d}.safetensors", model, mode=0o600)
+        self.emit(
+            "model.checkpoint", round=round_number, model_sha256=sha256_hex(model), bytes=len(model)
+        )
 
     def emit(self, action: str, **fields: Any) -> None:
         """Appends one event to the run's log."""
         self._log.append(action, **fields)
 
     def finish(self, *, model: bytes, counts: dict[str, Any], facts: dict[str, Any]) -> None:
-        """Writes the final model and, last, the outcome that says the run is finished."""
+        """Writes the final model and, last, the outcome that says the run is finished.
+
+        The log is closed: whoever reads the outcome may add to it (`model.signed`).
+        """
         write_atomically(self._folder / MODEL, model, mode=0o600)
+        self.emit("model.final", model_sha256=sha256_hex(model), bytes=len(model))
         self._outcome({"status": "finished", "counts": counts, **facts})
 
     def fail(self, *, code: str, exit_code: int, message: str) -> None:
-        """Writes the outcome of a run that ended without a model."""
-        self._outcome(
-            {"status": "failed", "code": code, "exit_code": exit_code, "message": message}
-        )
+        """Writes the outcome of a run that ended without a model: failed, or cancelled."""
+        status = "failed"
+        if (self._folder / CANCELLED).exists():
+            # Flower ends a stopped run under the ServerApp, which then finds errors of all kinds.
+            status, code, message = "cancelled", StudyFailed.code, CANCELLED_TEXT
+            exit_code = StudyFailed.exit_code
+            self.emit("run.cancelled")
+        self._outcome({"status": status, "code": code, "exit_code": exit_code, "message": message})
 
     def _outcome(self, outcome: dict[str, Any]) -> None:
+        self._log.close()
         write_atomically(self._folder / OUTCOME, canonical_json(outcome), mode=0o600)
 
 
@@ -74,6 +90,59 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return outcome
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartedRun:
+    """What was noted of a run when it was started; `flower_id` is Flower's number for it."""
+
+    name: str
+    study: str
+    study_id: str
+    flower_id: int
+    started_at: str
+
+    def write(self, state: Path) -> None:
+        """Notes it in the run's folder."""
+        folder = run_path(state, self.name)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        write_atomically(folder / STARTED, canonical_json(self._facts), mode=0o600)
+
+    @property
+    def _facts(self) -> dict[str, Any]:
+        # As text: 64 bits do not fit a JSON number.
+        return {
+            "name": self.name,
+            "study": self.study,
+            "study_id": self.study_id,
+            "flower_id": str(self.flower_id),
+            "started_at": self.started_at,
+        }
+
+
+def started_runs(state: Path) -> list[StartedRun]:
+    """Every run that was started on this coordinator, oldest first."""
+    found = [_started(path) for path in (state / "runs").glob(f"*/{STARTED}")]
+    return sorted(found, key=lambda run: (run.started_at, run.name))
+
+
+def _started(path: Path) -> StartedRun:
+    try:
+        facts = json.loads(path.read_bytes())
+        return StartedRun(
+            name=str(facts["name"]),
+            study=str(facts["study"]),
+            study_id=str(facts["study_id"]),
+            flower_id=int(facts["flower_id"]),
+            started_at=str(facts["started_at"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: expected the facts of a started run, found others") from error
+
+
+def ask_to_cancel(state: Path, name: str) -> None:
+    """Notes that a person asked for the end of the run: its outcome will say so."""
+    write_atomically(run_path(state, name) / CANCELLED, b"", mode=0o600)
 
 
 def run_path(state: Path, name: str) -> Path:
@@ -106,5 +175,5 @@ def read_study(state: Path, digest: str) -> bytes:
     except FileNotFoundError as error:
         raise ConfigError(
             f"study {digest[:12]}: expected it among the coordinator's studies, found none. "
-            "Submit it with `fedward-server runs start SIGNED_STUDY`"
+            "Submit it with `fedward-server study submit`"
         ) from error

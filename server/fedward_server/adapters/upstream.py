@@ -1,4 +1,4 @@
-"""SuperLink over HTTPS on this machine's loopback."""
+"""SuperLink over HTTPS, through the Unix socket that leads into its private network."""
 
 import ssl
 from collections.abc import Mapping
@@ -27,14 +27,19 @@ class SuperLinkUpstream:
     Trusts the loopback identity's root only and no proxy setting of the environment.
     """
 
-    def __init__(self, *, port: int, ca: Path) -> None:
+    def __init__(self, *, socket: Path, port: int, ca: Path) -> None:
+        """`socket` is the bridge's; `port` is SuperLink's own, in its network."""
         self._client = httpx.AsyncClient(
             base_url=f"https://127.0.0.1:{port}{PATH_PREFIX}",
-            verify=ssl.create_default_context(cafile=ca),
+            transport=httpx.AsyncHTTPTransport(
+                uds=str(socket),
+                verify=ssl.create_default_context(cafile=ca),
+                trust_env=False,
+                limits=httpx.Limits(max_connections=64, max_keepalive_connections=64),
+            ),
             trust_env=False,
             timeout=TIMEOUT_SECONDS,
             follow_redirects=False,
-            limits=httpx.Limits(max_connections=64, max_keepalive_connections=64),
         )
 
     async def call(self, route: str, headers: Mapping[str, str], body: bytes) -> FleetReply:

@@ -37,27 +37,19 @@ class Admission:
         self._roster = roster
         self._clock = clock
 
-    def admit(self, call: Call) -> SiteRecord:
-        """The site that makes `call`, after proving that it may make it now.
+    def check(self, call: Call, record: SiteRecord) -> None:
+        """Returns when `record`, a member that was admitted just now, may make this call.
 
-        The handshake proved that the federation's authority signed the certificate and that the
-        peer holds its key. Here, on every call (rules 17), because a connection may live for days:
-
-        1. The certificate names one site of this federation.
-        2. It is valid at this moment.
-        3. The registry knows the site, has not revoked it, and holds this very certificate.
-        4. The route is one of Flower's twelve Fleet operations.
-        5. The headers are Flower's own, and the node key among them is the one registered with
+        1. The route is one of Flower's twelve Fleet operations.
+        2. The headers are Flower's own, and the node key among them is the one registered with
            this certificate.
-        6. The body is at most 8 MiB.
+        3. The body is at most 8 MiB.
 
         Left to SuperLink: Flower's own signature and that the node id belongs to the node key.
 
         Raises:
             CallRefused: with the reason of the step that failed.
         """
-        peer = self._peer(call)
-        record = self._record(peer)
         check_route(call.route)
         check_headers(call.headers)
         if call.headers.get(NODE_KEY_HEADER) != record.node_public_key:
@@ -65,11 +57,26 @@ class Admission:
                 Refusal.NODE_KEY, f"expected the node key registered for {record.site_id}"
             )
         check_body(call.body)
-        return record
 
-    def _peer(self, call: Call) -> PeerCertificate:
+    def member(self, certificate_pem: bytes) -> SiteRecord:
+        """The site whose connection shows this certificate, after proving that it may call now.
+
+        The handshake proved that the federation's authority signed the certificate and that the
+        peer holds its key. Here, on every call (rules 17), because a connection may live for days:
+
+        1. The certificate names one site of this federation.
+        2. It is valid at this moment.
+        3. The registry knows the site, has not revoked it, and holds this very certificate: the
+           present one, or until that was first shown the one before.
+
+        Raises:
+            CallRefused: with the reason of the step that failed.
+        """
+        return self._record(self._peer(certificate_pem))
+
+    def _peer(self, certificate_pem: bytes) -> PeerCertificate:
         try:
-            peer = _parsed(call.certificate_pem)
+            peer = _parsed(certificate_pem)
         except ChannelError as error:
             raise CallRefused(Refusal.CERTIFICATE_NAME, str(error)) from error
         if peer.federation != self._federation:
@@ -101,11 +108,17 @@ class Admission:
             raise CallRefused(
                 Refusal.SITE_REVOKED, f"{peer.site_id}: expected an active site, found it revoked"
             )
-        if record.certificate_sha256 != peer.fingerprint_sha256:
+        if not record.accepts(peer.fingerprint_sha256):
             raise CallRefused(
                 Refusal.CERTIFICATE_NOT_CURRENT,
                 f"{peer.site_id}: expected the certificate in the registry, found another",
             )
+        if (
+            record.previous_certificate_sha256 is not None
+            and peer.fingerprint_sha256 == record.certificate_sha256
+        ):
+            # The site holds what it was given: the former certificate ends here.
+            self._roster.seen(peer.site_id, record.certificate_sha256)
         return record
 
 
@@ -113,6 +126,11 @@ class Admission:
 def _parsed(certificate_pem: bytes) -> PeerCertificate:
     # What a certificate says never changes; only what is compared with it does.
     return parse_peer_certificate(certificate_pem)
+
+
+def certificate_sha256(certificate_pem: bytes) -> str:
+    """The digest of a site's certificate. Raises ChannelError when it is no site's."""
+    return _parsed(certificate_pem).fingerprint_sha256
 
 
 def claimed_site(certificate_pem: bytes) -> SiteId | None:

@@ -10,25 +10,41 @@ import grpc
 import structlog
 
 from fedward_common.channel import channel_pb2 as wire
-from fedward_common.channel import channel_pb2_grpc as stubs
 from fedward_common.channel.credentials import TlsFiles, server_credentials, server_options
 from fedward_common.channel.refusals import Refusal
-from fedward_common.channel.routes import CallRefused
 from fedward_common.channel.tls import prove_server
 from fedward_common.errors import StartError
 from fedward_common.log.events import EventLog
 from fedward_common.trust.certificates import make_loopback_identity
+from fedward_server.adapters.certificate_authority import open_authority
 from fedward_server.adapters.flower_fleet import FlowerFleetMessages
-from fedward_server.adapters.registry import open_registry
+from fedward_server.adapters.registry import SqlRegistry, open_registry
 from fedward_server.adapters.upstream import SuperLinkUpstream
 from fedward_server.edge.admission import Admission, Call, CallRate
 from fedward_server.edge.bell import WorkBell
-from fedward_server.edge.forward import Edge, RefusalLog
+from fedward_server.edge.fetch_model import ModelPieces
+from fedward_server.edge.forward import Edge
+from fedward_server.edge.gate import Gate, RefusalLog
 from fedward_server.edge.handshakes import HandshakeWatch
+from fedward_server.edge.hello import Greeting
 from fedward_server.edge.kicks import KickServer
+from fedward_server.edge.list_models import ModelList
+from fedward_server.edge.listening import (
+    Operation,
+    Requests,
+    operations,
+    read_one,
+    shown_certificate,
+)
+from fedward_server.edge.renew import Renewal
+from fedward_server.edge.site_service import SiteDesks, SiteService
+from fedward_server.models import ModelShelf
+from fedward_server.renewal import RenewalDesk
 from fedward_server.settings import CoordinatorSettings
 
 STOP_SECONDS: Final = 1.0
+STREAMS: Final = 64
+"""Calls of one connection at a time; grpc lets the others wait on their own side."""
 WATCH_SECONDS: Final = 5.0
 SELF_TEST_REFUSALS: Final = (Refusal.TLS_VERSION, Refusal.NO_CERTIFICATE)
 """What the two connections of the self-test are refused for."""
@@ -36,27 +52,33 @@ SELF_TEST_REFUSALS: Final = (Refusal.TLS_VERSION, Refusal.NO_CERTIFICATE)
 _log = structlog.get_logger(__name__)
 
 
-class ChannelService(stubs.FedwardChannelServicer):
+class ChannelService:
     """grpc's side of the edge: hands each call with its certificate to `Edge`."""
 
     def __init__(self, edge: Edge) -> None:
         self._edge = edge
 
-    async def Forward(  # noqa: N802 - the name in channel.proto
-        self, request: wire.ForwardRequest, context: grpc.aio.ServicerContext
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What a grpc server is given."""
+        forward = Operation(wire.ForwardRequest, wire.ForwardReply, self.forward)
+        return operations("FedwardChannel", {"Forward": forward})
+
+    async def forward(
+        self, requests: Requests[wire.ForwardRequest], context: grpc.aio.ServicerContext
     ) -> wire.ForwardReply:
         """The reply of SuperLink, or the edge's reason for refusing."""
-        certificates = context.auth_context().get("x509_pem_cert", [])
-        call = Call(
-            certificate_pem=certificates[0] if certificates else b"",
-            route=request.route,
-            headers=dict(request.headers),
-            body=request.body,
-        )
-        try:
-            reply = await self._edge.forward(call)
-        except CallRefused as refused:
-            return wire.ForwardReply(error_code=refused.refusal.value)
+        certificate_pem = shown_certificate(context)
+
+        async def read() -> Call:
+            request = await read_one(requests)
+            return Call(
+                certificate_pem=certificate_pem,
+                route=request.route,
+                headers=dict(request.headers),
+                body=request.body,
+            )
+
+        reply = await self._edge.forward(certificate_pem, read)
         return wire.ForwardReply(status=reply.status, headers=reply.headers, body=reply.body)
 
 
@@ -69,25 +91,31 @@ async def serve_edge(settings: CoordinatorSettings) -> None:
         log = EventLog(settings.edge_log)
         bell = WorkBell()
         upstream = SuperLinkUpstream(
-            port=settings.superlink_port, ca=make_loopback_identity(settings.state / "loopback").ca
+            socket=settings.superlink_socket,
+            port=settings.superlink_port,
+            ca=make_loopback_identity(settings.state / "loopback").ca,
         )
         stack.push_async_callback(upstream.close)
+        registry = open_registry(settings.database)
+        limits = settings.limits
+        gate = Gate(rate=CallRate(per_second=limits.calls_per_second, burst=limits.burst), log=log)
+        admission = Admission(federation=settings.federation, roster=registry, clock=_utc_now)
         edge = Edge(
-            admission=Admission(
-                federation=settings.federation,
-                roster=open_registry(settings.database),
-                clock=_utc_now,
-            ),
-            rate=CallRate(per_second=settings.limits.calls_per_second, burst=settings.limits.burst),
+            admission=admission,
+            gate=gate,
             upstream=upstream,
             fleet=FlowerFleetMessages(),
             bell=bell,
-            log=log,
-            poll_seconds=settings.limits.poll_seconds,
+            poll_seconds=limits.poll_seconds,
         )
+        desks = _desks(settings, registry=registry, log=log)
         watch = _watch(log)
         stack.callback(watch.stop)
-        server = await _listen(settings, edge)
+        server = await _listen(
+            settings,
+            ChannelService(edge),
+            SiteService(admission=admission, gate=gate, desks=desks),
+        )
         stack.push_async_callback(server.stop, STOP_SECONDS)
         await asyncio.to_thread(_self_test, settings, watch)
         kicks = KickServer(path=settings.kick_socket, bell=bell)
@@ -103,14 +131,30 @@ def _utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-async def _listen(settings: CoordinatorSettings, edge: Edge) -> grpc.aio.Server:
+def _desks(settings: CoordinatorSettings, *, registry: SqlRegistry, log: EventLog) -> SiteDesks:
+    shelf = ModelShelf(settings.state)
+    desk = RenewalDesk(
+        authority=open_authority(settings), registry=registry, log=log, clock=_utc_now
+    )
+    return SiteDesks(
+        greeting=Greeting(members=registry, log=log),
+        renewal=Renewal(desk=desk),
+        models=ModelList(shelf=shelf),
+        pieces=ModelPieces(shelf=shelf),
+    )
+
+
+async def _listen(
+    settings: CoordinatorSettings, channel: ChannelService, sites: SiteService
+) -> grpc.aio.Server:
     identity, root = TlsFiles(
         certificate=settings.tls.certificate, key=settings.tls.key, ca=settings.tls.ca
     ).read()
     server = grpc.aio.server(
-        options=server_options(), maximum_concurrent_rpcs=settings.limits.concurrent_calls
+        options=[*server_options(), ("grpc.max_concurrent_streams", STREAMS)],
+        maximum_concurrent_rpcs=settings.limits.concurrent_calls,
     )
-    stubs.add_FedwardChannelServicer_to_server(ChannelService(edge), server)
+    server.add_generic_rpc_handlers((channel.handler(), sites.handler()))
     try:
         server.add_secure_port(settings.listen, server_credentials(identity, root))
     except RuntimeError as error:

@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
-from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.spec import StudySpec
+from fedward_common.study.statistics import declared
 from fedward_server.report.figures import bytes_text, epsilon_text, unit_text
 
 _MAX_TEXT: Final = 240
+_PHASES: Final = {
+    "evaluate": ("evaluation", "evaluating"),
+    "statistics": ("statistics", "counting"),
+}
+"""Kind of instruction -> what the run is doing, what a site is doing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,18 +31,17 @@ class Header:
 
     @classmethod
     def of(cls, study: StudySpec) -> Self:
-        """The header of a study whose mechanism is DP-SGD. Raises TypeError for another one."""
-        if not isinstance(study.dp, DpSgd):
-            raise TypeError(f"header: expected a dp-sgd study, found {study.dp.kind}")
+        """The header of a study. Raises ConfigError for a plan that declares no budget."""
+        dp = declared(study)
         return cls(
             study=study.id,
             digest=study.digest,
             sites=tuple(site.id for site in study.sites),
             rounds=study.rounds,
-            delta=study.dp.delta,
-            epsilon=study.dp.epsilon,
-            epsilon_is=study.dp.epsilon_is,
-            unit=study.dp.unit,
+            delta=dp.delta,
+            epsilon=dp.epsilon,
+            epsilon_is=dp.epsilon_is,
+            unit=dp.unit,
         )
 
     @property
@@ -92,13 +97,12 @@ class Board:
             self.abandoned += 1
 
     def _open(self, fields: Mapping[str, Any]) -> None:
-        evaluating = fields.get("kind") == "evaluate"
-        self.phase = "evaluation" if evaluating else "training"
+        self.phase, doing = _PHASES.get(str(fields.get("kind")), ("training", "training"))
         self.current = int(_number(fields.get("round"), None) or 0)
         asked = fields.get("sites", ())
         for name, site in self.sites.items():
             if name in asked:
-                site.state, site.detail = ("evaluating" if evaluating else "training"), ""
+                site.state, site.detail = doing, ""
 
     @staticmethod
     def _move(site: SiteLine, action: str, fields: Mapping[str, Any]) -> None:
@@ -116,10 +120,9 @@ def event_line(action: str, fields: Mapping[str, Any], *, header: Header) -> str
     number, site = get("round", "?"), get("site", "?")
     match action:
         case "round.opened":
-            what = (
-                "evaluation"
-                if fields.get("kind") == "evaluate"
-                else f"round {number} of {get('rounds', '?')}"
+            of = f"{number} of {get('rounds', '?')}"
+            what = {"evaluate": "evaluation", "statistics": f"statistics, release {of}"}.get(
+                str(fields.get("kind")), f"round {of}"
             )
             line = f"{what} opened: {get('sites', '')}"
         case "round.committed":

@@ -2,6 +2,7 @@
 
 Starts the programs a hospital starts, `fedward-server serve` and `fedward-client run`, with the
 configuration files a hospital writes; there is no flag, variable or branch for the sandbox in them.
+Where the machine allows it each site's processes are users of their own (`users`).
 """
 
 import json
@@ -20,6 +21,7 @@ from fedward_common.ids import SiteId
 from fedward_common.processes import offline_environment
 from fedward_server.runs import online_nodes
 from fedward_server.sandbox.layout import Layout
+from fedward_server.sandbox.users import separate_users
 from fedward_server.serve import ready_file, require_running
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 
@@ -29,11 +31,15 @@ BIN: Final = Path(sys.executable).parent
 
 
 class Federation:
-    """The processes of a layout; a context manager that leaves none behind."""
+    """The processes of a layout; a context manager that leaves none behind.
+
+    `separate` says, once it is started, whether the sites' processes are users of their own.
+    """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
         self.settings: CoordinatorSettings = load_coordinator_settings(layout.settings_file)
+        self.separate = False
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
@@ -55,6 +61,7 @@ class Federation:
         Raises:
             StartError: a process ended or not all sites were connected in time.
         """
+        self.separate = separate_users(self.layout)
         self._spawn("coordinator", "fedward-server", "serve", self.layout.settings_file)
         self._wait(self._coordinator_ready, "the coordinator to listen")
         for site in self.layout.sites.values():

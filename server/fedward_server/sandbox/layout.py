@@ -34,7 +34,10 @@ FEDERATION = "sandbox"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SiteFolder:
-    """One site of the sandbox: its folder, its settings file and the digests of its keys."""
+    """One site of the sandbox: its folder, its settings file and the digests of its keys.
+
+    `approver` is the key with which the site's data steward approves studies and pauses.
+    """
 
     site: SiteId
     folder: Path
@@ -42,6 +45,12 @@ class SiteFolder:
     data_file: Path
     key_sha256: str
     node_key_sha256: str
+    approver: SigningKey
+
+    @property
+    def approver_file(self) -> Path:
+        """The approver's key; in a hospital it is not on the site's machine."""
+        return self.folder / "approver" / "approver.pem"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,11 +170,15 @@ def _make_site(
         "signing_public_key": signing.public_hex,
     }
     write_atomically(keys / "public.json", json.dumps(public).encode())
-    return SiteFolder(
+    made = SiteFolder(
         site=site,
         folder=folder,
         settings_file=folder / "site.toml",
         data_file=data_file,
         key_sha256=key_sha256(signing.public_hex),
         node_key_sha256=node.sha256,
+        approver=SigningKey.generate(),
     )
+    made.approver_file.parent.mkdir(mode=0o700)
+    write_private(made.approver_file, made.approver.to_pem())
+    return made

@@ -4,7 +4,7 @@ import csv
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -17,11 +17,13 @@ from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
 from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
 from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import BinnedScores, TabularData
 from fedward_server.adapters.run_files import MODEL
 from fedward_server.evaluation import Estimate, PrivateFigures, evaluate
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
+from fedward_server.sandbox.statistics import Tables, read_tables
 
 EXACT: Final = "exact: computed by the sandbox's parent from its own copy of the held-out patients"
 PRIVATE: Final = "private: estimated from noised bins, which is all a coordinator knows"
@@ -82,6 +84,8 @@ class ParentCopy:
 
     training: Mapping[SiteId, PatientRecords]
     held_out: Mapping[SiteId, PatientRecords]
+    tables: Tables = field(default_factory=dict)
+    """Every row, for a study of statistics; empty for one that trains."""
 
     @classmethod
     def read(cls, study: StudySpec, files: Mapping[SiteId, Path]) -> "ParentCopy":
@@ -90,6 +94,8 @@ class ParentCopy:
         Raises:
             DataError: a table is missing or does not fit the schema; names the site.
         """
+        if is_statistics(study):
+            return cls(training={}, held_out={}, tables=read_tables(study, files))
         if not isinstance(study.data, TabularData):
             raise ConfigError(f"sandbox: expected tabular data, found {study.data.kind!r}")
         tables = {site: _read(site, path) for site, path in files.items()}

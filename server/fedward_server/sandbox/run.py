@@ -21,6 +21,7 @@ from fedward_common.log.setup import configure_logging
 from fedward_common.study.files import SiteKeys, parse_study
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.statistics import is_statistics
 from fedward_common.trust.certificates import parse_peer_certificate
 from fedward_common.trust.private_files import write_atomically
 from fedward_server.adapters.flower_control import build_bundle
@@ -30,6 +31,7 @@ from fedward_server.bundle import bundle_folder, studies_folder
 from fedward_server.ports import SiteRecord
 from fedward_server.report.card import model_card
 from fedward_server.report.page import write_report
+from fedward_server.report.statistics import statistics_text
 from fedward_server.runs import follow, require_finished, run_folder, start_run
 from fedward_server.sandbox.board import Header
 from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fed_heart
@@ -45,6 +47,7 @@ from fedward_server.sandbox.result import (
 )
 from fedward_server.sandbox.result_tables import print_result
 from fedward_server.sandbox.settings_files import write_coordinator, write_sites
+from fedward_server.sandbox.statistics import run_statistics
 from fedward_server.settings import load_coordinator_settings
 
 KNOWN_DATA: Final = {"fed_heart_disease": ("heart.toml", import_fed_heart)}
@@ -210,6 +213,18 @@ def run_sandbox(inputs: Inputs, *, out: Path, quiet: bool = False) -> dict[str, 
     prepared = prepare(inputs, out=out)
     view = nullcontext() if quiet else open_view(Header.of(prepared.study), console=console)
     with Federation(prepared.layout) as federation, view as shown:
+        if is_statistics(prepared.study):
+            statistics = run_statistics(
+                federation,
+                prepared.study,
+                prepared.signed.canonical,
+                tables=prepared.copy.tables,
+                out=out,
+                view=shown,
+            )
+            if not quiet:
+                console.print(statistics_text(statistics), markup=False, highlight=False)
+            return statistics
         outcome = run_study(federation, prepared, view=shown)
     seconds = time.monotonic() - started
     result = assemble_result(prepared.study, prepared.copy, outcome, seconds=seconds)

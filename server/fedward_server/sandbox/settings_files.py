@@ -2,12 +2,16 @@
 
 import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.trust.private_files import write_atomically
+from fedward_common.study.statistics import ReleasesOnly
+from fedward_common.trust.private_files import write_atomically, write_private
+from fedward_common.trust.statements import Statement
 from fedward_server.sandbox.layout import FEDERATION, Layout, SiteFolder
 
+STEWARD: Final = "Data steward"
 COORDINATOR: Final = """\
 # The coordinator of a Fedward federation (made by `fedward-server sandbox`).
 federation = {federation}
@@ -58,8 +62,13 @@ max_epsilon_per_study = {max_epsilon}
 max_epsilon_total = {max_epsilon}
 delta = {delta}
 allow_evaluation = true
-approved_studies = [{study}]
+allow_statistics = {statistics}
 approved_bundles = [{bundle}]
+
+# Who may approve studies, pause and resume. What they said is in state/approvals.
+[[approvers]]
+name = {approver_name}
+public_key = {approver_key}
 """
 
 
@@ -76,20 +85,42 @@ def write_coordinator(layout: Layout) -> None:
 
 
 def write_sites(layout: Layout, *, study: StudySpec, bundle_sha256: str) -> None:
-    """Writes each site's site.toml, with a policy that allows this one study and no more."""
-    if not isinstance(study.dp, DpSgd):
-        raise TypeError(f"sandbox: expected a dp-sgd study, found {study.dp.kind}")
+    """Writes each site's site.toml, with a policy that allows this one study and no more, and the
+    study's approval by the site's data steward.
+    """
+    if not isinstance(study.dp, DpSgd | ReleasesOnly):
+        raise TypeError(f"sandbox: expected a dp-sgd or releases-only study, found {study.dp.kind}")
+    noise = study.dp.noise_multiplier if isinstance(study.dp, DpSgd) else 1.0
     policy: dict[str, Any] = {
         "task": study.task.kind,
         # A limit, not the study's own number: a hair below what this study declares.
-        "min_noise": round(study.dp.noise_multiplier * 0.99, 4),
+        "min_noise": round(noise * 0.99, 4),
         "max_epsilon": study.dp.epsilon,
         "delta": study.dp.delta,
-        "study": study.digest,
+        "statistics": isinstance(study.dp, ReleasesOnly),
         "bundle": bundle_sha256,
     }
     for number, site in enumerate(layout.sites.values()):
         write_site(layout, site, number=number, policy=policy)
+        write_approval(site, study, now=datetime.now(UTC))
+
+
+def write_approval(site: SiteFolder, study: StudySpec, *, now: datetime) -> None:
+    """Writes the approval of a study by the site's data steward: the guard finds it at its start.
+
+    While the guard runs, `fedward-client studies approve` is the way.
+    """
+    approval = Statement.sign(
+        "study-approval",
+        {"study": study.digest, "study_id": study.id, "site": site.site},
+        person=STEWARD,
+        key=site.approver,
+        now=now,
+    )
+    folder = site.folder / "state" / "approvals"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.parent.chmod(0o700)
+    write_private(folder / f"{approval.sha256}.json", approval.canonical)
 
 
 def write_site(layout: Layout, site: SiteFolder, *, number: int, policy: Mapping[str, Any]) -> None:
@@ -103,6 +134,8 @@ def write_site(layout: Layout, site: SiteFolder, *, number: int, policy: Mapping
         data=str(site.data_file.absolute()),
         gateway=layout.ports[2 + 2 * number],
         runtime=layout.ports[3 + 2 * number],
+        approver_name=STEWARD,
+        approver_key=site.approver.public_hex,
         **policy,
     )
     write_atomically(site.settings_file, text.encode(), mode=0o600)

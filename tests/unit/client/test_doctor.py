@@ -17,21 +17,37 @@ from typing import Any
 import pytest
 import tomli_w
 
+from fedward_client.adapters.key_files import read_tls_key, sealed
 from fedward_client.adapters.sqlite_ledger import SqliteLedger
-from fedward_client.doctor import Target, computing, examine_site, proxies, proxy_for
-from fedward_client.policy import SitePolicy
-from fedward_client.settings import load_site_settings
-from fedward_common.doctor import Examination, Finding
+from fedward_client.doctor import examine_site
+from fedward_client.doctor.network import named_proxy, proxies
+from fedward_client.doctor.site import computing
+from fedward_client.guard.main import policy_of
+from fedward_client.peer import Target
+from fedward_client.settings import CoordinatorAddress, load_site_settings
+from fedward_common.channel.tls import CIPHER_VARIABLE, TLS13_ONLY
+from fedward_common.doctor import Examination, Finding, ok
 from fedward_common.ids import SiteId
 from fedward_common.log.events import EventLog, utc_now
 from fedward_common.privacy.ledger import Reservation
-from fedward_common.trust.certificates import NodeKey, make_loopback_identity
+from fedward_common.processes import offline_environment
+from fedward_common.trust.certificates import Identity, NodeKey, make_loopback_identity
+from fedward_common.trust.private_files import write_private
 from fedward_server.sandbox.run import Inputs, Prepared, prepare
 from tests.conftest import write_short_study
+from tests.support.connect_proxy import connect_proxy
+from tests.support.coordinator import Coordinator
+from tests.support.coordinator import coordinator as whole_coordinator
 from tests.support.edge_process import running_edge
 from tests.support.pki import Authority, now, write_identity
 
 NAME = SiteId("university")
+
+
+@pytest.fixture(autouse=True)
+def tls13(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another test of this process may have imported grpc already."""
+    monkeypatch.setenv(CIPHER_VARIABLE, TLS13_ONLY)
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +95,11 @@ def site(prepared: Prepared, tmp_path: Path) -> Site:
     (tmp_path / "site").chmod(0o700)
     shutil.copy(made.data_file, tmp_path / "site" / "patients.csv")
     found = Site(tmp_path / "site", prepared.layout.root / "study.json")
-    found.edit(folders={"run": "run"}, data=[{"kind": "csv", "path": "patients.csv"}])
+    found.edit(
+        folders={"run": "run"},
+        data=[{"kind": "csv", "path": "patients.csv"}],
+        isolation={"network": "none"},
+    )
     return found
 
 
@@ -119,25 +139,37 @@ def coordinator(prepared: Prepared, **options: Any) -> Iterator[int]:
         yield port
 
 
+@contextlib.contextmanager
+def answering(prepared: Prepared, site: Site, **answers: Any) -> Iterator[Coordinator]:
+    """The sandbox's coordinator, as far as a site asks it; the site's settings lead there."""
+    authority = Authority(federation="sandbox")
+    authority.issuing = prepared.layout.issuing
+    authority.root = Identity(certificate_pem=prepared.layout.ca_pem, key_pem=b"")
+    with whole_coordinator(authority, **answers) as running:
+        site.edit(coordinator={"address": running.address, "server_name": "localhost"})
+        yield running
+
+
 def test_a_healthy_site_with_a_study_that_fits_has_no_failure(
     prepared: Prepared, site: Site
 ) -> None:
-    with coordinator(prepared) as port:
-        site.edit(coordinator={"address": f"127.0.0.1:{port}"})
+    before = sorted(path for path in site.folder.rglob("*"))
+    with answering(prepared, site):
         made = site.examine(study=True)
 
     assert [f for f in made.findings if f.level == "fail"] == []
     assert {f.name for f in made.findings if f.level == "warn"} <= {"network", "disk", "memory"}
     assert made.exit_code in (0, 2)
-    assert not (site.folder / "state").exists()
-    assert not (site.folder / "run").exists()
+    assert sorted(path for path in site.folder.rglob("*")) == before
 
 
 def test_what_it_says_holds_no_secret_no_patient_and_no_proxys_password(
     prepared: Prepared, site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://me:s3cr3t@127.0.0.1:9")
-    site.edit(coordinator={"address": "203.0.113.1:443"})
+    write_private(site.folder / "proxy.auth", b"me:s3cr3t")
+    named = {"proxy": "http://127.0.0.1:9", "proxy_auth_file": "proxy.auth"}
+    site.edit(coordinator={"address": "203.0.113.1:443", **named})
     table = site.folder / "patients.csv"
     lines = table.read_text().splitlines()
     table.write_text("\n".join([*lines, lines[1].replace(",", ",not-a-number-77,", 1)]))
@@ -271,65 +303,161 @@ def test_a_real_edge_takes_its_site_and_refuses_an_expired_one(site: Site, tmp_p
     assert "refuses this site's certificate" in found["late"].found
 
 
-def test_a_proxy_between_site_and_coordinator_warns() -> None:
-    target = Target(host="edge.example", port=443, server_name="edge.example")
-    proxy = {"https_proxy": "http://me:s3cr3t@proxy:3128"}
-
-    assert proxies("p", target, {}).level == "ok"
-    assert proxies("p", target, {"NO_PROXY": "localhost"}).level == "ok"
-    assert proxies("p", target, proxy).level == "warn"
-    assert "s3cr3t" not in proxies("p", target, proxy).found
-    assert "grpc reads no_proxy" in proxies("p", target, proxy | {"NO_PROXY": ".example"}).found
-    for bypass in ("edge.example", ".example", "example", "x, edge.example"):
-        assert proxies("p", target, proxy | {"no_proxy": bypass}).level == "ok"
-    for bypass in ("other.example", "dge.example", "*"):
-        assert proxies("p", target, proxy | {"no_proxy": bypass}).level == "warn"
+FAR = Target(host="edge.example", port=443, server_name="edge.example")
 
 
-def test_which_proxy_counts_is_as_grpc_has_it() -> None:
-    """Tried with grpcio 1.85.1: upper-case names and all_proxy do nothing."""
-    assert proxy_for("10.0.0.7", {"HTTPS_PROXY": "a", "all_proxy": "b"}) is None
-    assert proxy_for("10.0.0.7", {"http_proxy": "a", "https_proxy": "b"}) == "b"
-    assert proxy_for("10.0.0.7", {"http_proxy": "a", "no_proxy": "10.0.0.0/8"}) is None
-    assert proxy_for("203.0.113.7", {"http_proxy": "a", "no_proxy": "13.7"}) == "a"
-    assert proxy_for("203.0.113.7", {"http_proxy": "a", "NO_PROXY": "203.0.113.7"}) == "a"
-    assert proxy_for("127.0.0.1", {"http_proxy": "a"}) is None
+def test_variables_for_a_proxy_are_not_used_and_warn_where_the_coordinator_is_out_of_reach() -> (
+    None
+):
+    none, environment = ok("proxy", "none"), offline_environment()
+    asked = environment | {"https_proxy": "http://me:s3cr3t@proxy:3128"}
+
+    assert proxies(none, FAR, environment, reached=False) == none
+    assert proxies(none, FAR, asked, reached=True).level == "ok"
+    found = proxies(none, FAR, asked, reached=False)
+    assert (found.level, "coordinator.proxy" in found.fix) == ("warn", True)
+    assert "s3cr3t" not in found.found + found.fix
 
 
-@pytest.mark.parametrize("proxy", ["proxy:3128", "socks5://127.0.0.1", "http://127.0.0.1:x"])
-def test_a_variable_that_holds_no_proxy_fails(
-    site: Site, monkeypatch: pytest.MonkeyPatch, proxy: str
+@pytest.mark.parametrize("name", ["NO_PROXY", "no_proxy"])
+def test_loopback_that_would_go_by_proxy_fails(name: str) -> None:
+    environment = offline_environment() | {name: "hospital.example"}
+
+    assert proxies(ok("proxy", "none"), FAR, environment, reached=True).level == "fail"
+
+
+def test_the_named_proxy_is_told_and_its_credentials_are_checked(tmp_path: Path) -> None:
+    auth = tmp_path / "proxy.auth"
+    auth.write_text("me:s3cr3t")
+    auth.chmod(0o644)
+    address = CoordinatorAddress(
+        address="edge.example:443", proxy="http://proxy:3128", proxy_auth_file=auth
+    )
+
+    assert named_proxy("p", address, FAR)[1].level == "fail"
+    auth.chmod(0o600)
+    proxy, finding = named_proxy("p", address, FAR)
+    assert (proxy is not None, finding.level) == (True, "ok")
+    assert "proxy:3128 stands before edge.example:443" in finding.found
+    near = Target(host="127.0.0.1", port=443, server_name="localhost")
+    assert named_proxy("p", address, near)[0] is None
+
+
+@pytest.mark.parametrize(
+    ("credentials", "status", "text"),
+    [("me:right", None, "user and password"), (None, 403, "answered 403")],
+)
+def test_a_proxy_that_refuses_is_told_with_its_reason(
+    site: Site, credentials: str | None, status: int | None, text: str
 ) -> None:
-    monkeypatch.setenv("https_proxy", proxy)
-    site.edit(coordinator={"address": "203.0.113.1:443"})
-
-    assert site.find("coordinator").level == "fail"
-
-
-def test_a_proxy_that_refuses_the_coordinator_fails(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[bytes] = []
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.settimeout(10)
-
-        def refuse() -> None:
-            raw, _ = listener.accept()
-            with raw:
-                asked.append(raw.recv(4096))
-                raw.sendall(b"HTTP/1.1 403 Forbidden\r\n\r\n")
-
-        thread = threading.Thread(target=refuse)
-        thread.start()
-        monkeypatch.setenv("https_proxy", f"http://me:s3@127.0.0.1:{listener.getsockname()[1]}")
-        site.edit(coordinator={"address": "203.0.113.1:443"})
+    write_private(site.folder / "proxy.auth", b"me:wrong")
+    with connect_proxy({}, credentials=credentials, status=status) as proxy:
+        site.edit(
+            coordinator={
+                "address": "edge.example:443",
+                "proxy": proxy.url,
+                "proxy_auth_file": "proxy.auth",
+            }
+        )
         finding = site.find("coordinator")
-        thread.join()
 
     assert finding.level == "fail"
-    assert "proxy" in finding.found
-    assert asked[0].startswith(b"CONNECT 203.0.113.1:443 HTTP/1.1\r\n")
-    assert b"Proxy-Authorization: Basic bWU6czM=" in asked[0]
+    assert text in finding.found
+    assert proxy.targets == ["edge.example:443"]
+
+
+def test_an_intercepting_proxy_is_named_by_the_issuer_of_what_it_shows(
+    prepared: Prepared, site: Site
+) -> None:
+    with (
+        whole_coordinator(Authority(federation="inspection"), name="edge.example") as middle,
+        connect_proxy({"edge.example:443": middle.port}) as proxy,
+    ):
+        site.edit(
+            coordinator={
+                "address": "edge.example:443",
+                "server_name": "edge.example",
+                "proxy": proxy.url,
+            }
+        )
+        made = {finding.name: finding for finding in site.examine().findings}
+
+    assert made["coordinator"].level == "fail"
+    assert "'Fedward inspection issuing'" in made["coordinator"].found
+    assert "no-decrypt" in made["coordinator"].fix
+    assert "coordinator.clock" not in made
+    assert middle.heard == []
+
+
+def test_through_a_proxy_that_only_passes_all_is_well(prepared: Prepared, site: Site) -> None:
+    with (
+        answering(prepared, site, name="edge.example") as far,
+        connect_proxy({"edge.example:443": far.port}) as proxy,
+    ):
+        site.edit(
+            coordinator={
+                "address": "edge.example:443",
+                "server_name": "edge.example",
+                "proxy": proxy.url,
+            }
+        )
+        made = {finding.name: finding.level for finding in site.examine().findings}
+
+    assert made["proxy"] == made["coordinator"] == made["coordinator.versions"] == "ok"
+    assert len(proxy.targets) == 2
+
+
+@pytest.mark.parametrize(("hours", "level"), [(0, "ok"), (0.03, "warn"), (-2, "fail")])
+def test_the_coordinators_clock_is_compared(
+    prepared: Prepared, site: Site, hours: float, level: str
+) -> None:
+    with answering(prepared, site, ahead=timedelta(hours=hours)):
+        assert site.find("coordinator.clock").level == level
+
+
+def test_other_versions_and_revoked_members_are_told(prepared: Prepared, site: Site) -> None:
+    versions = {"fedward-common": "0.1.0", "flwr": "9.9.9"}
+    with answering(prepared, site, versions=versions, revoked=["elsewhere"]):
+        made = {finding.name: finding for finding in site.examine().findings}
+
+    assert made["coordinator.versions"].level == "warn"
+    assert "flwr 9.9.9 there" in made["coordinator.versions"].found
+    assert "elsewhere" in made["coordinator.members"].found
+
+
+def test_a_revoked_site_learns_why_it_is_refused(prepared: Prepared, site: Site) -> None:
+    with answering(prepared, site, refusal="site-revoked"):
+        finding = site.find("coordinator.hello")
+
+    assert finding.level == "fail"
+    assert "the coordinator revoked this site" in finding.found
+
+
+def test_a_renewal_that_is_overdue_warns(site: Site) -> None:
+    authority = Authority()
+    for days, level in ((50, "ok"), (60.5, "ok"), (62, "warn")):
+        aged = authority.site_identity(NAME, at=now() - timedelta(days=days))
+        write_identity(site.folder / "keys", "tls", aged, authority.root)
+        site.edit(federation="north")
+
+        assert site.find("certificate.renewal").level == level
+
+
+def test_keys_under_a_passphrase_pass_and_plain_ones_beside_it_warn(site: Site) -> None:
+    keys = site.folder / "keys"
+    write_private(site.folder / "passphrase", b"a passphrase of some length\n")
+    site.edit(keys={"passphrase_file": "passphrase"})
+    assert site.find("key.tls").level == "warn"
+
+    plain = read_tls_key(keys / "tls.key")
+    write_private(keys / "tls.key", sealed(plain, b"a passphrase of some length"))
+
+    assert site.find("key.tls").level == "ok"
+    assert site.find("certificate.chain").level == "ok"
+    write_private(site.folder / "passphrase", b"another passphrase of length\n")
+    assert site.find("key.tls").level == "fail"
+    (site.folder / "passphrase").chmod(0o644)
+    assert site.find("key.passphrase").level == "fail"
 
 
 def test_a_port_in_use_by_a_stranger_fails(site: Site) -> None:
@@ -357,7 +485,7 @@ def test_a_long_socket_path_and_open_folders_fail(site: Site) -> None:
 
     site.edit(folders={"run": "run"})
     for folder in ("run", "state"):
-        (site.folder / folder).mkdir()
+        (site.folder / folder).mkdir(exist_ok=True)
         (site.folder / folder).chmod(0o755)
         assert site.find(f"folder.{folder}").level == "fail"
 
@@ -365,8 +493,8 @@ def test_a_long_socket_path_and_open_folders_fail(site: Site) -> None:
 def a_ledger(site: Site, prepared: Prepared) -> Path:
     """A ledger in which the study is admitted."""
     settings = load_site_settings(site.config)
-    settings.folders.state.mkdir(mode=0o700)
-    limits = SitePolicy.of(settings).limits
+    settings.folders.state.mkdir(mode=0o700, exist_ok=True)
+    limits = policy_of(settings).limits
     ledger = SqliteLedger(settings.ledger_path, limits=limits, clock=utc_now)
     ledger.reserve(Reservation.of(prepared.study))
     ledger.close()
@@ -459,6 +587,25 @@ def test_a_row_that_does_not_fit_the_study_fails_without_its_value(site: Site) -
     assert site.find("data.1").level == "ok"
 
 
+def test_the_tables_are_checked_against_every_study_that_is_approved_here(
+    prepared: Prepared, site: Site
+) -> None:
+    settings = load_site_settings(site.config)
+    settings.studies_folder.mkdir(parents=True)
+    shutil.copy(site.study, settings.studies_folder / f"{prepared.study.digest}.json")
+    name = f"data.schema.{prepared.study.id}"
+    assert site.find(name).level == "ok"
+
+    table = site.folder / "patients.csv"
+    header, *rest = table.read_text().splitlines()
+    table.write_text("\n".join([header.replace(",", ",other-", 1), *rest]) + "\n")
+
+    assert site.find(name).level == "fail"
+    for path in (site.folder / "state" / "approvals").glob("*.json"):
+        path.unlink()
+    assert all(finding.name != name for finding in site.examine().findings)
+
+
 def test_a_study_that_is_missing_or_changed_fails(site: Site, tmp_path: Path) -> None:
     changed = tmp_path / "changed.json"
     changed.write_bytes(site.study.read_bytes().replace(b'"rounds":1', b'"rounds":2'))
@@ -477,11 +624,33 @@ def test_a_study_with_other_keys_of_this_site_or_without_it_fails(site: Site) ->
 
 
 def test_a_study_that_is_not_approved_yet_warns(site: Site) -> None:
-    site.edit(policy={"approved_studies": []})
+    assert site.find("study.policy", study=True).level == "ok"
+    for path in (site.folder / "state" / "approvals").glob("*.json"):
+        path.unlink()
     finding = site.find("study.policy", study=True)
 
     assert finding.level == "warn"
     assert "\n" not in finding.found
+
+
+def test_a_site_where_nobody_can_approve_warns_and_a_damaged_approval_fails(site: Site) -> None:
+    assert site.find("approvals").level == "ok"
+    (path,) = (site.folder / "state" / "approvals").glob("*.json")
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b'"said_at":"2', b'"said_at":"3'))
+    assert site.find("approvals").level == "fail"
+    path.unlink()
+    site.edit(approvers=[])
+
+    assert site.find("approvals").level == "warn"
+
+
+def test_a_list_of_exclusions_that_is_damaged_fails(site: Site) -> None:
+    assert site.find("exclusions").level == "ok"
+    (site.folder / "exclusions.csv").write_text("somebody\nelse\n")
+    site.edit(exclusions="exclusions.csv")
+
+    assert site.find("exclusions").level == "fail"
 
 
 def test_a_device_that_is_not_there_fails() -> None:

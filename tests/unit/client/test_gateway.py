@@ -30,11 +30,12 @@ from fedward_client.gateway.web import make_app
 from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import MAX_BODY_BYTES, ROUTES, CallRefused
-from fedward_common.errors import ChannelError, ProtocolError
+from fedward_common.errors import ChannelError, PolicyRefused, ProtocolError
 from fedward_common.trust.certificates import make_loopback_identity
 from tests.support.flower_node import (
     GOOD_PROJECT,
     NODE,
+    RUN,
     AnyCaller,
     FakeChannel,
     FakeGuard,
@@ -135,6 +136,47 @@ def test_a_receipt_is_spent_once_and_a_retry_of_the_same_message_passes(site: Si
     assert site.pushed(first).status == 200
     assert site.pushed(first).status == 200
     assert site.pushed(second).status == 403
+
+
+def test_a_pause_stops_the_objects_of_a_reply_that_is_on_its_way(site: Site) -> None:
+    """The guard says no for each object; SuperNode hears that it was not stored and goes on."""
+    reply = reply_to(site.instructed())
+    site.guard.seal(reply)
+    assert site.pushed(reply).status == 200
+    (first, content), (second, other), *_ = objects(reply).items()
+    assert stored(site.ask("push-object", push_object(first, content)))
+    sent = len(site.channel.routes())
+
+    site.guard.held = PolicyRefused("paused")
+
+    assert not stored(site.ask("push-object", push_object(second, other)))
+    assert site.pushed(reply).status == 403
+    assert len(site.channel.routes()) == sent
+    site.guard.held = None
+    assert stored(site.ask("push-object", push_object(second, other)))
+
+
+def test_each_object_is_written_down_with_its_run_and_the_coordinators_certificate(
+    site: Site,
+) -> None:
+    site.channel.edge_certificate_sha256 = "c" * 64
+    reply = reply_to(site.instructed())
+    site.guard.seal(reply)
+
+    site.pushed(reply)
+    for object_id, content in objects(reply).items():
+        site.ask("push-object", push_object(object_id, content))
+
+    assert {one.certificate_sha256 for one in site.guard.entries} == {"c" * 64}
+    assert {one.run for one in site.guard.entries if one.direction == "out"} == {str(RUN)}
+
+
+def test_a_bundle_that_is_refused_stands_in_the_journal_all_the_same(site: Site) -> None:
+    site.guard.bundles.clear()
+
+    assert site.ask("get-fab", get_fab()).status == 403
+
+    assert [(one.kind, one.sha256) for one in site.guard.entries] == [("bundle", GOOD_BUNDLE)]
 
 
 def test_an_object_of_no_released_reply_does_not_leave(site: Site) -> None:
@@ -356,7 +398,7 @@ def test_everything_that_comes_in_is_written_down(site: Site) -> None:
     message = site.instructed()
     site.ask("get-fab", get_fab())
 
-    kinds = [(direction, kind, sha) for direction, _, kind, sha, _ in site.guard.entries]
+    kinds = [(one.direction, one.kind, one.sha256) for one in site.guard.entries]
     assert kinds == [
         ("in", "message", message.metadata.message_id),
         ("in", "object", message.metadata.message_id),

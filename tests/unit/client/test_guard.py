@@ -1,16 +1,22 @@
 """What the guard decides, without sockets: the real service over the fakes of its ports."""
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fedward_client.approvals import Standing
 from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.guard.replies import Replies
 from fedward_client.guard.service import GuardService
-from fedward_client.policy import SitePolicy
-from fedward_client.settings import PolicyRules
+from fedward_client.guard.shelf import StudyShelf
+from fedward_client.guard.statements import Statements
+from fedward_client.guard.traffic import Traffic
+from fedward_client.policy import Paused, SitePolicy
+from fedward_client.ports import Passing
+from fedward_client.settings import Approver, PolicyRules
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import BudgetExceeded, LedgerError, PolicyRefused, ProtocolError
 from fedward_common.ids import SiteId
@@ -20,18 +26,23 @@ from fedward_common.wire import Reply
 from tests.support.guard_site import (
     BUNDLE,
     KEYS,
+    STEWARD,
+    STEWARD_NAME,
     a_study,
+    about,
     counts,
     instruction,
     object_ids,
     signed,
     site_values,
+    statement,
     update,
     update_shapes,
 )
 from tests.support.ledger_fakes import InMemoryLedger, MemoryJournal, Ticking
 
 STUDY = a_study()
+BEFORE = datetime(2025, 12, 31, tzinfo=UTC)
 
 
 @dataclass(kw_only=True)
@@ -50,6 +61,7 @@ class Site:
 
     def restarted(self) -> GuardService:
         """The guard after its process ended: ledger and replies stay, memory does not."""
+        standing = self.policy.standing
         self.guard = GuardService(
             site=SiteId("north"),
             policy=self.policy,
@@ -62,6 +74,19 @@ class Site:
             shapes=update_shapes,
             object_ids=object_ids,
             clock=self.clock,
+            statements=Statements(
+                folder=self.folder.parent / "approvals",
+                standing=standing,
+                log=self.journal,
+                clock=self.clock,
+            ),
+            shelf=StudyShelf(
+                folder=self.folder.parent / "studies",
+                approved=lambda digest: standing.approval(digest) is not None,
+            ),
+            traffic=Traffic(rules=self.policy.rules, clock=self.clock),
+            exclusions=lambda: None,
+            plugin=lambda study: None,
         )
         return self.guard
 
@@ -76,8 +101,13 @@ class Site:
 
 
 def policy(*studies: StudySpec, **changes: Any) -> SitePolicy:
-    rules = PolicyRules.model_validate(site_values(*studies, **changes)["policy"])
-    return SitePolicy(rules=rules, source="site.toml")
+    rules = PolicyRules.model_validate(site_values(**changes)["policy"])
+    standing = Standing(
+        site="north", approvers=[Approver(name=STEWARD_NAME, public_key=STEWARD.public_hex)]
+    )
+    for study in studies:
+        standing.accept(standing.check(about(study, now=BEFORE).canonical), at=BEFORE)
+    return SitePolicy(rules=rules, source="site.toml", standing=standing)
 
 
 @pytest.fixture
@@ -99,6 +129,7 @@ def test_a_round_is_charged_before_the_grant_and_its_reply_leaves_once(site: Sit
     assert site.guard.release("message-1", sorted(object_ids(envelope)))
     assert not site.guard.release("message-2", sorted(object_ids(envelope)))
     assert site.journal.actions() == [
+        "study.seen",
         "study.reserved",
         "round.charged",
         "reply.sealed",
@@ -281,7 +312,7 @@ def test_the_evaluation_is_charged_once_for_the_study(site: Site) -> None:
 
 def test_a_study_without_evaluation_cannot_be_evaluated(tmp_path: Path) -> None:
     study = a_study(releases=0)
-    site = Site(folder=tmp_path, policy=policy(study))
+    site = Site(folder=tmp_path / "replies", policy=policy(study))
 
     with pytest.raises(ProtocolError, match="release an evaluation"):
         site.guard.begin(instruction(study, kind="evaluate"), signed(study))
@@ -317,11 +348,11 @@ def test_an_evaluation_of_any_other_shape_is_not_sealed(site: Site, payload: byt
 
 
 def test_a_refusal_before_the_charge_leaves_once_and_binds_to_nothing(site: Site) -> None:
-    envelope = site.guard.refuse(instruction(STUDY), "policy")
+    envelope = site.guard.refuse(instruction(STUDY), "data")
     ids = sorted(object_ids(envelope))
 
     reply = Reply.parse(envelope.header)
-    assert (reply.kind, reply.code, envelope.blobs) == ("refusal", "policy", {})
+    assert (reply.kind, reply.code, envelope.blobs) == ("refusal", "data", {})
     assert site.guard.release("message-1", ids)
     assert not site.guard.release("message-2", ids)
     assert site.receipt() != ""
@@ -360,9 +391,27 @@ def test_a_conflicting_instruction_can_be_refused_with_a_word(site: Site) -> Non
 
 
 def test_the_first_word_of_a_refusal_stays(site: Site) -> None:
-    first = site.guard.refuse(instruction(STUDY), "policy")
+    first = site.guard.refuse(instruction(STUDY), "data")
 
-    assert site.guard.refuse(instruction(STUDY), "data") == first
+    assert site.guard.refuse(instruction(STUDY), "model") == first
+
+
+def test_a_worker_says_no_word_that_only_the_guard_can_find_out(site: Site) -> None:
+    """Each word that a hijacked worker may choose is a way out for bits."""
+    said = site.guard.refuse(instruction(STUDY), "budget")
+
+    assert Reply.parse(said.header).code == "internal"
+
+
+def test_where_the_guard_said_no_the_word_is_the_guards(site: Site) -> None:
+    site.policy = policy(STUDY, min_noise=9.0)
+    guard = site.restarted()
+    with pytest.raises(PolicyRefused, match="min_noise"):
+        guard.begin(instruction(STUDY), signed(STUDY))
+
+    said = guard.refuse(instruction(STUDY), "data")
+
+    assert Reply.parse(said.header).code == "policy"
 
 
 @pytest.mark.parametrize("code", ["", "because Ada is 63", "error", "start"])
@@ -399,20 +448,20 @@ def test_a_policy_that_changed_its_mind_stops_also_the_stored_reply(site: Site) 
 
 def test_a_study_that_declares_less_than_its_noise_costs_is_refused(tmp_path: Path) -> None:
     study = a_study(epsilon=0.5)
-    site = Site(folder=tmp_path, policy=policy(study))
+    site = Site(folder=tmp_path / "replies", policy=policy(study))
 
     with pytest.raises(BudgetExceeded, match=r"declared epsilon 0\.5"):
         site.guard.begin(instruction(study), signed(study))
 
-    assert site.journal.actions() == ["instruction.refused"]
+    assert site.journal.actions() == ["study.seen", "instruction.refused"]
 
 
 def test_a_study_above_the_total_of_the_hospital_is_refused(tmp_path: Path) -> None:
     """Each study fits on its own: 0.6, 0.6 and 1.8 at delta 1e-4. Together they do not."""
     small = [a_study(epsilon=1.0), a_study(id="lung", epsilon=1.0)]
-    large = a_study(id="liver", rounds=45, epsilon=1.9)
-    limits = {"max_epsilon_per_study": 1.9, "max_epsilon_total": 1.9}
-    site = Site(folder=tmp_path, policy=policy(*small, large, **limits, min_noise=2.0))
+    large = a_study(id="liver", rounds=45, epsilon=1.82)
+    limits = {"max_epsilon_per_study": 1.82, "max_epsilon_total": 1.82}
+    site = Site(folder=tmp_path / "replies", policy=policy(*small, large, **limits, min_noise=2.0))
     for study in small:
         site.guard.begin(instruction(study), signed(study))
 
@@ -425,16 +474,243 @@ def test_a_study_above_the_total_of_the_hospital_is_refused(tmp_path: Path) -> N
 def test_bundles_and_objects_are_written_down(site: Site) -> None:
     assert site.guard.bundle_allowed(BUNDLE)
     assert not site.guard.bundle_allowed("0" * 64)
-    site.guard.journal("out", "/api/v0/fleet/push-object", "object", "1" * 64, 4096)
+    site.guard.journal(passing("1" * 64, run="77", certificate_sha256="2" * 64))
 
     assert site.journal.events[-1] == (
         "object",
         {
             "direction": "out",
-            "route": "/api/v0/fleet/push-object",
+            "route": "push-object",
             "kind": "object",
             "sha256": "1" * 64,
             "bytes": 4096,
+            "run": "77",
+            "certificate_sha256": "2" * 64,
         },
     )
     assert site.journal.actions()[:2] == ["bundle.asked", "bundle.asked"]
+
+
+def passing(sha256: str, *, bytes: int = 4096, kind: str = "object", **more: Any) -> Passing:
+    return Passing(
+        direction="out", route="push-object", kind=kind, sha256=sha256, bytes=bytes, **more
+    )
+
+
+def say(site: Site, kind: str) -> None:
+    """What the approver says about the study, or the site, now."""
+    now = site.clock()
+    said = about(STUDY, kind, now=now) if "study" in kind else statement(kind, now=now)
+    site.guard.record(said.canonical)
+
+
+def last_held(site: Site) -> tuple[str, object, object]:
+    action, fields = site.journal.events[-1]
+    return action, fields["code"], fields["reason"]
+
+
+# What the policy says is asked again for every message that goes out.
+
+
+def test_an_object_of_a_released_reply_is_written_down_with_its_study_and_round(
+    site: Site,
+) -> None:
+    ids = sorted(object_ids(site.guard.seal(site.receipt(3), update())))
+    assert site.guard.release("a" * 64, ids)
+
+    for sha256 in (*ids, "a" * 64):
+        site.guard.journal(passing(sha256))
+
+    written = [fields for action, fields in site.journal.events if action == "object"]
+    assert {(fields["study"], fields["round"]) for fields in written} == {(STUDY.digest, 3)}
+    assert len(written) == len(ids) + 1
+
+
+def test_a_pause_holds_a_sealed_reply_and_the_rest_of_one_that_is_on_its_way(site: Site) -> None:
+    first = sorted(object_ids(site.guard.seal(site.receipt(1), update())))
+    assert site.guard.release("message-1", first)
+    site.guard.journal(passing(first[0]))
+    second = sorted(object_ids(site.guard.seal(site.receipt(2), update(0.25))))
+
+    say(site, "pause")
+
+    with pytest.raises(Paused):
+        site.guard.journal(passing(first[1]))
+    assert last_held(site)[:2] == ("object.held", "paused")
+    with pytest.raises(Paused):
+        site.guard.release("message-2", second)
+    action, code, why = last_held(site)
+    assert (action, code) == ("reply.held", "paused")
+    assert STEWARD_NAME in str(why)
+    with pytest.raises(Paused):
+        site.guard.begin(instruction(STUDY, 3), signed(STUDY))
+    assert site.charged == 2
+
+
+def test_what_a_pause_held_leaves_after_the_end_of_the_pause(site: Site) -> None:
+    ids = sorted(object_ids(site.guard.seal(site.receipt(), update())))
+    say(site, "pause")
+    with pytest.raises(Paused):
+        site.guard.release("message-1", ids)
+
+    say(site, "resume")
+
+    assert site.guard.release("message-1", ids)
+    site.guard.journal(passing(ids[0]))
+
+
+def test_a_task_that_runs_when_somebody_pauses_seals_nothing_and_says_paused(site: Site) -> None:
+    receipt = site.receipt()
+    say(site, "pause")
+
+    with pytest.raises(Paused):
+        site.guard.seal(receipt, update())
+    said = site.guard.refuse(instruction(STUDY), "internal")
+
+    assert Reply.parse(said.header).code in {"paused", "policy"}
+    # The one word leaves, so that the coordinator need not wait for its deadline.
+    assert site.guard.release("message-1", sorted(object_ids(said)))
+    site.guard.journal(passing(sorted(object_ids(said))[0]))
+
+
+def test_a_pause_holds_what_belongs_to_no_message_that_the_guard_knows(site: Site) -> None:
+    say(site, "pause")
+
+    for kind in ("object", "reply", "error-reply"):
+        with pytest.raises(Paused):
+            site.guard.journal(passing("1" * 64, kind=kind))
+    # A certificate is renewed all the same: it says nothing of a study.
+    site.guard.journal(passing("1" * 64, kind="renewal"))
+
+
+def test_a_pause_outlives_the_guards_process(site: Site) -> None:
+    ids = sorted(object_ids(site.guard.seal(site.receipt(), update())))
+    say(site, "pause")
+
+    guard = site.restarted()
+
+    with pytest.raises(Paused):
+        guard.release("message-1", ids)
+
+
+def test_a_revocation_holds_a_reply_that_was_sealed_before_it(site: Site) -> None:
+    ids = sorted(object_ids(site.guard.seal(site.receipt(), update())))
+    say(site, "study-revocation")
+
+    with pytest.raises(PolicyRefused, match="revoked digest"):
+        site.guard.release("message-1", ids)
+
+    assert last_held(site)[1] == "not-approved"
+
+
+def test_a_revoked_study_starts_no_round_and_may_be_approved_again(site: Site) -> None:
+    say(site, "study-revocation")
+    with pytest.raises(PolicyRefused):
+        site.receipt()
+
+    say(site, "study-approval")
+
+    assert site.receipt() != ""
+
+
+def test_an_old_approval_that_comes_again_after_a_revocation_is_refused(site: Site) -> None:
+    old = about(STUDY, now=site.clock()).canonical
+    site.guard.record(old)
+    say(site, "study-revocation")
+
+    with pytest.raises(PolicyRefused, match="accepted before"):
+        site.guard.record(old)
+    with pytest.raises(PolicyRefused):
+        site.receipt()
+    assert site.journal.actions().count("statement.refused") == 1
+
+
+def test_ethics_that_ended_between_training_and_sending_hold_the_reply(tmp_path: Path) -> None:
+    study = a_study().model_copy(update={"ethics_valid_until": "2026-01-01"})
+    site = Site(folder=tmp_path / "replies", policy=policy(study))
+    grant = site.guard.begin(instruction(study), signed(study))
+    assert isinstance(grant, Grant)
+    ids = sorted(object_ids(site.guard.seal(grant.receipt, update())))
+
+    site.clock.skip(days=1)
+
+    with pytest.raises(PolicyRefused, match="valid until 2026-01-01"):
+        site.guard.release("message-1", ids)
+    with pytest.raises(PolicyRefused, match="valid until 2026-01-01"):
+        site.guard.begin(instruction(study, 2), signed(study))
+    assert site.charged == 1
+
+
+def test_outside_its_hours_a_site_neither_starts_nor_sends(site: Site) -> None:
+    site.policy = policy(STUDY, allowed_hours=["00:00-01:00"])
+    guard = site.restarted()
+    ids = sorted(object_ids(guard.seal(site.receipt(), update())))
+    site.clock.skip(hours=2)
+
+    with pytest.raises(PolicyRefused, match="allowed_hours"):
+        guard.release("message-1", ids)
+    with pytest.raises(PolicyRefused, match="allowed_hours"):
+        site.receipt(2)
+    assert last_held(site)[1] == "hours"
+
+
+def test_bytes_beyond_the_limit_of_a_round_stay_here(site: Site) -> None:
+    site.policy = policy(STUDY, max_bytes_per_round=5000)
+    guard = site.restarted()
+    ids = sorted(object_ids(guard.seal(site.receipt(1), update())))
+    assert guard.release("message-1", ids)
+    guard.journal(passing(ids[0]))
+
+    with pytest.raises(PolicyRefused, match="max_bytes_per_round"):
+        guard.journal(passing(ids[1]))
+    # Another round has its own.
+    other = sorted(object_ids(guard.seal(site.receipt(2), update(0.25))))
+    assert guard.release("message-2", other)
+    guard.journal(passing(next(one for one in other if one not in ids)))
+
+
+def test_bytes_beyond_the_limit_of_a_day_stay_here_until_the_next(site: Site) -> None:
+    site.policy = policy(STUDY, max_bytes_per_day=4200)
+    guard = site.restarted()
+    guard.journal(passing("1" * 64, kind="renewal"))
+    ids = sorted(object_ids(guard.seal(site.receipt(), update())))
+
+    with pytest.raises(PolicyRefused, match="max_bytes_per_day"):
+        guard.release("message-1", ids)
+    site.clock.skip(days=1)
+
+    assert guard.release("message-1", ids)
+
+
+def test_a_reply_whose_study_is_not_known_any_more_does_not_leave(site: Site) -> None:
+    ids = sorted(object_ids(site.guard.seal(site.receipt(), update())))
+    for path in (site.folder.parent / "studies").glob("*.json"):
+        path.unlink()
+    guard = site.restarted()
+
+    with pytest.raises(PolicyRefused, match="folder of studies"):
+        guard.release("message-1", ids)
+
+
+def test_of_studies_that_nobody_approved_only_the_latest_are_kept(site: Site) -> None:
+    site.receipt()
+    for number in range(20):
+        study = a_study(id=f"s{number}")
+        with pytest.raises(PolicyRefused):
+            site.guard.begin(instruction(study), signed(study))
+
+    kept = {path.stem for path in (site.folder.parent / "studies").glob("*.json")}
+
+    assert STUDY.digest in kept
+    assert len(kept) <= 17
+
+
+def test_an_approval_may_bring_its_study_and_no_other(site: Site) -> None:
+    study = a_study(id="lung")
+    now = site.clock()
+
+    with pytest.raises(ProtocolError, match="one in the statement"):
+        site.guard.record(about(study, now=now).canonical, signed(STUDY))
+    site.guard.record(about(study, now=now).canonical, signed(study))
+
+    assert site.guard.shelf.find(study.digest) == study

@@ -8,7 +8,7 @@ import tomli_w
 
 from fedward_client.settings import load_site_settings
 from fedward_common.errors import ConfigError
-from tests.support.guard_site import a_study, site_values
+from tests.support.guard_site import STEWARD, STEWARD_NAME, site_values
 
 
 def written(folder: Path, values: dict[str, Any]) -> Path:
@@ -31,7 +31,7 @@ def put(values: dict[str, Any], key: str, value: object) -> dict[str, Any]:
 
 
 def test_a_complete_file_is_read_and_relative_paths_belong_to_its_folder(tmp_path: Path) -> None:
-    settings = load_site_settings(written(tmp_path, site_values(a_study())))
+    settings = load_site_settings(written(tmp_path, site_values()))
 
     assert settings.site == "north"
     assert settings.keys.signing_key == tmp_path / "keys" / "signing.pem"
@@ -49,15 +49,17 @@ def test_absolute_paths_stay_as_they_are(tmp_path: Path) -> None:
 
 def test_what_is_not_written_is_the_careful_choice(tmp_path: Path) -> None:
     values = site_values()
-    for key in ("approved_studies", "approved_bundles", "allow_evaluation"):
+    for key in ("approved_bundles", "allow_evaluation"):
         del values["policy"][key]
+    del values["approvers"]
 
     settings = load_site_settings(written(tmp_path, values))
 
-    assert settings.policy.auto_approve is False
-    assert settings.policy.allow_evaluation is False
-    assert settings.policy.approved_studies == ()
+    assert settings.approvers == ()
+    assert settings.policy.outputs == {"update"}
+    assert settings.policy.min_cell_size == 10
     assert settings.policy.approved_bundles == ()
+    assert settings.exclusions is None
     assert settings.device == "cpu"
     assert settings.guard.reply_hours == 24
 
@@ -85,10 +87,17 @@ def test_whole_numbers_may_stand_where_a_number_is_expected(tmp_path: Path) -> N
         ("policy.min_noise", None, "policy.min_noise"),
         ("policy.delta", 0.5, "policy.delta"),
         ("policy.delta", None, "policy.delta"),
-        ("policy.auto_approve", "no", "policy.auto_approve"),
-        ("policy.auto_approve", True, "policy"),
         ("policy.allowed_tasks", [], "policy.allowed_tasks"),
-        ("policy.approved_studies", ["heart"], "policy.approved_studies"),
+        ("policy.allowed_outputs", ["rows"], "policy.allowed_outputs"),
+        ("policy.allowed_hours", ["8-17"], "policy.allowed_hours"),
+        ("policy.allowed_hours", ["08:00-24:00"], "policy.allowed_hours"),
+        ("policy.time_zone", "Zurich", "policy.time_zone"),
+        ("policy.time_zone", "../../etc/passwd", "policy.time_zone"),
+        ("policy.max_bytes_per_day", 0, "policy.max_bytes_per_day"),
+        ("policy.min_cell_size", 0, "policy.min_cell_size"),
+        ("approvers", [{"name": "Ada", "public_key": "short"}], "approvers"),
+        ("approvers.0.name", "", "approvers"),
+        ("exclusions", "", "exclusions"),
         ("data", [], "data"),
         ("data.0.kind", "excel", "data"),
         ("data.0.delimiter", ";;", "data"),
@@ -104,13 +113,34 @@ def test_whole_numbers_may_stand_where_a_number_is_expected(tmp_path: Path) -> N
 def test_a_mistake_names_file_and_key(
     tmp_path: Path, key: str, value: object, expected: str
 ) -> None:
-    path = written(tmp_path, put(site_values(a_study()), key, value))
+    path = written(tmp_path, put(site_values(), key, value))
 
     with pytest.raises(ConfigError) as raised:
         load_site_settings(path)
 
     assert f"{path}: {expected}" in str(raised.value)
     assert "expected" in str(raised.value)
+
+
+@pytest.mark.parametrize("key", ["approved_studies", "auto_approve", "trusted_leads"])
+def test_the_former_ways_to_approve_are_refused_and_the_present_one_is_named(
+    tmp_path: Path, key: str
+) -> None:
+    path = written(tmp_path, put(site_values(), f"policy.{key}", []))
+
+    with pytest.raises(ConfigError, match=f"{key}: .*fedward-client studies approve"):
+        load_site_settings(path)
+
+
+@pytest.mark.parametrize("changed", [{"name": "Bo"}, {"public_key": "0" * 64}], ids=["key", "name"])
+def test_every_approver_has_a_name_and_a_key_of_their_own(
+    tmp_path: Path, changed: dict[str, str]
+) -> None:
+    ada = {"name": STEWARD_NAME, "public_key": STEWARD.public_hex}
+    path = written(tmp_path, put(site_values(), "approvers", [ada, ada | changed]))
+
+    with pytest.raises(ConfigError, match="every name and every key once"):
+        load_site_settings(path)
 
 
 def test_a_missing_file_and_broken_toml_are_told_apart(tmp_path: Path) -> None:

@@ -223,7 +223,8 @@ def test_an_unknown_model_names_the_known_ones() -> None:
         (
             'kind = "tabular-classification"',
             'kind = "magic"',
-            "study.toml: task: unknown kind 'magic', expected one of ['tabular-classification']",
+            "study.toml: task: unknown kind 'magic', expected one of "
+            "['federated-statistics', 'tabular-classification']",
         ),
         (
             "delta = 1e-4",

@@ -22,16 +22,31 @@ from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_fleet import FlowerFleetMessages
 from fedward_server.edge.admission import Admission, Call, CallRate
 from fedward_server.edge.bell import WorkBell
-from fedward_server.edge.forward import Edge, RefusalLog
+from fedward_server.edge.forward import Edge
+from fedward_server.edge.gate import Gate, RefusalLog
 from fedward_server.edge.handshakes import read_refusal
 from fedward_server.edge.kicks import KickServer, parse_kick
 from fedward_server.ports import FleetReply
-from tests.support.edge import Events, FakeUpstream, SetTime, message_body, poll_body
+from tests.support.edge import (
+    Events,
+    FakeUpstream,
+    SetTime,
+    forwarded,
+    message_body,
+    poll_body,
+    pushed_messages,
+    pushed_object,
+)
 from tests.support.pki import Authority, Site
 from tests.support.roster import InMemoryRegistry
 
 NODE = 7
 EMPTY = b""
+BODIES = {
+    "pull-messages": poll_body(NODE),
+    "push-messages": pushed_messages("ab" * 32),
+    "push-object": pushed_object(b"content"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -56,11 +71,10 @@ class World:
         self.bell = WorkBell()
         self.edge = Edge(
             admission=Admission(federation="north", roster=self.roster, clock=self.time),
-            rate=CallRate(per_second=1000, burst=1000),
+            gate=Gate(rate=CallRate(per_second=1000, burst=1000), log=self.events),
             upstream=self.upstream,
             fleet=FlowerFleetMessages(),
             bell=self.bell,
-            log=self.events,
             poll_seconds=poll_seconds,
         )
 
@@ -69,12 +83,12 @@ class World:
             certificate_pem=self.sites[site].identity.certificate_pem,
             route=route,
             headers={"flwr-public-key": self.sites[site].node_key.header},
-            body=poll_body(NODE) if route == "pull-messages" else b"body",
+            body=BODIES.get(route, b"body"),
         )
         return replace(call, **changes)  # type: ignore[arg-type]
 
     def poll(self, site: str = "alpha", node: int = NODE) -> Coroutine[None, None, FleetReply]:
-        return self.edge.forward(self.call(site, "pull-messages", body=poll_body(node)))
+        return forwarded(self.edge, self.call(site, "pull-messages", body=poll_body(node)))
 
     async def waiting_poll(self, site: str = "alpha") -> "asyncio.Future[FleetReply]":
         """A poll that has asked SuperLink once, got nothing, and waits."""
@@ -98,7 +112,7 @@ def run(scenario: Callable[[], Awaitable[None]]) -> None:
 
 def refusal(world: World, call: Call) -> Refusal:
     with pytest.raises(CallRefused) as caught:
-        asyncio.run(world.edge.forward(call))
+        asyncio.run(forwarded(world.edge, call))
     return caught.value.refusal
 
 
@@ -106,7 +120,7 @@ def refusal(world: World, call: Call) -> Refusal:
 
 
 def test_the_good_site_passes_with_its_answer(world: World) -> None:
-    reply = asyncio.run(world.edge.forward(world.call()))
+    reply = asyncio.run(forwarded(world.edge, world.call()))
 
     assert reply == FleetReply(status=200, body=b"done get-run")
     assert world.events.of("edge.refused") == []
@@ -131,7 +145,7 @@ def test_a_site_of_another_federation_is_refused(world: World) -> None:
 
 def test_a_certificate_that_expires_on_a_live_connection_is_refused(world: World) -> None:
     """rules 17: the handshake was long ago; the call is checked."""
-    asyncio.run(world.edge.forward(world.call()))
+    asyncio.run(forwarded(world.edge, world.call()))
     peer = parse_peer_certificate(world.call().certificate_pem)
 
     world.time.time = peer.not_after + timedelta(seconds=1)
@@ -146,7 +160,7 @@ def test_a_certificate_of_tomorrow_is_refused(world: World) -> None:
 
 
 def test_a_site_that_is_revoked_on_a_live_connection_is_refused(world: World) -> None:
-    asyncio.run(world.edge.forward(world.call()))
+    asyncio.run(forwarded(world.edge, world.call()))
 
     world.roster.revoke(SiteId("alpha"))
 
@@ -195,7 +209,7 @@ def test_a_control_or_runtime_route_is_refused(world: World, route: str) -> None
 
 @pytest.mark.parametrize("route", sorted(ROUTES - {"pull-messages"}))
 def test_each_fleet_route_passes(world: World, route: str) -> None:
-    reply = asyncio.run(world.edge.forward(world.call(route=route)))
+    reply = asyncio.run(forwarded(world.edge, world.call(route=route)))
 
     assert reply.body == b"done " + route.encode()
 
@@ -225,7 +239,7 @@ def test_a_superlink_that_is_down_is_its_own_reason(world: World) -> None:
 def test_superlinks_own_refusals_pass_as_they_are(world: World) -> None:
     world.upstream.replies["get-run"] = FleetReply(status=403, body=b"{}")
 
-    assert asyncio.run(world.edge.forward(world.call())) == FleetReply(status=403, body=b"{}")
+    assert asyncio.run(forwarded(world.edge, world.call())) == FleetReply(status=403, body=b"{}")
 
 
 def test_more_calls_than_the_rate_allows_are_refused_until_time_passes() -> None:
@@ -264,9 +278,10 @@ def test_a_route_from_outside_does_not_get_into_the_log(world: World) -> None:
 def test_what_is_written_fits_the_fields_of_the_log(world: World) -> None:
     for call in (world.call(), world.call(headers={}), world.call(certificate_pem=b"")):
         with suppress(CallRefused):
-            asyncio.run(world.edge.forward(call))
+            asyncio.run(forwarded(world.edge, call))
 
-    assert len(world.events.heard) == 3
+    actions = [action for action, _ in world.events.heard]
+    assert actions == ["edge.site-connected", "edge.object", "edge.refused", "edge.refused"]
     for _, fields in world.events.heard:
         checked(fields)
 

@@ -29,7 +29,11 @@ def test_events_come_in_order_and_end_with_the_outcome(tmp_path: Path) -> None:
 
     events = list(runs.follow(settings(tmp_path), "r", 0))  # type: ignore[arg-type]
 
-    assert [event["action"] for event in events] == ["round.opened", "round.committed"]
+    assert [event["action"] for event in events] == [
+        "round.opened",
+        "round.committed",
+        "model.final",
+    ]
     assert runs.require_finished(settings(tmp_path), "r")["committed_rounds"] == 1  # type: ignore[arg-type]
     assert (tmp_path / "runs" / "r" / MODEL).read_bytes() == b"m"
 

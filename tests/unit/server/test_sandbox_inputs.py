@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from fedward_client.guard.main import policy_of
+from fedward_client.policy import NotApproved
 from fedward_client.settings import load_site_settings
 from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
+from fedward_common.log.events import utc_now
 from fedward_common.study.signed import SignedStudy
 from fedward_server.sandbox.layout import MARKER, free_ports, prepare_root
 from fedward_server.sandbox.run import Inputs, Prepared, prepare
@@ -33,11 +36,12 @@ def test_each_site_has_its_own_keys_and_ports(prepared: Prepared) -> None:
 
 def test_a_sites_policy_allows_this_study_and_no_other(prepared: Prepared) -> None:
     for site in prepared.layout.sites.values():
-        policy = load_site_settings(site.settings_file).policy
+        policy = policy_of(load_site_settings(site.settings_file))
+        other = prepared.study.model_copy(update={"title": "Another"})
 
-        assert policy.approved_studies == (prepared.study.digest,)
-        assert not policy.auto_approve
-        assert policy.max_epsilon_total == 2.0
+        policy.permits(prepared.study, now=utc_now())
+        assert [type(one) for one in policy.objections(other, now=utc_now())] == [NotApproved]
+        assert policy.rules.max_epsilon_total == 2.0
 
 
 def test_the_signed_study_names_every_sites_keys(prepared: Prepared) -> None:
@@ -52,11 +56,11 @@ def test_the_signed_study_names_every_sites_keys(prepared: Prepared) -> None:
 def test_private_keys_are_private(prepared: Prepared) -> None:
     private = [
         path
-        for name in ("tls.key", "node.key", "signing.pem", "lead.pem")
+        for name in ("tls.key", "node.key", "signing.pem", "approver.pem", "lead.pem")
         for path in prepared.layout.root.rglob(name)
     ]
 
-    assert len(private) == 3 * 4 + 2
+    assert len(private) == 4 * 4 + 2
     assert {stat.S_IMODE(path.stat().st_mode) for path in private} == {0o600}
 
 

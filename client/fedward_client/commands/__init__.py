@@ -1,0 +1,1 @@
+"""The commands of `fedward-client`, by who types them."""

@@ -1,0 +1,86 @@
+"""What the privacy officer asks: what a study does, what it costs, what it would reach alone."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedward_client.commands.options import DEFAULT_CONFIG, Config, Debug, Json, load, read_study
+from fedward_common.ids import SiteId
+
+app = typer.Typer()
+budget = typer.Typer(no_args_is_help=True, help="The privacy budget of this hospital's patients.")
+
+
+@app.command()
+def rehearse(
+    signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
+    out: Annotated[Path, typer.Option(help="Where the models are written; they stay here.")],
+    config: Config = DEFAULT_CONFIG,
+    draws: Annotated[int, typer.Option(min=1, help="How many times, with fresh noise.")] = 1,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Train a study's plan on this site alone. Nothing leaves, nothing is charged."""
+    del debug
+    from functools import partial
+
+    from fedward_client.data.tabular import CsvSource
+    from fedward_client.exclusions import excluded_patients
+    from fedward_client.rehearse import rehearse as run_rehearsal
+    from fedward_client.rehearse import write_models
+    from fedward_client.training.trainer import PerformanceFlags
+    from fedward_common.study.signed import SignedStudy
+
+    settings = load(config)
+    study = SignedStudy.parse(read_study(signed_study)).verify()
+    flags = PerformanceFlags(device=settings.device, backend=settings.backend)
+    models = run_rehearsal(
+        study,
+        SiteId(settings.site),
+        CsvSource(settings.data, excluded=partial(excluded_patients, settings)),
+        flags=flags,
+        draws=draws,
+    )
+    paths = [str(path) for path in write_models(models, out)]
+    typer.echo(
+        json.dumps({"site": settings.site, "models": paths}) if as_json else "\n".join(paths)
+    )
+
+
+@app.command()
+def audit(
+    signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
+    config: Config = DEFAULT_CONFIG,
+    canaries: Annotated[
+        bool, typer.Option(help="Also one whole run with canaries, and gradient inversion.")
+    ] = True,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Probe how this site would run a study, on made-up patients. Nothing is read or charged."""
+    del debug
+    from fedward_client.audit import audit_json, audit_study, audit_text
+    from fedward_client.training.trainer import PerformanceFlags
+    from fedward_common.study.signed import SignedStudy
+
+    settings = load(config)
+    study = SignedStudy.parse(read_study(signed_study)).verify()
+    flags = PerformanceFlags(device=settings.device, backend=settings.backend)
+    report = audit_study(study, SiteId(settings.site), flags=flags, canaries=canaries)
+    typer.echo(json.dumps(audit_json(report)) if as_json else audit_text(report))
+    if not report.passed:
+        raise typer.Exit(1)
+
+
+@budget.command("show")
+def budget_show(
+    config: Config = DEFAULT_CONFIG, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Print what this hospital's patients have spent, per study and in total."""
+    del debug
+    from fedward_client.budget import budget_report, budget_text
+
+    report = budget_report(load(config))
+    typer.echo(json.dumps(report) if as_json else budget_text(report))

@@ -1,0 +1,140 @@
+"""Where enrolment puts what it makes, and what a person chose of it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Self
+
+from fedward_client.settings import SiteSettings, load_site_settings
+from fedward_common.errors import ConfigError
+
+SYSTEM_CONFIG: Final = Path("/etc/fedward/site.toml")
+SYSTEM_STATE: Final = Path("/var/lib/fedward")
+SYSTEM_RUN: Final = Path("/run/fedward")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SiteOptions:
+    """What a person says at enrolment beside the invite; it all goes into site.toml."""
+
+    proxy: str | None = None
+    proxy_auth_file: Path | None = None
+    passphrase_file: Path | None = None
+    state: Path | None = None
+    run: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Places:
+    """The files of one site. `present` are the settings of a site that enrols again."""
+
+    config: Path
+    state: Path
+    run: Path
+    tls_certificate: Path
+    tls_key: Path
+    ca: Path
+    node_key: Path
+    signing_key: Path
+    secagg_key: Path
+    present: SiteSettings | None = None
+
+    @classmethod
+    def of(cls, config: Path, options: SiteOptions) -> Self:
+        """The places for a site whose settings are (to be) in `config`.
+
+        A site.toml that is there keeps its places and its keys: its TLS key alone is made anew, as
+        after a certificate that ended.
+
+        Raises:
+            ConfigError: the site.toml that is there cannot be read or names no key for secure
+                aggregation.
+        """
+        config = config.absolute()
+        if config.exists():
+            return cls._again(config, load_site_settings(config))
+        system = config == SYSTEM_CONFIG
+        state = options.state or (SYSTEM_STATE if system else config.parent / "state")
+        run = options.run or (SYSTEM_RUN if system else config.parent / "run")
+        keys = state.absolute() / "keys"
+        return cls(
+            config=config,
+            state=state.absolute(),
+            run=run.absolute(),
+            # A folder of its own: who renews the pair may write there, and nowhere else.
+            tls_certificate=keys / "tls" / "tls.pem",
+            tls_key=keys / "tls" / "tls.key",
+            ca=keys / "ca.pem",
+            node_key=keys / "node.key",
+            signing_key=keys / "signing.pem",
+            secagg_key=keys / "secagg.pem",
+        )
+
+    @classmethod
+    def _again(cls, config: Path, settings: SiteSettings) -> Self:
+        keys = settings.keys
+        return cls(
+            config=config,
+            state=settings.folders.state,
+            run=settings.folders.run,
+            tls_certificate=keys.tls_certificate,
+            tls_key=keys.tls_key,
+            ca=keys.ca,
+            node_key=keys.node_key,
+            signing_key=keys.signing_key,
+            secagg_key=keys.secagg_key or keys.signing_key.with_name("secagg.pem"),
+            present=settings,
+        )
+
+    @property
+    def folder(self) -> Path:
+        """What is kept of the enrolment: the request, the invite without its token, the grant."""
+        return self.state / "enrolment"
+
+    @property
+    def request(self) -> Path:
+        """The request as it was sent."""
+        return self.folder / "request.json"
+
+    @property
+    def invited(self) -> Path:
+        """The invite without its token."""
+        return self.folder / "invited.json"
+
+    @property
+    def grant(self) -> Path:
+        """The coordinator's answer, with the operators' signatures."""
+        return self.folder / "grant.json"
+
+    @property
+    def public_node_key(self) -> Path:
+        """The public half of the node key, for processes that may not read the key."""
+        return self.node_key.with_name(f"{self.node_key.name}.pub")
+
+    def require_writable(self) -> None:
+        """Makes the folders, each 0700, and returns when everything can be written.
+
+        Raises:
+            ConfigError: a folder cannot be made or written to: said before a key is made.
+        """
+        folders = {
+            self.folder,
+            self.tls_key.parent,
+            self.tls_certificate.parent,
+            self.node_key.parent,
+            self.signing_key.parent,
+            self.secagg_key.parent,
+            self.ca.parent,
+        }
+        try:
+            self.config.parent.mkdir(parents=True, exist_ok=True)
+            for folder in (self.state, *sorted(folders)):
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.config.parent, *folders):
+                probe = folder / ".enrol"
+                probe.touch(mode=0o600)
+                probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"{error.filename}: expected a folder that this user may write to, found "
+                f"{error.strerror}. Run enrol as the user that runs Fedward, or name other folders"
+            ) from error

@@ -1,0 +1,56 @@
+"""What the guard knows again at its start: one pass over its own journal."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from fedward_common.log.events import Event, read_events
+from fedward_common.privacy.ledger import Head
+
+RECORDED = "statement.recorded"
+OBJECT = "object"
+
+
+@dataclass(kw_only=True, slots=True)
+class Remembered:
+    """What the journal says was done before.
+
+    `statements` are the digests of accepted statements with the times of acceptance, oldest first;
+    `bytes_of_round` and `bytes_of_day` what left, by (study, round) and by UTC day.
+    """
+
+    head: Head = field(default_factory=Head)
+    answered: set[str] = field(default_factory=set)
+    statements: dict[str, datetime] = field(default_factory=dict)
+    exclusions_sha256: str | None = None
+    bytes_of_round: Counter[tuple[str, int]] = field(default_factory=Counter)
+    bytes_of_day: Counter[str] = field(default_factory=Counter)
+
+    def note(self, event: Event) -> None:
+        """Adds one event of the journal."""
+        fields = event.fields
+        if "ledger_seq" in fields and "head_sha256" in fields:
+            self.head = Head(seq=fields["ledger_seq"], sha256=fields["head_sha256"])
+        if event.action == "reply.sealed":
+            self.answered.add(f"{fields['study']}/{fields['kind']}/{fields['round']}")
+        elif event.action == RECORDED:
+            self.statements[fields["sha256"]] = datetime.fromisoformat(event.time)
+        elif event.action == "exclusions.changed":
+            self.exclusions_sha256 = fields["sha256"]
+        elif event.action == OBJECT and fields["direction"] == "out":
+            self.bytes_of_day[event.time[:10]] += fields["bytes"]
+            if "round" in fields:
+                self.bytes_of_round[fields["study"], fields["round"]] += fields["bytes"]
+
+
+def remembered(journal: Path) -> Remembered:
+    """What the journal at `journal` says; nothing where there is none yet.
+
+    Raises:
+        LedgerError: a line was changed, removed, added or reordered.
+    """
+    memory = Remembered()
+    for event in read_events(journal):
+        memory.note(event)
+    return memory

@@ -1,0 +1,61 @@
+"""`fedward-client model`: the commands, over a connection with the site's own certificate."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from fedward_client.gateway.offers import ModelOffer
+from fedward_client.guard.client import GuardClient
+from fedward_client.models import Fetched, ModelChannel, ModelFetcher, Progress, choose
+from fedward_client.models import approved_studies as approved
+from fedward_client.settings import SiteSettings
+from fedward_common.channel.tls import require_tls13
+
+T = TypeVar("T")
+
+
+def list_models(settings: SiteSettings) -> tuple[ModelOffer, ...]:
+    """What the coordinator offers this site.
+
+    Raises:
+        ConfigError: a key or a certificate is not in order. ChannelError: no answer, or refused.
+    """
+    return _connected(settings, lambda channel: channel.models())
+
+
+def fetch_model(
+    settings: SiteSettings, which: str, *, out: Path, progress: Progress = lambda _done, _size: None
+) -> Fetched:
+    """The model package of a run (or of a study's only run) in a folder under `out`, verified.
+
+    Raises:
+        FedwardError: as `ModelFetcher.fetch` and `choose`.
+    """
+
+    async def fetch(channel: ModelChannel) -> Fetched:
+        fetcher = ModelFetcher(
+            channel=channel,
+            guard=GuardClient(settings.gateway_socket),
+            approved=approved(settings),
+            out=out,
+            progress=progress,
+        )
+        return await fetcher.fetch(choose(await channel.models(), which))
+
+    return _connected(settings, fetch)
+
+
+def _connected(settings: SiteSettings, ask: Callable[[ModelChannel], Awaitable[T]]) -> T:
+    require_tls13()
+    # rules 17: grpc reads its cipher list when it is imported, so the line above comes first.
+    from fedward_client.gateway.channel import EdgeChannel  # noqa: PLC0415
+
+    async def connected() -> T:
+        channel = EdgeChannel.of(settings)
+        try:
+            return await ask(channel)
+        finally:
+            await channel.close()
+
+    return asyncio.run(connected())

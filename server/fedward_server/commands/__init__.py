@@ -1,0 +1,1 @@
+"""The commands of `fedward-server`, by who types them."""

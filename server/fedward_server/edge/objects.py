@@ -1,0 +1,36 @@
+"""What the edge reads of the messages that pass: enough to name each object that they carry."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from fedward_server.ports import FleetMessages
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PassedObject:
+    """One object on its way: kind, digest and size as in the site's journal; `run` is Flower's."""
+
+    kind: str
+    sha256: str
+    size_bytes: int
+    run: str = ""
+
+
+class ReadsObjects(FleetMessages, Protocol):
+    """Flower's Fleet messages, with the objects in them."""
+
+    def entering(self, route: str, request: bytes) -> Sequence[PassedObject]:
+        """The objects that a site sends in a request.
+
+        Raises:
+            CallRefused: MALFORMED; the request cannot be read, or an object is not its digest's.
+        """
+        ...
+
+    def leaving(self, route: str, request: bytes, reply: bytes) -> Sequence[PassedObject]:
+        """The objects that a site gets in SuperLink's answer to its request.
+
+        What cannot be read is one object of the kind `unreadable`: it passes, and is written down.
+        """
+        ...

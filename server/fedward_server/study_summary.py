@@ -1,0 +1,110 @@
+"""A study in plain words for its lead: what runs where, what leaves, what it costs a patient."""
+
+from typing import Any
+
+from fedward_common.models.registry import model_shapes
+from fedward_common.privacy import accounting, mechanism
+from fedward_common.study.files import SiteKeys
+from fedward_common.study.registry import ReleaseSpec
+from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.statistics import ColumnStatistics, declared, is_statistics
+from fedward_common.study.tabular import BinnedScores, TabularData
+from fedward_server.report.figures import delta_text, epsilon_number, unit_text
+from fedward_server.study_files import key_words
+
+
+def summary(study: StudySpec, *, final: bool) -> dict[str, Any]:
+    """The facts of a study; `final` says that its keys are the real ones, so its digest is too."""
+    plan = declared(study)
+    event = mechanism.study_event(study)
+    return {
+        "id": study.id,
+        "title": study.title,
+        "task": study.task.kind,
+        "digest": study.digest if final else None,
+        "rounds": study.rounds,
+        "quorum": study.quorum,
+        "unit": plan.unit,
+        "delta": plan.delta,
+        "epsilon_declared": plan.epsilon,
+        "epsilon_is": plan.epsilon_is,
+        "epsilon_admission": accounting.epsilon_admission([event], delta=plan.delta),
+        "epsilon_pld": accounting.epsilon_pld(event, delta=plan.delta),
+        "reads": reads(study),
+        "leaves": list(leaves(study)),
+        "sites": {
+            site.id: {
+                "patients": site.patients,
+                "words": key_words(
+                    SiteKeys(key_sha256=site.key_sha256, node_key_sha256=site.node_key_sha256)
+                )
+                if final
+                else None,
+            }
+            for site in study.sites
+        },
+    }
+
+
+def reads(study: StudySpec) -> list[str]:
+    """The names of the columns that are read."""
+    return [column.name for column in getattr(study.data, "columns", ())]
+
+
+def leaves(study: StudySpec) -> tuple[str, ...]:
+    """What each hospital sends, one line per kind; nothing else may pass its guard."""
+    lines = [_release(release) for release in study.releases]
+    if not is_statistics(study):
+        lines.insert(0, _updates(study))
+    return (*lines, "nothing else: no record, no exact count, no loss, no timing")
+
+
+def summary_text(facts: dict[str, Any]) -> str:
+    """`summary` for people."""
+    sites = facts["sites"]
+    width = max(len(name) for name in sites)
+    delta = delta_text(facts["delta"])
+    lines = [
+        f"study {facts['id']}: {facts['title']}",
+        f"  digest    {facts['digest'] or 'not before the keys of sites and lead are known'}",
+        f"  task      {facts['task']}, {facts['rounds']} rounds, quorum {facts['quorum']}",
+        f"  costs     ε = {epsilon_number(facts['epsilon_admission'])} by admission, "
+        f"{epsilon_number(facts['epsilon_pld'])} by PLD, at δ = {delta} {unit_text(facts['unit'])}",
+        f"  reads     {', '.join(facts['reads'])}",
+        *(f"  leaves    {line}" for line in facts["leaves"]),
+    ]
+    for name, site in sites.items():
+        confirmed = f"  keys: {site['words']}" if site["words"] else ""
+        lines.append(f"  site      {name:<{width}}  {site['patients']} patients{confirmed}")
+    return "\n".join(lines)
+
+
+def _updates(study: StudySpec) -> str:
+    if not isinstance(study.data, TabularData) or not isinstance(study.dp, DpSgd):
+        return f"in each of {study.rounds} rounds: an update of the model"
+    shapes = model_shapes(study.model, inputs=study.data.input_size)
+    numbers = 0
+    for shape in shapes.values():
+        size = 1
+        for side in shape:
+            size *= side
+        numbers += size
+    return (
+        f"in each of {study.rounds} rounds: a model of {numbers} numbers, trained with noise "
+        f"{study.dp.noise_multiplier:.4g} x clip norm {study.dp.clip_norm:g} in every step"
+    )
+
+
+def _release(release: ReleaseSpec) -> str:
+    if isinstance(release, BinnedScores):
+        return (
+            f"once: held-out patients per class in {release.bins} score bins, with noise of "
+            f"{release.noise_multiplier:g}"
+        )
+    if isinstance(release, ColumnStatistics):
+        return (
+            f"once: {', '.join(release.statistics)} of {', '.join(release.columns)}, with "
+            f"{release.mechanism} noise of {release.noise_multiplier:g} x sensitivity; cells below "
+            f"{release.min_cell_size} patients stay at the hospital"
+        )
+    return f"once: {release.kind}"
