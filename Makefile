@@ -49,6 +49,7 @@ bench-breast: $(STAMP)  ## 20 noise draws of the breast-cancer study
 
 ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 	@command -v ip >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq iproute2; }
+	@ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
 
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache

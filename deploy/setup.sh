@@ -33,5 +33,5 @@ if ! "$VENV/bin/python" -c 'import torch' 2>/dev/null; then
   fi
 fi
 echo "setup: installing Fedward and its tools"
-run "${pip[@]}" install "${constrained[@]}" -e ./common -e "./server[sandbox]" -e ./client -e .
+run "${pip[@]}" install "${constrained[@]}" -e ./common -e "./server[sandbox,postgresql]" -e ./client -e .
 echo "setup: done"

@@ -2,7 +2,7 @@
 
 import typer
 
-from fedward_client.commands import privacy, processes, site
+from fedward_client.commands import decide, models, privacy, processes, site
 from fedward_common.entry import run_program
 
 app = typer.Typer(
@@ -12,8 +12,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The hospital's side of a Fedward federation.",
 )
-for group in (processes.app, site.app, privacy.app):
+for group in (processes.app, site.app, decide.app, privacy.app):
     app.add_typer(group)
+app.add_typer(decide.studies, name="studies")
+app.add_typer(decide.approver, name="approver")
+app.add_typer(decide.bundle, name="bundle")
+app.add_typer(decide.plugin, name="plugin")
+app.add_typer(models.model, name="model")
 app.add_typer(privacy.budget, name="budget")
 app.add_typer(site.journal, name="journal")
 

@@ -16,6 +16,11 @@ from fedward_common.doctor import IdentityFiles, tls13_client
 from fedward_common.errors import ChannelError
 
 LOOK_SECONDS: Final = 5.0
+NAME_MISMATCH: Final = (62, 64)
+"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
+NOT_YET_VALID: Final = 9
+HAS_EXPIRED: Final = 10
+"""OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED."""
 UNKNOWN_ISSUER: Final = "an unknown issuer"
 
 

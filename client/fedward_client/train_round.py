@@ -19,6 +19,7 @@ from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import REFUSAL_CODES, FedwardError, ProtocolError, SignatureRefused
 from fedward_common.ids import SiteId
+from fedward_common.models.plugins import register_installed
 from fedward_common.models.registry import model_shapes
 from fedward_common.privacy.histogram import binned_counts, noisy_counts
 from fedward_common.privacy.randomness import Csprng, RandomSource
@@ -82,6 +83,7 @@ class Worker:
             return grant.envelope
         # The guard verified signature and approval; here the same bytes only become a value.
         study = SignedStudy.parse(signed).verify()
+        register_installed(study.model.name, sha256=grant.plugin_sha256)
         match instruction.kind:
             case "train":
                 payload = self._train(study, SiteId(grant.site), model)

@@ -110,35 +110,44 @@ def peer_uid(connection: socket.socket) -> int:
 class _End(asyncio.Protocol):
     """One end of a carried connection: what arrives here is written at the other end."""
 
-    def __init__(self, other: asyncio.Transport | None = None) -> None:
+    def __init__(self, other: "_End | None" = None) -> None:
         self.other = other
         self.transport: asyncio.Transport | None = None
+        self.ended = False
+
+    @property
+    def _opposite(self) -> asyncio.Transport | None:
+        return None if self.other is None else self.other.transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         if isinstance(transport, asyncio.Transport):
             self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        if self.other is not None:
-            self.other.write(data)
+        if self._opposite is not None:
+            self._opposite.write(data)
 
     def eof_received(self) -> bool:
-        if self.other is not None and self.other.can_write_eof():
-            self.other.write_eof()
-        return True  # the other direction stays open
+        """One side has said all: the other direction stays open, until that has ended as well."""
+        self.ended = True
+        if self.other is None or self.other.ended:
+            return False
+        if self._opposite is not None and self._opposite.can_write_eof():
+            self._opposite.write_eof()
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         del exc
-        if self.other is not None:
-            self.other.close()
+        if self._opposite is not None:
+            self._opposite.close()
 
     def pause_writing(self) -> None:
-        if self.other is not None:
-            self.other.pause_reading()
+        if self._opposite is not None:
+            self._opposite.pause_reading()
 
     def resume_writing(self) -> None:
-        if self.other is not None and not self.other.is_closing():
-            self.other.resume_reading()
+        if self._opposite is not None and not self._opposite.is_closing():
+            self._opposite.resume_reading()
 
 
 class _Arrival(_End):
@@ -210,13 +219,13 @@ class Bridge:
         return peer_uid(transport.get_extra_info("socket")) in (os.geteuid(), 0)
 
     async def _join(self, near: _Arrival, transport: asyncio.Transport) -> None:
-        far = _End(transport)
+        far = _End(near)
         try:
             await self._connect(lambda: far)
         except OSError:
             transport.abort()
             return
-        near.other = far.transport
+        near.other = far
         if transport.is_closing() and far.transport is not None:
             far.transport.close()
         else:

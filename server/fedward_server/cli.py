@@ -3,7 +3,7 @@
 import typer
 
 from fedward_common.entry import run_program
-from fedward_server.commands import coordinator, sites, studies
+from fedward_server.commands import coordinator, sites, studies, study
 
 app = typer.Typer(
     name="fedward-server",
@@ -16,6 +16,8 @@ for group in (coordinator.app, studies.app):
     app.add_typer(group)
 app.add_typer(sites.site, name="site")
 app.add_typer(sites.operator, name="operator")
+app.add_typer(study.study, name="study")
+app.add_typer(study.lead, name="lead")
 app.add_typer(studies.runs, name="runs")
 app.add_typer(studies.studies, name="studies")
 app.add_typer(studies.model, name="model")

@@ -4,13 +4,14 @@ The decisions only. Where keys, certificate authority and files lie is the busin
 (`site_commands`); what the site does is `enrolment_intake`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
 from fedward_common.channel.refusals import Refusal
 from fedward_common.errors import ConfigError, ProtocolError, SignatureRefused
-from fedward_common.ids import Digest, SiteId
+from fedward_common.ids import LABEL, Digest, SiteId
 from fedward_common.trust.chains import request_key_sha256, spki_sha256
 from fedward_common.trust.enrolment import SITE_GRANT, EnrolmentRequest, Grant, Invite
 from fedward_common.trust.statements import Statement
@@ -21,6 +22,7 @@ from fedward_server.enrolment_rules import (
     SiteAuthority,
     certificate_of,
     check_keys,
+    find_request,
     returning_member,
     stamp,
     waiting_request,
@@ -190,9 +192,10 @@ class EnrolmentDesk:
             EnrolmentRefused: not a signed `site-revocation` by an operator for an active site.
         """
         self._check_operator(statement, SITE_REVOCATION)
-        site = SiteId(str(statement.facts.get("site")))
-        if set(statement.facts) != {"site"}:
+        named = statement.facts.get("site")
+        if set(statement.facts) != {"site"} or not re.fullmatch(LABEL, str(named)):
             raise EnrolmentRefused(Refusal.STATEMENT)
+        site = SiteId(str(named))
         record = self._registry.find(site)
         if record is None:
             raise EnrolmentRefused(Refusal.SITE_UNKNOWN, site)
@@ -212,8 +215,13 @@ class EnrolmentDesk:
         """The grant of the member `site`, to be carried to it.
 
         Raises:
-            EnrolmentRefused: its newest request was not granted.
+            EnrolmentRefused: it is no member, or its newest request was not granted.
         """
+        member = self._registry.find(site)
+        if member is None:
+            raise EnrolmentRefused(Refusal.SITE_UNKNOWN, site)
+        if member.status is not SiteStatus.ACTIVE:
+            raise EnrolmentRefused(Refusal.SITE_REVOKED, site)
         records = self._book.requests(site)
         if not records or records[-1].status is not RequestStatus.GRANTED:
             raise EnrolmentRefused(Refusal.REQUEST_UNKNOWN, f"{site} has no granted request")
@@ -228,7 +236,7 @@ class EnrolmentDesk:
         authority: SiteAuthority,
         *,
         keys: Mapping[str, Digest],
-    ) -> SiteRecord:
+    ) -> SiteRecord | None:
         now, csr = self._clock(), request.tls_csr_pem.encode()
         chain = authority.issue_site(csr, site=request.site, now=now)
         certificate = certificate_of(chain, key=request_key_sha256(csr), now=now)
@@ -258,6 +266,9 @@ class EnrolmentDesk:
                 grant=grant.canonical,
             )
         except ConfigError as error:
+            answered = self._book.find_request(request.sha256)
+            if answered is not None and answered.status is RequestStatus.GRANTED:
+                return self._registry.find(request.site)  # the other operator was faster
             raise EnrolmentRefused(Refusal.ALREADY_ENROLLED, str(error)) from error
         self._log.append(
             "site.granted",
@@ -271,7 +282,7 @@ class EnrolmentDesk:
     def _addressed(self, statement: Statement, kind: str) -> RequestRecord:
         """The waiting request that an operator's statement is about."""
         self._check_operator(statement, kind)
-        record = self._book.find_request(Digest(str(statement.facts.get("request_sha256"))))
+        record = find_request(self._book, statement.facts.get("request_sha256"))
         if record is None:
             raise EnrolmentRefused(Refusal.REQUEST_UNKNOWN)
         if dict(statement.facts) != grant_facts(record):

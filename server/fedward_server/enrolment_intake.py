@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from fedward_common.channel.refusals import Refusal
 from fedward_common.errors import ConfigError, ProtocolError, SignatureRefused
-from fedward_common.ids import Digest, SiteId
+from fedward_common.ids import SiteId
 from fedward_common.trust.enrolment import CarriedRequest, EnrolmentRequest, token_sha256
 from fedward_server.enrolment_rules import (
     EnrolmentRefused,
     Membership,
     check_keys,
+    find_request,
     may_be_fetched,
     returning_member,
     waiting_request,
@@ -153,7 +154,7 @@ class EnrolmentIntake:
         Raises:
             EnrolmentRefused: no such request, too late, another key, or another time.
         """
-        record, now = self._book.find_request(Digest(request_sha256)), self._clock()
+        record, now = find_request(self._book, request_sha256), self._clock()
         if record is None or not may_be_fetched(record, now):
             raise EnrolmentRefused(Refusal.REQUEST_UNKNOWN)
         try:

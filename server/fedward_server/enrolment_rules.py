@@ -1,12 +1,13 @@
 """What holds at every step of enrolment, whoever takes it."""
 
+import re
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Final, Protocol
 
 from fedward_common.channel.refusals import Refusal, explain_refusal
 from fedward_common.errors import ProtocolError
-from fedward_common.ids import Digest, SiteId
+from fedward_common.ids import DIGEST, Digest, SiteId
 from fedward_common.trust.certificates import node_key_sha256, parse_peer_certificate
 from fedward_common.trust.chains import request_key_sha256
 from fedward_common.trust.enrolment import EnrolmentRequest
@@ -112,6 +113,13 @@ def check_keys(
             if set(digests.values()) & set(waiting.values()):
                 raise EnrolmentRefused(Refusal.KEY_REUSED)
     return digests
+
+
+def find_request(book: EnrolmentBook, request_sha256: object) -> RequestRecord | None:
+    """The request of this digest, as someone names it; None for what is no digest at all."""
+    if not isinstance(request_sha256, str) or not re.fullmatch(DIGEST, request_sha256):
+        return None
+    return book.find_request(Digest(request_sha256))
 
 
 def waiting_request(book: EnrolmentBook, site: SiteId) -> RequestRecord | None:

@@ -15,6 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedward_common.arrays import tensors_to_bytes
 from fedward_common.errors import FedwardError
+from fedward_common.models.plugins import register_installed
 from fedward_common.study.signed import SignedStudy
 from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_grid import FlowerFleet
@@ -49,6 +50,7 @@ def main(grid: Grid, context: Context) -> None:
 def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest: str) -> None:
     signed = read_study(settings.state, digest)
     study = SignedStudy.parse(signed).verify()
+    register_installed(study.model.name)
     folder.emit("run.started", study=study.digest, rounds=study.rounds)
     fleet = FlowerFleet(grid, study=study, kick=partial(kick, settings.kick_socket))
     result = StudyRun(

@@ -22,6 +22,7 @@ from fedward_server.adapters.certificate_authority import (
     open_authority,
     server_hosts,
 )
+from fedward_server.adapters.secret_files import read_passphrase
 from fedward_server.settings import CoordinatorSettings
 
 SETTINGS: Final = "coordinator.toml"
@@ -133,6 +134,28 @@ def renew_server_certificate(settings: CoordinatorSettings, *, now: datetime) ->
         ) from error
     files = (settings.tls.certificate, settings.tls.key)
     return _write_server_certificate(authority, hosts=server_hosts(present), files=files, now=now)
+
+
+def renew_issuing_authority(
+    settings: CoordinatorSettings, *, root_file: Path, root_passphrase: bytes, now: datetime
+) -> datetime:
+    """The next issuing authority, signed by the root on its medium; returns when it ends.
+
+    What the former one signed stays good; the edge uses the new one from its next start.
+
+    Raises:
+        ConfigError: another federation's root, or another passphrase.
+    """
+    secret = settings.authority.passphrase_file
+    authority = CertificateAuthority.renew_issuing(
+        settings.authority_folder,
+        federation=settings.federation,
+        now=now,
+        root_file=root_file,
+        root_passphrase=root_passphrase,
+        issuing_passphrase=None if secret is None else read_passphrase(secret),
+    )
+    return expires_at(authority.issuing_pem)
 
 
 def _write_server_certificate(

@@ -30,7 +30,7 @@ from fedward_server.settings import CoordinatorSettings
 
 FOLLOW_SECONDS: Final = 0.1
 CANCEL_SECONDS: Final = 90.0
-CANCEL_GRACE_SECONDS: Final = 10.0
+CANCEL_GRACE_SECONDS: Final = 3.0
 """How long a ServerApp that was told to stop may take to write its own outcome; then we try, until
 it has let go of the log."""
 STATUS_SECONDS: Final = 2.0

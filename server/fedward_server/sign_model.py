@@ -12,6 +12,7 @@ from fedward_common.model_package import MANIFEST
 from fedward_common.privacy import accounting, mechanism
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.statistics import is_statistics
 from fedward_common.trust.signing import SigningKey
 from fedward_server.adapters.model_package import Origin, write_package
 from fedward_server.adapters.run_files import LOG, MODEL, read_outcome, read_study, run_path
@@ -44,6 +45,8 @@ def sign_model(state: Path, run: str, *, key: SigningKey) -> dict[str, Any]:
     # 2.
     signed_study = read_study(state, outcome["study"])
     study = SignedStudy.parse(signed_study).verify()
+    if is_statistics(study):
+        raise ConfigError(f"run {run}: expected a study with a model, found one of statistics")
     if SignedStudy.parse(signed_study).lead_public_key != key.public_hex:
         raise SignatureRefused(
             f"run {run}: expected the key of the lead of study {study.id}, found another"

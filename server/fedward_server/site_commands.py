@@ -37,10 +37,15 @@ MAX_CARRIED_BYTES = 1 << 17
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Operator:
-    """Who types a command: the name in coordinator.toml and the file of the key."""
+    """Who types a command: the name in coordinator.toml and the file of the key.
+
+    `passphrase_file` opens the issuing key where the file that the settings name is a credential of
+    the service alone.
+    """
 
     name: str
     key_file: Path
+    passphrase_file: Path | None = None
 
 
 def invite_site(settings: CoordinatorSettings, site: str, *, out: Path | None) -> str:
@@ -50,13 +55,15 @@ def invite_site(settings: CoordinatorSettings, site: str, *, out: Path | None) -
         raise ConfigError(
             "enrolment.address: expected host:port for sites in coordinator.toml, found none"
         )
-    authority = _authority(settings)
+    try:
+        root_pem = settings.tls.ca.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{settings.tls.ca}: expected the federation's root, found {error.strerror}"
+        ) from error
     with _desk(settings, name) as desk:
         invite = desk.invite(
-            name,
-            address=address,
-            server_name=settings.server_name,
-            root_pem=authority.root_pem,
+            name, address=address, server_name=settings.server_name, root_pem=root_pem
         )
     if out is not None:
         write_private(out, invite.text.encode() + b"\n")
@@ -88,11 +95,18 @@ def grant_site(
         EnrolmentRefused: with the reason.
         ConfigError: other words, no such operator, or no authority on this machine.
     """
-    name, authority = parse_site_id(site), _authority(settings)
+    name, needed = parse_site_id(site), settings.enrolment.operators_needed
     if settings.address is None:
         raise ConfigError(
             "address: expected host:port of the edge for sites in coordinator.toml, found none"
         )
+    if len(settings.operators) < needed:
+        raise ConfigError(
+            f"operators: expected at least enrolment.operators_needed = {needed} in "
+            f"coordinator.toml, found {len(settings.operators)}. "
+            "Make keys with `fedward-server operator new`"
+        )
+    authority = _authority(settings, operator)
     with _desk(settings, name) as desk:
         review = desk.review(name)
         if re.findall("[a-z]+", compared.lower()) != review.words.split("-"):
@@ -119,7 +133,7 @@ def grant_site(
         "site": name,
         "status": "granted",
         "certificate_sha256": member.certificate_sha256,
-        "connected": _tell_superlink(settings),
+        "registered": _tell_superlink(settings),
     }
 
 
@@ -244,8 +258,8 @@ def _logged(log: SharedLog, site: SiteId | None) -> Iterator[None]:
         raise
 
 
-def _authority(settings: CoordinatorSettings) -> CertificateAuthority:
-    authority = open_authority(settings)
+def _authority(settings: CoordinatorSettings, operator: Operator) -> CertificateAuthority:
+    authority = open_authority(settings, passphrase_file=operator.passphrase_file)
     if authority is None:
         raise ConfigError(
             f"{settings.authority_folder}: expected the issuing authority, found none. "

@@ -5,7 +5,7 @@ when the quorum is there. Below the quorum the round is abandoned loudly and its
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,10 +14,17 @@ import numpy.typing as npt
 
 from fedward_common.arrays import Array, tensors_from_bytes, tensors_to_bytes
 from fedward_common.canonical import sha256_hex
-from fedward_common.errors import FedwardError, ProtocolError, SignatureRefused, StudyFailed
+from fedward_common.errors import (
+    FedwardError,
+    LedgerError,
+    ProtocolError,
+    SignatureRefused,
+    StudyFailed,
+)
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
 from fedward_common.models.registry import initial_tensors, model_shapes
+from fedward_common.privacy.ledger import Head
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import is_statistics, statistics_releases
 from fedward_common.study.tabular import BinnedScores, TabularData
@@ -25,6 +32,7 @@ from fedward_common.trust.signing import key_sha256, verify
 from fedward_common.wire import Envelope, Instruction, Kind, Reply
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.fleet import Answer, Clock, Fleet, RunEvents, RunStore
+from fedward_server.ledger_heads import HeadsInMemory, LedgerHeads
 from fedward_server.round_state import RoundState, describe
 from fedward_server.statistics import StatisticsSum, Totals
 
@@ -33,9 +41,13 @@ Take = Callable[[SiteId, bytes], None]
 """Consumes one good payload."""
 
 FINAL_REFUSALS: Final = frozenset(
-    {"config", "policy", "budget", "signature", "ledger", "model", "data"}
+    {
+        *("config", "policy", "budget", "signature", "ledger", "model", "data"),
+        *("ethics", "not-approved"),
+    }
 )
-"""Refusals that a later round cannot change: the site is not asked again in this run."""
+"""Refusals that a later round cannot change: the site is not asked again in this run. A site that is
+paused or outside its hours may answer the next round."""
 
 POLL_SECONDS: Final = 1.0
 
@@ -78,7 +90,9 @@ class StudyRun:
     clock: Clock
     store: RunStore
     events: RunEvents
+    heads: LedgerHeads = field(default_factory=HeadsInMemory)
     refusals: dict[SiteId, str] = field(default_factory=dict)
+    _floors: Mapping[SiteId, int] = field(default_factory=dict)
 
     def run(self) -> StudyResult:
         """The evaluated model after the study's rounds, or the totals of its statistics.
@@ -218,6 +232,7 @@ class StudyRun:
         self.events.emit(
             "round.opened", kind=kind, round=number, rounds=self.study.rounds, sites=list(cohort)
         )
+        self._floors = self.heads.newest()
         self.fleet.send(dict.fromkeys(cohort, envelope))
         while not state.closed(now := self.clock.now()):
             for answer in self.fleet.receive(
@@ -275,6 +290,7 @@ class StudyRun:
             if answer.envelope is None:
                 raise ProtocolError(answer.lost or "no reply")
             reply = self._verified(site, instruction, answer.envelope)
+            self._observe(site, reply)
             if reply.kind == "refusal":
                 self._refused(state, site, reply.code)
                 return
@@ -282,10 +298,26 @@ class StudyRun:
             state.accept(site)
             self.events.emit("site.replied", kind=instruction.kind, round=number, site=site)
         except (FedwardError, KeyError) as error:
+            if isinstance(error, LedgerError):  # nothing of it counts until somebody restores it
+                self.refusals[site] = error.code
             if site in state.missing:
                 state.lose(site, type(error).__name__)
             self.events.emit(
                 "site.lost", kind=instruction.kind, round=number, site=site, reason=_one_line(error)
+            )
+
+    def _observe(self, site: SiteId, reply: Reply) -> None:
+        """Compares the head of the site's ledger with those that it showed before.
+
+        Raises:
+            LedgerError: the ledger went back, is another one, or is not shown any more.
+        """
+        if reply.ledger_seq is not None and reply.ledger_sha256 is not None:
+            head = Head(seq=reply.ledger_seq, sha256=reply.ledger_sha256)
+            self.heads.observe(site, head, floor=self._floors.get(site, 0))
+        elif reply.kind != "refusal" and site in self._floors:
+            raise LedgerError(
+                f"site {site}: expected the head of its budget ledger as before, found none"
             )
 
     def _refused(self, state: RoundState, site: SiteId, code: str) -> None:

@@ -22,6 +22,7 @@ from fedward_server.ports import (
     SiteStatus,
 )
 from tests.support.pki import Authority, now
+from tests.support.postgres import Postgres, postgres  # noqa: F401 - a fixture
 from tests.support.roster import InMemoryRegistry
 
 Registry = SqlRegistry | InMemoryRegistry
@@ -41,8 +42,8 @@ def url_of(database: str, request: pytest.FixtureRequest) -> str:
     """An empty database of the kind."""
     if database == "sqlite":
         return f"sqlite:///{request.getfixturevalue('tmp_path') / 'registry.sqlite'}"
-    url: str = request.getfixturevalue("postgres_url")
-    return url
+    server: Postgres = request.getfixturevalue("postgres")
+    return server.new_database()
 
 
 @pytest.fixture(params=DATABASES)

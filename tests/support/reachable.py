@@ -7,13 +7,27 @@ itself and every process outside are as before.
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 CLONE_NEWNS = 0x00020000
 ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def passable_folder() -> Iterator[Path]:
+    """A new folder that every user may pass through, which pytest's own are not."""
+    folder = Path(tempfile.mkdtemp(prefix="fedward-tests-"))
+    folder.chmod(0o711)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def blocked_folders() -> list[Path]:

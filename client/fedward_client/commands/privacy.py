@@ -76,11 +76,54 @@ def audit(
 
 @budget.command("show")
 def budget_show(
-    config: Config = DEFAULT_CONFIG, as_json: Json = False, debug: Debug = False
+    config: Config = DEFAULT_CONFIG,
+    plot: Annotated[
+        Path | None, typer.Option(help="Also draw epsilon over time to this SVG file.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Print what this hospital's patients have spent, per study and in total."""
     del debug
     from fedward_client.budget import budget_report, budget_text
 
-    report = budget_report(load(config))
+    settings = load(config)
+    if plot is not None:
+        from fedward_client.budget_plot import write_budget_plot
+
+        write_budget_plot(settings, plot)
+    report = budget_report(settings)
     typer.echo(json.dumps(report) if as_json else budget_text(report))
+
+
+@budget.command("explain")
+def budget_explain(
+    config: Config = DEFAULT_CONFIG,
+    study: Annotated[
+        Path | None, typer.Option(help="A signed study (JSON) to price as one more.")
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say in words what the budget is made of, what one more study costs, what is not covered."""
+    del debug
+    from fedward_client.budget_explain import explain_report, explain_text
+    from fedward_common.study.signed import SignedStudy
+
+    settings = load(config)
+    more = None if study is None else SignedStudy.parse(read_study(study)).verify()
+    report = explain_report(settings, study=more)
+    typer.echo(json.dumps(report) if as_json else explain_text(report))
+
+
+@budget.command("verify")
+def budget_verify(
+    config: Config = DEFAULT_CONFIG, as_json: Json = False, debug: Debug = False
+) -> None:
+    """Re-check ledger, mark and journal offline and recompute every figure. Exit code 0 or 10."""
+    del debug
+    from fedward_client.budget_verify import verify_budget
+
+    found = verify_budget(load(config))
+    typer.echo(json.dumps(found.as_json()) if as_json else found.text())
+    raise typer.Exit(found.exit_code)

@@ -52,3 +52,23 @@ def worker(config: Config) -> None:
 
     warm_up(opacus=settings.backend == "opacus")
     run_worker(runtime_port=settings.ports.runtime, secret_file=worker_secret(settings))
+
+
+@app.command(hidden=True)
+def arrange(config: Config) -> None:
+    """Make the site's folders and give each user its own (root, before the service units)."""
+    os.umask(0o077)
+    from fedward_client.isolation.accounts import SiteAccounts
+    from fedward_client.isolation.arrange import arrange as arrange_site
+
+    settings = load(config, process="arrange")
+    arrange_site(settings, SiteAccounts.of(settings))
+
+
+@app.command(hidden=True)
+def supernode(config: Config) -> None:
+    """Flower's SuperNode, in this process's place (started by its own service unit)."""
+    os.umask(0o077)
+    from fedward_client.isolation.flower import exec_supernode
+
+    exec_supernode(load(config, process="supernode"))

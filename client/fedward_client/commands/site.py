@@ -5,14 +5,16 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from fedward_client.commands.options import DEFAULT_CONFIG, Config, Debug, Json, load
 from fedward_common.log.setup import configure_logging
 
 app = typer.Typer()
 journal = typer.Typer(no_args_is_help=True, help="What left this hospital.")
+
+Since = Annotated[
+    str | None, typer.Option("--since", help="Only from this date or time on (ISO 8601, UTC).")
+]
 
 
 @app.command()
@@ -36,21 +38,66 @@ def doctor(
 
 @journal.command("show")
 def journal_show(
-    config: Config = DEFAULT_CONFIG, as_json: Json = False, debug: Debug = False
+    config: Config = DEFAULT_CONFIG,
+    since: Since = None,
+    as_json: Json = False,
+    debug: Debug = False,
 ) -> None:
     """Verify the journal's chain and print what left, by kind: objects and bytes."""
     del debug
-    from fedward_client.journal_report import journal_report
+    from fedward_client.journal_report import journal_report, parse_since
+    from fedward_client.journal_text import totals_text
 
-    report = journal_report(load(config))
-    if as_json:
-        typer.echo(json.dumps(report))
-        return
-    console = Console()
-    title = f"What left {report['site']} ({report['entries']} journal entries, chain intact)"
-    table = Table(title=title)
-    for column in ("direction", "kind", "objects", "bytes"):
-        table.add_column(column)
-    for row in report["totals"]:
-        table.add_row(row["direction"], row["kind"], str(row["objects"]), f"{row['bytes']:,}")
-    console.print(table)
+    report = journal_report(load(config), since=parse_since(since) if since else None)
+    typer.echo(json.dumps(report) if as_json else totals_text(report))
+
+
+@journal.command("list")
+def journal_list(
+    config: Config = DEFAULT_CONFIG,
+    since: Since = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Print every object that came in or left, one per line."""
+    del debug
+    from fedward_client.journal_report import journal_objects, parse_since
+    from fedward_client.journal_text import objects_text
+
+    report = journal_objects(load(config), since=parse_since(since) if since else None)
+    typer.echo(json.dumps(report) if as_json else objects_text(report))
+
+
+@journal.command("month")
+def journal_month_command(
+    month: Annotated[str, typer.Argument(help="YYYY-MM, in UTC.")],
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Sum up one month: what left for which study, what was held back."""
+    del debug
+    from fedward_client.journal_report import journal_month
+    from fedward_client.journal_text import month_text
+
+    report = journal_month(load(config), month)
+    typer.echo(json.dumps(report) if as_json else month_text(report))
+
+
+@journal.command("compare")
+def journal_compare(
+    coordinator_log: Annotated[Path, typer.Argument(help="The coordinator's edge log (JSONL).")],
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Compare the journal with the coordinator's log, object by object. Exit code 1: not equal."""
+    del debug
+    from fedward_client.journal_report import compare_logs
+    from fedward_client.journal_text import comparison_text
+
+    settings = load(config)
+    report = compare_logs(settings.audit_path, coordinator_log, site=settings.site)
+    typer.echo(json.dumps(report) if as_json else comparison_text(report))
+    if not report["agree"]:
+        raise typer.Exit(1)

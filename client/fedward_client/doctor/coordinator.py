@@ -4,10 +4,12 @@ import asyncio
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
+from fedward_client.isolation.accounts import SiteAccounts
 from fedward_client.settings import SiteSettings
 from fedward_common.channel.tls import require_tls13
 from fedward_common.doctor import Finding, fail, ok, warn
 from fedward_common.errors import FedwardError
+from fedward_common.users import acting_as
 
 if TYPE_CHECKING:
     from fedward_client.gateway.greeting import Greeting
@@ -24,7 +26,9 @@ def greeting(settings: SiteSettings) -> Iterator[Finding]:
         from fedward_client.gateway.greeting import own_versions  # noqa: PLC0415
 
         ours = own_versions()
-        found = asyncio.run(_ask(settings, ours))
+        # Root asks as the gateway does, whose the TLS key is.
+        with acting_as(SiteAccounts.of(settings).gateway):
+            found = asyncio.run(_ask(settings, ours))
     except FedwardError as error:
         fix = "Ask the operator: the coordinator's log says why it refused"
         yield fail("coordinator.hello", " ".join(str(error).split()), fix)

@@ -7,8 +7,14 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 from fedward_client.doctor.keys import user_ids
-from fedward_client.enrol.pinned import HAS_EXPIRED, NAME_MISMATCH, NOT_YET_VALID
-from fedward_client.peer import Target, look, tls_channel
+from fedward_client.peer import (
+    HAS_EXPIRED,
+    NAME_MISMATCH,
+    NOT_YET_VALID,
+    Target,
+    look,
+    tls_channel,
+)
 from fedward_client.proxy import Proxy, ProxyRefused, is_loopback
 from fedward_client.settings import CoordinatorAddress, SiteSettings
 from fedward_common import doctor as shared

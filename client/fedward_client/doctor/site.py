@@ -1,12 +1,13 @@
 """All findings about a site, in order."""
 
+import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from fedward_client.doctor.coordinator import greeting
-from fedward_client.doctor.keys import certificates, identity_files, keys
+from fedward_client.doctor.keys import certificates, identity_files, keys, user_ids
 from fedward_client.doctor.network import network
 from fedward_client.doctor.records import (
     approvals,
@@ -66,9 +67,9 @@ def _all(settings: SiteSettings, study: Path | None) -> Iterator[Finding]:
 
 
 def _machine(settings: SiteSettings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    group = settings.guard.group is not None
-    yield shared.private_folder("folder.state", settings.folders.state, group=group)
-    yield shared.private_folder("folder.run", settings.folders.run, group=group)
+    group, owners = settings.guard.group is not None, {os.geteuid()} | user_ids(settings)
+    for name, folder in (("state", settings.folders.state), ("run", settings.folders.run)):
+        yield shared.private_folder(f"folder.{name}", folder, group=group, owners=owners)
     yield shared.socket_paths(
         "sockets",
         (

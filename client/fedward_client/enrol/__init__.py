@@ -4,7 +4,8 @@
 this package does not import grpc: the TLS setting of rules 17 must come first.
 """
 
-from fedward_client.enrol.flow import Enrolment, enrol, install_grant, write_request
+from fedward_client.enrol.flow import enrol, install_grant, write_request
+from fedward_client.enrol.installation import Enrolment
 from fedward_client.enrol.invitation import read_invite, refuse_argument, refuse_nothing
 from fedward_client.enrol.places import Places, SiteOptions
 from fedward_client.enrol.texts import carried_text, enrolled_text, teller

@@ -14,18 +14,21 @@ from typing import TYPE_CHECKING, Final
 from fedward_client.adapters.key_files import read_passphrase
 from fedward_client.adapters.tls_pair import TlsPair
 from fedward_client.enrol.answer import Answer
+from fedward_client.enrol.installation import (
+    Enrolment,
+    configured,
+    passphrase_file,
+    placed,
+    stored_grant,
+)
 from fedward_client.enrol.keys import (
     sign_with_next_key,
     site_request,
-    stored_invite,
-    stored_request,
 )
 from fedward_client.enrol.pinned import pinned_root
 from fedward_client.enrol.places import Places, SiteOptions
-from fedward_client.enrol.template import site_toml
 from fedward_client.peer import Target
 from fedward_client.proxy import Proxy
-from fedward_client.settings import load_site_settings
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
 from fedward_common.channel.tls import require_tls13
@@ -33,7 +36,6 @@ from fedward_common.errors import (
     ChannelError,
     ConfigError,
     PolicyRefused,
-    ProtocolError,
     StartError,
 )
 from fedward_common.log.events import utc_now
@@ -44,26 +46,19 @@ from fedward_common.trust.enrolment import (
     Grant,
     Invite,
 )
-from fedward_common.trust.private_files import write_atomically, write_private
+from fedward_common.trust.private_files import write_atomically
+from fedward_common.users import acting_as
 
 if TYPE_CHECKING:
     from fedward_client.enrol.listener import Listener
 
 ASK_SECONDS: Final = 5.0
 LONGEST_WAIT: Final = 7 * 24 * 3600.0
+FIRST_NOTE: Final = 60.0
+MOST_SILENT: Final = 3600.0
+"""Progress is told after a minute, then after twice as long, and at least every hour."""
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Enrolment:
-    """A site that is a member now: its settings file and until when its certificate is good."""
-
-    site: str
-    federation: str
-    config: Path
-    until: datetime
-    granted_by: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,24 +92,28 @@ def enrol(
     # rules 17: grpc reads its cipher list when it is imported, so the line above comes first.
     from fedward_client.enrol.listener import Listener  # noqa: PLC0415
 
-    proxy = Proxy.of(options.proxy, options.proxy_auth_file)
-    if (granted := _stored_grant(invite, places)) is not None:
-        return _installed(granted, places, options, world=world)
-    request, pair = _prepare(invite, places, options, say=say)
-    target = Target.of(invite.address, invite.server_name)
-    root = pinned_root(target, root_sha256=invite.root_sha256, proxy=proxy)
-    listener = Listener(target, root_pem=root, proxy=proxy)
-    try:
-        sign = sign_with_next_key(pair)
+    places.require_config()
+    owner = places.owner()
+    with acting_as(owner):
+        grant = stored_grant(invite, places)
+        if grant is None:
+            proxy = Proxy.of(options.proxy, options.proxy_auth_file)
+            request, pair = _prepare(invite, places, options, say=say)
+            target = Target.of(invite.address, invite.server_name)
+            root = pinned_root(target, root_sha256=invite.root_sha256, proxy=proxy)
+            listener = Listener(target, root_pem=root, proxy=proxy)
+            try:
+                sign = sign_with_next_key(pair)
 
-        def ask() -> Answer:
-            return listener.fetch(request.sha256, sign=sign, now=world.clock())
+                def ask() -> Answer:
+                    return listener.fetch(request.sha256, sign=sign, now=world.clock())
 
-        _submit(listener, request, invite, ask=ask, say=say)
-        grant = _wait(ask, site=request.site, say=say, limit=wait_seconds, world=world)
-    finally:
-        listener.close()
-    return _installed(grant, places, options, world=world)
+                _submit(listener, request, invite, ask=ask, say=say)
+                grant = _wait(ask, site=request.site, say=say, limit=wait_seconds, world=world)
+            finally:
+                listener.close()
+        peer = placed(grant, places, options, now=world.clock())
+    return configured(grant, peer, places, options, owner=owner)
 
 
 def write_request(
@@ -125,7 +124,9 @@ def write_request(
     Raises:
         ConfigError: the files here or the passphrase are not in order, or `out` cannot be written.
     """
-    request, _ = _prepare(invite, places, options, say=say)
+    places.require_config()
+    with acting_as(places.owner()):
+        request, _ = _prepare(invite, places, options, say=say)
     try:
         write_atomically(out, CarriedRequest.make(invite, request).canonical)
     except OSError as error:
@@ -151,26 +152,23 @@ def install_grant(
             data = opened.read(MAX_REQUEST_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{file}: expected a grant, found {error.strerror}") from error
-    return _installed(Grant.parse(data), places, options, world=world)
+    grant, owner = Grant.parse(data), places.owner()
+    places.require_config()
+    with acting_as(owner):
+        peer = placed(grant, places, options, now=world.clock())
+    return configured(grant, peer, places, options, owner=owner)
 
 
 def _prepare(
     invite: Invite, places: Places, options: SiteOptions, *, say: Say
 ) -> tuple[EnrolmentRequest, TlsPair]:
-    places.require_writable()
-    passphrase = read_passphrase(_passphrase_file(places, options))
+    places.make_folders()
+    passphrase = read_passphrase(passphrase_file(places, options))
     request, pair = site_request(invite, places, passphrase=passphrase)
     say(f"{request.site} in {request.federation}: this request's fingerprint is")
     say(f"    {request.fingerprint_words}")
     say("Read it to the coordinator's operator over the telephone: both must see the same words.")
     return request, pair
-
-
-def _passphrase_file(places: Places, options: SiteOptions) -> Path | None:
-    """Of the site that is there, or as it was said for a new one."""
-    if places.present is not None:
-        return places.present.keys.passphrase_file
-    return options.passphrase_file
 
 
 def _submit(
@@ -212,7 +210,7 @@ def _wait(
     world: World,
 ) -> Grant:
     """The grant, once it is given. A line that is cut in between is waited out."""
-    waited, cut = 0.0, False
+    waited, told, cut = 0.0, FIRST_NOTE, False
     while True:
         try:
             answer = ask()
@@ -237,47 +235,6 @@ def _wait(
             )
         world.sleep(world.ask_seconds)
         waited += world.ask_seconds
-
-
-def _stored_grant(invite: Invite, places: Places) -> Grant | None:
-    """The grant that this very invite brought before: only its installation may be unfinished."""
-    try:
-        if stored_invite(places).token_sha256 != invite.token_sha256:
-            return None
-        grant = Grant.parse(places.grant.read_bytes())
-    except (ConfigError, ProtocolError, OSError):
-        return None
-    return grant if grant.request_sha256 == stored_request(places).sha256 else None
-
-
-def _installed(grant: Grant, places: Places, options: SiteOptions, *, world: World) -> Enrolment:
-    """Puts a grant that holds into its place: the grant, root, pair, and site.toml last.
-
-    Each of these may have been done before: what is there already stays as it is.
-
-    Raises:
-        SignatureRefused: the grant does not hold; nothing is changed then.
-    """
-    request, invited = stored_request(places), stored_invite(places)
-    peer = grant.verify(request, root_sha256=invited.root_sha256, now=world.clock())
-    chain = grant.chain_pem.encode()
-    pair = TlsPair(
-        certificate=places.tls_certificate,
-        key=places.tls_key,
-        passphrase=read_passphrase(_passphrase_file(places, options)),
-    )
-    pair.settle()
-    write_private(places.grant, grant.canonical)
-    write_atomically(places.ca, grant.root_pem.encode())
-    if not (pair.certificate.exists() and pair.certificate.read_bytes() == chain):
-        pair.switch(chain)
-    if places.present is None:
-        write_atomically(places.config, site_toml(grant, places, options), mode=0o640)
-    settings = load_site_settings(places.config)
-    return Enrolment(
-        site=settings.site,
-        federation=settings.federation,
-        config=places.config,
-        until=peer.not_after,
-        granted_by=tuple(statement.person for statement in grant.statements),
-    )
+        if waited >= told:
+            say(f"Still waiting for the operators ({waited / 60:.0f} minutes) ...")
+            told = min(2 * told, told + MOST_SILENT)

@@ -2,19 +2,20 @@
 
 import socket
 import ssl
-from typing import Final
 
-from fedward_client.peer import Target, look, tls_channel
+from fedward_client.peer import (
+    HAS_EXPIRED,
+    NAME_MISMATCH,
+    NOT_YET_VALID,
+    Target,
+    look,
+    tls_channel,
+)
 from fedward_client.proxy import Proxy
 from fedward_common.doctor import ssl_reason, tls13_client
 from fedward_common.errors import ChannelError, SignatureRefused
 from fedward_common.ids import Digest
 from fedward_common.trust.chains import spki_sha256
-
-NAME_MISMATCH: Final = (62, 64)
-"""OpenSSL's X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH."""
-NOT_YET_VALID: Final = 9
-HAS_EXPIRED: Final = 10
 
 
 def pinned_root(target: Target, *, root_sha256: Digest, proxy: Proxy | None) -> bytes:

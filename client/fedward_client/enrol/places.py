@@ -1,11 +1,15 @@
 """Where enrolment puts what it makes, and what a person chose of it."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
 from fedward_client.settings import SiteSettings, load_site_settings
 from fedward_common.errors import ConfigError
+from fedward_common.users import Account
 
 SYSTEM_CONFIG: Final = Path("/etc/fedward/site.toml")
 SYSTEM_STATE: Final = Path("/var/lib/fedward")
@@ -110,31 +114,57 @@ class Places:
         """The public half of the node key, for processes that may not read the key."""
         return self.node_key.with_name(f"{self.node_key.name}.pub")
 
-    def require_writable(self) -> None:
-        """Makes the folders, each 0700, and returns when everything can be written.
+    def require_config(self) -> None:
+        """Returns when site.toml can be written where it is to be.
 
         Raises:
-            ConfigError: a folder cannot be made or written to: said before a key is made.
+            ConfigError: it cannot: said before a key is made.
         """
-        folders = {
-            self.folder,
-            self.tls_key.parent,
-            self.tls_certificate.parent,
-            self.node_key.parent,
-            self.signing_key.parent,
-            self.secagg_key.parent,
-            self.ca.parent,
-        }
-        try:
+        with _writable():
             self.config.parent.mkdir(parents=True, exist_ok=True)
+            if self.present is None:
+                _probe(self.config.parent)
+
+    def make_folders(self) -> None:
+        """Makes the folders for keys and evidence, each 0700.
+
+        Raises:
+            ConfigError: one cannot be made or written to: said before a key is made.
+        """
+        keys = (self.tls_key, self.tls_certificate, self.node_key, self.signing_key)
+        folders = {path.parent for path in (*keys, self.secagg_key, self.ca)} | {self.folder}
+        with _writable():
             for folder in (self.state, *sorted(folders)):
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for folder in (self.config.parent, *folders):
-                probe = folder / ".enrol"
-                probe.touch(mode=0o600)
-                probe.unlink()
-        except OSError as error:
-            raise ConfigError(
-                f"{error.filename}: expected a folder that this user may write to, found "
-                f"{error.strerror}. Run enrol as the user that runs Fedward, or name other folders"
-            ) from error
+            for folder in folders:
+                _probe(folder)
+
+    def owner(self) -> Account | None:
+        """Whose the keys' folder is (or else the state folder), where root enrols for a user.
+
+        What enrolment makes in there is that user's from the first byte on. None: our own.
+        """
+        folder = next((f for f in (self.node_key.parent, self.state) if f.is_dir()), None)
+        if os.geteuid() != 0 or folder is None:
+            return None
+        found = folder.stat()
+        if found.st_uid == 0:
+            return None
+        return Account(name=f"#{found.st_uid}", uid=found.st_uid, gid=found.st_gid)
+
+
+@contextmanager
+def _writable() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(
+            f"{error.filename}: expected a folder that this user may write to, found "
+            f"{error.strerror}. Run enrol as the user that runs Fedward, or name other folders"
+        ) from error
+
+
+def _probe(folder: Path) -> None:
+    probe = folder / ".enrol"
+    probe.touch(mode=0o600)
+    probe.unlink()

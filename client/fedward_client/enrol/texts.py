@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fedward_client.enrol.flow import Enrolment
+from fedward_client.enrol.installation import Enrolment
 from fedward_common.trust.enrolment import EnrolmentRequest
 
 

@@ -7,7 +7,7 @@ from typing import Final, Protocol, Self, TypeVar
 
 import grpc
 
-from fedward_client.adapters.key_files import read_passphrase
+from fedward_client.adapters.key_files import certificate_request, read_passphrase
 from fedward_client.adapters.tls_pair import SiteIdentity, TlsPair
 from fedward_client.gateway.dial import dial, explained
 from fedward_client.gateway.fleet import Answer
@@ -20,8 +20,9 @@ from fedward_common.channel import channel_pb2_grpc as stubs
 from fedward_common.channel.credentials import channel_credentials
 from fedward_common.channel.refusals import Refusal, explain_refusal
 from fedward_common.channel.routes import CallRefused, check_body, reply_headers
-from fedward_common.errors import ChannelError
+from fedward_common.errors import ChannelError, ConfigError, SignatureRefused
 from fedward_common.trust.certificates import Identity, PeerCertificate, parse_peer_certificate
+from fedward_common.trust.chains import verify_site_chain
 
 T = TypeVar("T")
 
@@ -85,6 +86,9 @@ class EdgeChannel:
     def _open(self) -> None:
         identity, root = self._tls.read()
         self._own = _own_certificate(identity)
+        self._foreign = self._own is not None and _is_foreign(
+            identity, root, self._own, now=self._clock()
+        )
         target, options = dial(self._coordinator, server_name=self._server_name, proxy=self._proxy)
         self._channel = grpc.aio.secure_channel(
             target, channel_credentials(identity, root), options=options
@@ -192,7 +196,7 @@ class EdgeChannel:
             if "larger than max" in details:
                 return CallRefused(Refusal.BODY_TOO_LARGE, "expected at most 8 MiB, found far more")
             return CallRefused(Refusal.RATE, "expected the edge to have room, found it full")
-        if (refused := self._not_valid_now()) is not None:
+        if (refused := self._not_acceptable()) is not None:
             return refused
         found = explained(details, coordinator=self._coordinator, proxy=self._proxy)
         return found or ChannelError(
@@ -200,7 +204,7 @@ class EdgeChannel:
             "network is cut, or it refused this site's certificate: its log says which"
         )
 
-    def _not_valid_now(self) -> CallRefused | None:
+    def _not_acceptable(self) -> CallRefused | None:
         """Why our own certificate cannot be accepted, as far as this site can tell."""
         now, own = self._clock(), self._own
         if own is None:
@@ -217,6 +221,12 @@ class EdgeChannel:
                 f"this site's certificate starts at {own.not_before.isoformat()}: check this "
                 "machine's clock",
             )
+        if self._foreign:
+            return CallRefused(
+                Refusal.UNKNOWN_AUTHORITY,
+                f"{own.site_id} of {own.federation}: the root in keys.ca did not sign it, so the "
+                "edge refused this site's certificate. Put both from one grant there, or enrol",
+            )
         return None
 
 
@@ -226,6 +236,24 @@ def _own_certificate(identity: Identity) -> PeerCertificate | None:
         return parse_peer_certificate(identity.certificate_pem)
     except ChannelError:
         return None
+
+
+def _is_foreign(
+    identity: Identity, root_pem: bytes, own: PeerCertificate, *, now: datetime
+) -> bool:
+    """Whether our certificate, if it is valid now, does not lead to the root that we trust."""
+    try:
+        verify_site_chain(
+            identity.certificate_pem,
+            root_pem=root_pem,
+            request_pem=certificate_request(identity.key_pem, common_name="compare"),
+            federation=own.federation,
+            site=own.site_id,
+            now=now,
+        )
+    except (SignatureRefused, ConfigError):
+        return True
+    return False
 
 
 def _check(code: str) -> None:

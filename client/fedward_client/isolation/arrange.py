@@ -6,6 +6,7 @@ are in one group, which may pass through the folders on the way and read site.to
 """
 
 import secrets
+from collections.abc import Sequence
 from pathlib import Path
 
 from fedward_client.adapters.key_files import read_node_key
@@ -41,8 +42,13 @@ def arrange(settings: SiteSettings, accounts: SiteAccounts) -> None:
         make_loopback_identity(loopback_folder(settings))
     _share_secret(settings, accounts)
     _publish_node_key(settings, accounts)
-    if accounts.worker is not None:
-        _require_readable(settings, accounts.worker)
+    if accounts.guard is not None and accounts.worker is not None:
+        _require_readable([table.path for table in settings.data], "worker", accounts.worker)
+        if settings.exclusions is not None:
+            # The worker leaves these patients out, the guard notes which list it was.
+            owners.shared(settings.exclusions, accounts.guard, reader=accounts.worker)
+            _require_readable([settings.exclusions], "worker", accounts.worker)
+            _require_readable([settings.exclusions], "guard", accounts.guard)
 
 
 def _open_the_way(settings: SiteSettings, owners: Owners) -> None:
@@ -121,19 +127,16 @@ def _publish_node_key(settings: SiteSettings, accounts: SiteAccounts) -> None:
     write_atomically(public, f"{key.header}\n".encode())
 
 
-def _require_readable(settings: SiteSettings, worker: Account) -> None:
-    tables: list[Path] = [table.path for table in settings.data]
-    if settings.exclusions is not None:
-        tables.append(settings.exclusions)
-    for path in tables:
+def _require_readable(paths: Sequence[Path], role: str, account: Account) -> None:
+    for path in paths:
         try:
-            with acting_as(worker), path.open("rb"):
+            with acting_as(account), path.open("rb"):
                 pass
         except PermissionError as error:
             raise StartError(
-                f"{path}: expected that the worker ({worker.name}) may read it, found that it may "
-                f"not. Give it to the worker's group: chgrp {worker.gid} and chmod 0640, and let "
+                f"{path}: expected that the {role} ({account.name}) may read it, found that it may "
+                f"not. Give it to that user's group: chgrp {account.gid} and chmod 0640, and let "
                 "the group pass through the folders above it"
             ) from error
         except OSError:
-            continue  # missing: the worker names it when a study asks for it
+            continue  # missing: whoever needs it names it when a study asks for it

@@ -16,6 +16,7 @@ from fedward_common.users import Account
 
 PRIVATE: Final = 0o700
 PASSAGE: Final = 0o710
+SHARED: Final = 0o640
 GROUP_READS: Final = 0o040
 GROUP_PASSES: Final = 0o010
 OTHERS_WRITE: Final = 0o022
@@ -72,6 +73,13 @@ class Owners:
             if descriptor is not None:
                 self._require(path, os.fstat(descriptor), owner)
                 os.fchown(descriptor, owner.uid, owner.gid)
+
+    def shared(self, path: Path, owner: Account, *, reader: Account) -> None:
+        """A file of root's becomes the owner's, and one other user may read it."""
+        with _file(path) as descriptor:
+            if descriptor is not None and os.fstat(descriptor).st_uid in (self._us, owner.uid):
+                os.fchown(descriptor, owner.uid, reader.gid)
+                os.fchmod(descriptor, SHARED)
 
     def readable(self, path: Path) -> None:
         """The site's group may read a file of root's; another owner's is left as it is."""

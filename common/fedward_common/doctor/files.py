@@ -46,8 +46,13 @@ def key_file(name: str, path: Path, *, owners: Collection[int]) -> Finding:
     return ok(name, f"{path}: mode {mode:04o}, right owner")
 
 
-def private_folder(name: str, folder: Path, *, group: bool = False) -> Finding:
-    """Whether only Fedward's user (with `group`, its group too) gets into the folder."""
+def private_folder(
+    name: str, folder: Path, *, group: bool = False, owners: Collection[int] = ()
+) -> Finding:
+    """Whether only Fedward's user (with `group`, its group too) gets into the folder.
+
+    `owners` are the users that may own it; without any, the one that asks.
+    """
     if not folder.exists():
         above = _existing(folder)
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
@@ -55,11 +60,13 @@ def private_folder(name: str, folder: Path, *, group: bool = False) -> Finding:
         return ok(name, f"{folder}: made at the first start")
     found = folder.stat()
     mode = stat.S_IMODE(found.st_mode)
-    if not folder.is_dir() or found.st_uid != os.geteuid():
+    allowed_owners = owners or {os.geteuid()}
+    if not folder.is_dir() or found.st_uid not in allowed_owners:
         return fail(
             name,
             f"{folder}: no folder of this user",
-            f"Run: chown {os.geteuid()} {folder} - or run doctor as the user that runs Fedward",
+            f"Run: chown {min(allowed_owners)} {folder} - or run doctor as the user that runs "
+            "Fedward",
         )
     if mode & (0o007 if group else 0o077):
         allowed = "750" if group else "700"

@@ -51,12 +51,26 @@ class DpSgd(DpSpec):
     )
 
 
-class ModelSpec(Strict):
-    """A model by its registered name, with its sizes."""
+class TensorSpec(Strict):
+    """One tensor of a model: float32, of this shape."""
+
+    name: str = Field(min_length=1, max_length=200)
+    shape: tuple[Width, ...] = Field(max_length=8, strict=False)
+
+
+class ModelSpec(Extensible):
+    """A model by its registered name, with its sizes.
+
+    `tensors` are written out for a model that is an installed plugin (`fedward.models`): a guard
+    checks updates against them and never runs a plugin.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"tensors"})
 
     name: str = Field(min_length=1, max_length=64)
     hidden: tuple[Width, ...] = Field(default=(), max_length=16, strict=False)
     initial_seed: int = Field(default=0, ge=0, lt=2**53)
+    tensors: tuple[TensorSpec, ...] = Field(default=(), max_length=4096, strict=False)
 
 
 class Jitter(Strict):

@@ -156,15 +156,19 @@ class CertificateAuthority:
         return issue_server(self._issuing, request_pem, hosts=hosts, now=now)
 
 
-def open_authority(settings: CoordinatorSettings) -> CertificateAuthority | None:
+def open_authority(
+    settings: CoordinatorSettings, *, passphrase_file: Path | None = None
+) -> CertificateAuthority | None:
     """The authority of this coordinator, or None where it is not on this machine.
+
+    `passphrase_file` is read instead of the one that the settings name.
 
     Raises:
         ConfigError: it is there and cannot be opened.
     """
     if not (settings.authority_folder / ISSUING_KEY).exists():
         return None
-    secret = settings.authority.passphrase_file
+    secret = passphrase_file or settings.authority.passphrase_file
     return CertificateAuthority.open(
         settings.authority_folder,
         federation=settings.federation,

@@ -145,7 +145,8 @@ def open_registry(url: str) -> SqlRegistry:
         StartError: the database cannot be opened.
     """
     try:
-        engine = create_engine(url)
+        # An error of the database may end up in a log: without the values it was given.
+        engine = create_engine(url, hide_parameters=True)
     except (ArgumentError, ModuleNotFoundError) as error:
         raise ConfigError(
             "database: expected a URL such as sqlite:////var/lib/fedward/registry.sqlite, "

@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 import grpc
 import structlog
+from sqlalchemy.exc import OperationalError
 
 from fedward_common.channel import channel_pb2 as wire
 from fedward_common.channel import channel_pb2_grpc as stubs
@@ -217,6 +218,9 @@ async def serve_enrolment(settings: CoordinatorSettings, *, listen: str) -> None
                     raise
                 # The port is another's at the moment: the coordinator goes on without it.
                 _log.error("enrolment.port-in-use", address=listen)
+                pause = RETRY_SECONDS
+            except OperationalError as error:
+                _log.error("enrolment.no-database", error=type(error).__name__)
                 pause = RETRY_SECONDS
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), timeout=pause)

@@ -30,6 +30,7 @@ from fedward_server.adapters.registry import open_registry
 from fedward_server.bundle import bundle_folder, studies_folder
 from fedward_server.ports import SiteRecord
 from fedward_server.report.card import model_card
+from fedward_server.report.disclosure_file import write_disclosure
 from fedward_server.report.page import write_report
 from fedward_server.report.statistics import statistics_text
 from fedward_server.runs import follow, require_finished, run_folder, start_run
@@ -307,4 +308,5 @@ def publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, 
         key=prepared.layout.lead,
     )
     write_report(result, out / "report.html")
+    write_disclosure(prepared.study, result, out)
     write_atomically(out / "result.json", json.dumps(result, indent=1).encode() + b"\n")

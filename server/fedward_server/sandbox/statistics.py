@@ -17,6 +17,7 @@ from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import Table, statistics_releases
 from fedward_common.study.tabular import TabularData
 from fedward_common.trust.private_files import write_atomically
+from fedward_server.report.disclosure_file import write_disclosure
 from fedward_server.report.statistics import constants_toml, statistics_json, statistics_text
 from fedward_server.report.statistics_figure import statistics_svg
 from fedward_server.runs import follow, require_finished, start_run
@@ -65,8 +66,8 @@ def run_statistics(
 ) -> dict[str, Any]:
     """The result of a study of statistics on a federation that is started here.
 
-    Written to `out`: statistics.json, statistics.txt, constants.toml and statistics.svg (the last
-    with the true figures from the parent's copy).
+    Written to `out`: statistics.json, statistics.txt, constants.toml, disclosure.json and
+    statistics.svg (the last with the true figures from the parent's copy).
 
     Raises:
         StartError: a process did not come up or ended.
@@ -83,7 +84,7 @@ def run_statistics(
         show(event["action"], **event["fields"])
     facts = require_finished(federation.settings, name)
     result = finished(study, facts, charged=_charged(federation, study))
-    publish(result, exact_result(study, tables), out=out)
+    publish(study, result, exact_result(study, tables), out=out)
     return result
 
 
@@ -106,8 +107,11 @@ def exact_result(study: StudySpec, tables: Tables) -> dict[str, Any]:
     return statistics_json(study, totals, refusals={}, exact=True)
 
 
-def publish(result: Mapping[str, Any], exact: Mapping[str, Any], *, out: Path) -> None:
-    """Writes table, constants and figure and, last, statistics.json."""
+def publish(
+    study: StudySpec, result: Mapping[str, Any], exact: Mapping[str, Any], *, out: Path
+) -> None:
+    """Writes disclosure, table, constants and figure and, last, statistics.json."""
+    write_disclosure(study, result, out)
     write_atomically(out / TEXT, statistics_text(result).encode() + b"\n")
     write_atomically(out / CONSTANTS, constants_toml(result).encode())
     write_atomically(out / FIGURE, statistics_svg(result, exact).encode())

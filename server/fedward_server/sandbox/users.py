@@ -60,7 +60,7 @@ def separate_users(layout: Layout) -> bool:
     """
     sites = list(layout.sites.values())
     users = _free_users(len(sites))
-    if users is None:
+    if users is None or not _can_read(users[0]):
         return False
     copies = [site.data_file for site in sites if _is_copy(site, layout)]
     for folder in (layout.coordinator, layout.root / ALONE):
@@ -72,7 +72,9 @@ def separate_users(layout: Layout) -> bool:
         if _is_copy(site, layout):
             os.chown(site.data_file, 0, numbers.worker)
             site.data_file.chmod(0o440)
-    if not all(_works(site, numbers) for site, numbers in zip(sites, users, strict=True)):
+    if not all(
+        _can_read(numbers, site.data_file) for site, numbers in zip(sites, users, strict=True)
+    ):
         for folder in _folders(layout, copies):
             folder.chmod(PRIVATE)
         return False
@@ -110,11 +112,11 @@ def _folders(layout: Layout, copies: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys([root, root / "sites", layout.run, *above]))
 
 
-def _works(site: SiteFolder, users: SiteUsers) -> bool:
-    """Whether the site's worker can start Python and read its patients."""
+def _can_read(users: SiteUsers, *files: Path) -> bool:
+    """Whether a site's worker can start this Python, import Fedward and read the files."""
     try:
         probe = subprocess.run(
-            [sys.executable, "-c", PROBE, str(site.data_file.absolute())],
+            [sys.executable, "-c", PROBE, *(str(path.absolute()) for path in files)],
             user=users.worker,
             group=users.worker,
             extra_groups=[users.group],
@@ -124,7 +126,7 @@ def _works(site: SiteFolder, users: SiteUsers) -> bool:
             check=False,
         )
     except OSError:
-        return False
+        return False  # no root's rights after all, as in a container's user namespace
     return probe.returncode == 0
 
 

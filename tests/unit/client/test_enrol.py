@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -487,6 +490,33 @@ def test_a_folder_that_cannot_be_written_is_named_before_a_key_is_made(
     with pytest.raises(ConfigError, match="expected a folder that this user may write to"):
         hospital.enrol(far.invite())
     assert far.requests == {}
+
+
+def test_root_enrols_for_the_user_whose_the_state_folder_is(far: Coordinator) -> None:
+    """Anybody else enrols for themselves."""
+    with tempfile.TemporaryDirectory() as folder:
+        hospital, root = Hospital(Path(folder)), os.geteuid() == 0
+        hospital.folder.chmod(0o711)
+        state = hospital.folder / "state"
+        state.mkdir(mode=0o700)
+        uid, gid = (12001, 12001) if root else (os.geteuid(), os.getegid())
+        os.chown(state, uid, gid)
+
+        hospital.enrol(far.invite())
+
+        assert {path.stat().st_uid for path in state.rglob("*")} == {uid}
+        config = hospital.config.stat()
+        assert (config.st_uid, config.st_gid) == (os.geteuid(), gid)
+        assert stat.S_IMODE(config.st_mode) == 0o640
+
+
+def test_the_wait_is_told_now_and_then(far: Coordinator, hospital: Hospital) -> None:
+    far.decision = "waiting"
+    with pytest.raises(StartError):
+        hospital.enrol(far.invite(), wait_seconds=600)
+
+    told = [line for line in hospital.said if line.startswith("Still waiting")]
+    assert [line.split("(")[1].split(" ")[0] for line in told] == ["1", "2", "4", "8"]
 
 
 def test_paths_of_a_system_install_lie_where_units_may_write() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fedward_client import flower_app
 from fedward_client.data.tabular import CsvSource
 from fedward_client.exclusions import excluded_patients, exclusions_sha256, parse_exclusions
 from fedward_client.settings import CsvFile
@@ -148,3 +149,20 @@ def test_a_table_for_statistics_leaves_them_out_too(tmp_path: Path) -> None:
     rows = source(tmp_path, lambda: frozenset({"p1"})).rows(study)
 
     assert [row["patient"] for row in rows] == ["p2", "p3", "p4"]
+
+
+def test_the_worker_that_a_hospital_runs_leaves_them_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From site.toml to the rows, through the entry point of the worker's tasks."""
+    site = make_site(tmp_path / "site", top={"exclusions": "exclusions.csv"})
+    (site.folder / "patients.csv").write_text(ROWS)
+    (site.folder / "exclusions.csv").write_text("patient_id\np1\n")
+    monkeypatch.setenv(flower_app.SETTINGS_VARIABLE, str(site.folder / "site.toml"))
+    flower_app.site_worker.cache_clear()
+
+    source = flower_app.site_worker().source
+
+    assert isinstance(source, CsvSource)
+    assert [row["patient"] for row in source.rows(STUDY)] == ["p2", "p3", "p4"]
+    flower_app.site_worker.cache_clear()

@@ -226,6 +226,18 @@ def test_data_that_the_worker_cannot_read_are_named_at_the_start(make: Make) -> 
 
 
 @as_root
+def test_the_list_of_patients_who_object_is_the_guards_and_the_workers(make: Make) -> None:
+    settings = make(exclusions="exclusions.csv")
+    path = settings.source.parent / "exclusions.csv"
+    path.write_text("patient_id\n")
+    path.chmod(0o600)
+
+    arrange(settings, SiteAccounts.of(settings))
+
+    assert readers(path) == {GUARD, WORKER}
+
+
+@as_root
 def test_a_passphrase_file_is_not_shared_between_users(make: Make) -> None:
     settings = make()
     passphrase = settings.source.parent / "passphrase"

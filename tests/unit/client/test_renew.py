@@ -421,6 +421,21 @@ def test_hello_over_the_real_channel_measures_the_coordinators_clock(tmp_path: P
     assert far.heard == [own_versions()]
 
 
+def refused_hello(far: Coordinator, folder: Path) -> Refusal:
+    """Why this site's Hello over the real channel is refused."""
+
+    async def ask() -> Greeting:
+        channel, _ = _near(far, folder)
+        try:
+            return await channel.hello({})
+        finally:
+            await channel.close()
+
+    with pytest.raises(CallRefused) as raised:
+        run(ask())
+    return raised.value.refusal
+
+
 @pytest.mark.parametrize(
     ("starts", "refusal"),
     [
@@ -431,6 +446,32 @@ def test_hello_over_the_real_channel_measures_the_coordinators_clock(tmp_path: P
 def test_an_own_certificate_that_is_not_valid_now_is_named(
     tmp_path: Path, starts: timedelta, refusal: Refusal
 ) -> None:
+    with coordinator() as far:
+        identity = far.authority.site_identity(ALPHA, at=now() + starts)
+        write_identity(tmp_path, "tls", identity, far.authority.root)
+
+        assert refused_hello(far, tmp_path) is refusal
+
+
+def test_an_own_certificate_of_another_authority_is_named(tmp_path: Path) -> None:
+    with coordinator() as far:
+        foreign = Authority().site_identity(ALPHA)
+        write_identity(tmp_path, "tls", foreign, far.authority.root)
+
+        assert refused_hello(far, tmp_path) is Refusal.UNKNOWN_AUTHORITY
+
+
+def test_a_revoked_site_hears_so(tmp_path: Path) -> None:
+    with coordinator(refusal="site-revoked") as far:
+        write_identity(tmp_path, "tls", far.authority.site_identity(ALPHA), far.authority.root)
+
+        assert refused_hello(far, tmp_path) is Refusal.SITE_REVOKED
+
+
+def test_a_coordinator_under_another_root_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    ours = Authority()
+    write_identity(tmp_path, "tls", ours.site_identity(ALPHA), ours.root)
+
     async def ask(far: Coordinator) -> Greeting:
         channel, _ = _near(far, tmp_path)
         try:
@@ -438,10 +479,9 @@ def test_an_own_certificate_that_is_not_valid_now_is_named(
         finally:
             await channel.close()
 
-    with coordinator() as far:
-        identity = far.authority.site_identity(ALPHA, at=now() + starts)
-        write_identity(tmp_path, "tls", identity, far.authority.root)
-        with pytest.raises(CallRefused) as raised:
-            run(ask(far))
-
-    assert raised.value.refusal is refusal
+    with (
+        coordinator() as far,
+        pytest.raises(ChannelError, match="under the pinned root, found one of somebody else"),
+    ):
+        run(ask(far))
+    assert far.heard == []

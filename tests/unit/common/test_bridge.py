@@ -13,7 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from fedward_common.bridge import Address, bridge_command, listen_unix, parse_address
+from fedward_common.bridge import (
+    MAX_CONNECTIONS,
+    Address,
+    bridge_command,
+    listen_unix,
+    parse_address,
+)
 from fedward_common.errors import StartError
 from fedward_common.processes import port_open, socket_open
 
@@ -152,6 +158,40 @@ def test_both_ends_end_when_one_does(tmp_path: Path, start: Start) -> None:
 
         assert far.recv(1) == b""
         far.close()
+
+
+def test_connections_that_have_ended_take_no_place(tmp_path: Path, start: Start) -> None:
+    path = tmp_path / "run" / "s.sock"
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        echo(listener)
+        process = start(path, listener.getsockname()[1])
+        wait(path.exists)
+
+        answers = [asked(unix(path), b"x") for _ in range(MAX_CONNECTIONS + 20)]
+        open_files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
+
+    assert answers == [b"x"] * len(answers)
+    assert open_files < 30
+
+
+def test_more_connections_than_it_carries_are_closed(tmp_path: Path, start: Start) -> None:
+    path = tmp_path / "run" / "s.sock"
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as listener, ExitStack() as stack:
+        echo(listener)
+        start(path, listener.getsockname()[1])
+        wait(path.exists)
+        for _ in range(MAX_CONNECTIONS):
+            stack.enter_context(unix(path))
+        time.sleep(1)
+
+        one_more = stack.enter_context(unix(path))
+        one_more.settimeout(10)
+        try:
+            received = one_more.recv(1)
+        except ConnectionResetError:
+            received = b""
+
+    assert received == b""
 
 
 def test_it_ends_with_sigterm_and_leaves_no_socket(tmp_path: Path, start: Start) -> None:

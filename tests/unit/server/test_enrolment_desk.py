@@ -1,10 +1,14 @@
 """The desk: every step of enrolment in its order, each refused with its own word, each logged."""
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedward_common.channel.refusals import Refusal
 from fedward_common.ids import SiteId
@@ -13,7 +17,7 @@ from fedward_common.trust.enrolment import SITE_GRANT, CarriedRequest, Enrolment
 from fedward_common.trust.signing import SigningKey
 from fedward_server.enrolment_desk import SITE_DENIAL, SITE_REVOCATION
 from fedward_server.enrolment_rules import EnrolmentRefused, must_listen
-from fedward_server.ports import RequestStatus, SiteStatus
+from fedward_server.ports import RequestStatus, SiteRecord, SiteStatus
 from tests.support.desk import ALPHA, Office
 from tests.support.enrolling import NewSite, some_invite
 from tests.support.pki import FEDERATION
@@ -142,6 +146,31 @@ class TestRequests:
         twin = NewSite(site=BETA, secagg=first.signing)
 
         assert refused(lambda: office.asked(twin)) is Refusal.KEY_REUSED
+
+
+class TestAnyBytes:
+    @pytest.fixture(scope="class")
+    def office(self, tmp_path_factory: pytest.TempPathFactory) -> Office:
+        return Office(tmp_path_factory.mktemp("office"))
+
+    @settings(deadline=None)
+    @given(token=st.text(), data=st.binary(), time=st.integers(0, 2**64 - 1))
+    def test_are_refused_with_one_word(
+        self, office: Office, token: str, data: bytes, time: int
+    ) -> None:
+        for step in (
+            lambda: office.intake.submit(token, data),
+            lambda: office.intake.import_carried(data),
+            lambda: office.intake.fetch(token, time=time, signature=data),
+        ):
+            assert refused(step)
+
+    @settings(max_examples=30, deadline=None)
+    @given(data=st.binary())
+    def test_under_a_good_invite_are_malformed(self, office: Office, data: bytes) -> None:
+        invite = office.invite(SiteId("gamma"))
+
+        assert refused(lambda: office.intake.submit(invite.token, data)) is Refusal.MALFORMED
 
 
 class TestCarriedRequests:
@@ -284,6 +313,27 @@ class TestGrants:
 
         assert office.grant("Ben", request) is not None
 
+    def test_two_operators_at_the_same_moment_make_one_member(self, office: Office) -> None:
+        request = office.asked()
+        barrier = threading.Barrier(2)
+
+        def grant(name: str) -> SiteRecord | None:
+            barrier.wait()
+            return office.grant(name, request)
+
+        with ThreadPoolExecutor(2) as pool:
+            outcomes = list(pool.map(grant, office.operators))
+
+        member = office.registry.find(ALPHA)
+        assert member is not None
+        assert member in outcomes
+        assert len(office.log.of("site.granted")) == 1
+
+    def test_nothing_is_exported_to_a_site_that_is_no_member(self, office: Office) -> None:
+        office.asked()
+
+        assert refused(lambda: office.desk.export(ALPHA)) is Refusal.SITE_UNKNOWN
+
     def test_a_grant_of_a_request_whose_key_became_a_members_is_refused(
         self, office: Office
     ) -> None:
@@ -342,7 +392,8 @@ class TestFetching:
         def fetch(digest: str, at: int, signature: bytes) -> Refusal:
             return refused(lambda: office.intake.fetch(digest, time=at, signature=signature))
 
-        assert fetch("0" * 64, time, good) is Refusal.REQUEST_UNKNOWN
+        for unknown in ("0" * 64, "", "\0", "é" * 64):
+            assert fetch(unknown, time, good) is Refusal.REQUEST_UNKNOWN
         assert fetch(request.sha256, time - 301, late) is Refusal.FETCH_TIME
         assert fetch(request.sha256, time + 1, good) is Refusal.FETCH_SIGNATURE
         forged = NewSite().fetch_signature(request, time)
@@ -413,6 +464,7 @@ class TestRevocation:
         record = office.registry.find(ALPHA)
         assert record is not None
         assert record.status is SiteStatus.REVOKED
+        assert refused(lambda: office.desk.export(ALPHA)) is Refusal.SITE_REVOKED
         assert office.registry.revoked_sites() == ["alpha"]
         assert office.log.of("site.revoked")[0]["key_sha256"]
 
@@ -420,7 +472,7 @@ class TestRevocation:
         ("facts", "word"),
         [
             ({"site": "beta"}, Refusal.SITE_UNKNOWN),
-            ({"site": None}, Refusal.SITE_UNKNOWN),
+            ({"site": "../x"}, Refusal.STATEMENT),
             ({"site": "alpha", "also": 1}, Refusal.STATEMENT),
             ({}, Refusal.STATEMENT),
         ],

@@ -12,7 +12,12 @@ from fedward_common.errors import ConfigError
 from fedward_common.trust.chains import spki_sha256
 from fedward_server.adapters.certificate_authority import open_authority, server_hosts
 from fedward_server.adapters.secret_files import read_passphrase
-from fedward_server.init import NewFederation, init_federation, renew_server_certificate
+from fedward_server.init import (
+    NewFederation,
+    init_federation,
+    renew_issuing_authority,
+    renew_server_certificate,
+)
 from fedward_server.operators import new_operator, read_operator_key, sign_as
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 from tests.support.pki import now
@@ -111,6 +116,23 @@ def test_the_edge_gets_a_new_key_and_certificate_for_the_same_hosts(tmp_path: Pa
     ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
         settings.tls.certificate, settings.tls.key
     )
+
+
+def test_the_issuing_authority_is_renewed_from_the_medium(tmp_path: Path) -> None:
+    made = init(tmp_path)
+    settings = settings_of(made)
+    before = open_authority(settings)
+
+    ends = renew_issuing_authority(
+        settings, root_file=Path(made["root_key"]), root_passphrase=PASSPHRASE, now=now()
+    )
+
+    after = open_authority(settings)
+    assert before is not None
+    assert after is not None
+    assert after.root_pem == before.root_pem
+    assert after.issuing_pem != before.issuing_pem
+    assert (ends - now()).days >= 729
 
 
 def test_an_operators_lines_are_what_the_settings_read(tmp_path: Path) -> None:

@@ -4,11 +4,13 @@ import stat
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, inspect
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import create_engine, inspect, text
 
 from fedward_common.errors import ConfigError, StartError
 from fedward_common.ids import SiteId
-from fedward_server.adapters.registry import Base, open_registry
+from fedward_server.adapters.registry import MIGRATIONS, Base, open_registry
 from tests.support.pki import Authority
 
 
@@ -23,6 +25,32 @@ def test_the_migrations_make_the_tables_that_the_code_uses(tmp_path: Path) -> No
         for column in table.columns:
             assert columns[column.name]["nullable"] == column.nullable
             assert str(columns[column.name]["type"]) == str(column.type)
+
+
+def test_sites_of_the_first_schema_are_kept_when_it_is_brought_up_to_date(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/r.sqlite"
+    record = Authority().site("alpha").record
+    engine = create_engine(url)
+    configuration = Config()
+    configuration.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        configuration.attributes["connection"] = connection
+        command.upgrade(configuration, "0001")
+        connection.execute(
+            text("INSERT INTO sites VALUES (:site, :certificate, :node, :signing, 'active')"),
+            {
+                "site": record.site_id,
+                "certificate": record.certificate_sha256,
+                "node": record.node_public_key,
+                "signing": record.signing_public_key,
+            },
+        )
+    engine.dispose()
+
+    registry = open_registry(url)
+
+    assert registry.sites() == [record]
+    assert registry.present_certificate(SiteId("alpha")) is None
 
 
 def test_a_registry_keeps_its_sites_when_it_is_opened_again(tmp_path: Path) -> None:

@@ -43,9 +43,55 @@ def test_what_is_written_is_what_holds(tmp_path: Path) -> None:
     assert settings.limits.poll_seconds == 5
 
 
+OPERATOR = '[[operators]]\nname = "{name}"\npublic_key = "{key}"\n'
+
+
+def test_without_a_table_sites_enrol_by_carried_files_and_two_operators_grant(
+    tmp_path: Path,
+) -> None:
+    settings = load(tmp_path, SMALLEST)
+
+    assert settings.enrolment.listen is None
+    assert settings.enrolment.operators_needed == 2
+    assert settings.operators == ()
+    assert settings.authority.passphrase_file is None
+    assert settings.desk_log == tmp_path / "state" / "audit" / "desk.jsonl"
+
+
+def test_enrolment_and_operators_are_read(tmp_path: Path) -> None:
+    text = (
+        SMALLEST
+        + '[enrolment]\nlisten = "127.0.0.1:9444"\naddress = "hub:9444"\noperators_needed = 1\n'
+        + '[authority]\npassphrase_file = "/run/credentials/edge/issuing"\n'
+        + OPERATOR.format(name="Ada", key="a" * 64)
+    )
+
+    settings = load(tmp_path, text)
+
+    assert settings.enrolment.listen == "127.0.0.1:9444"
+    assert settings.enrolment.operators_needed == 1
+    assert settings.operators[0].name == "Ada"
+    assert settings.authority.passphrase_file == Path("/run/credentials/edge/issuing")
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [
+        (SMALLEST + '[enrolment]\nlisten = "127.0.0.1:9444"\n', "enrolment"),
+        (SMALLEST + "[enrolment]\noperators_needed = 0\n", "enrolment.operators_needed"),
+        (SMALLEST + OPERATOR.format(name="Ada", key="A" * 64), "operators[#1].public_key"),
+        (
+            SMALLEST
+            + OPERATOR.format(name="Ada", key="a" * 64)
+            + OPERATOR.format(name="Ben", key="a" * 64),
+            "different public_key",
+        ),
+        (
+            SMALLEST
+            + OPERATOR.format(name="Ada", key="a" * 64)
+            + OPERATOR.format(name="Ada", key="b" * 64),
+            "different name",
+        ),
         ('colour = "red"\n' + SMALLEST, "colour"),
         ('listen = "9443"\n' + SMALLEST, "listen"),
         ('listen = "127.0.0.1:70000"\n' + SMALLEST, "listen"),

@@ -1,17 +1,10 @@
-"""`fedward-server doctor`: whether the coordinator's side is in order before (and while) it runs.
-
-Nothing is changed, and no key or database URL is in what it says.
-"""
+"""The list of what is looked at, from the settings file to the last log."""
 
 import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
-
-from sqlalchemy import create_engine
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import SQLAlchemyError
 
 from fedward_common.doctor import (
     Examination,
@@ -23,27 +16,26 @@ from fedward_common.doctor import (
     event_log,
     fail,
     key_file,
-    loopback_port,
     memory,
-    network_separation,
     ok,
     private_folder,
     program,
-    read_interfaces,
     read_meminfo,
-    read_strangers,
-    shows_certificate_of,
     socket_paths,
     telemetry,
     versions,
     warn,
 )
-from fedward_common.errors import ConfigError, StartError
-from fedward_common.processes import offline_environment, socket_open
+from fedward_common.errors import ConfigError, FedwardError, StartError
+from fedward_common.processes import offline_environment
 from fedward_server.adapters.certificate_authority import ISSUING, ISSUING_KEY, ROOT, ROOT_KEY
-from fedward_server.adapters.registry import SqlRegistry
-from fedward_server.adapters.run_files import LOG
+from fedward_server.adapters.model_package import verify_package
+from fedward_server.adapters.run_files import LOG, MODEL
 from fedward_server.bundle import bundle_folder
+from fedward_server.doctor.clock import clock, last_line
+from fedward_server.doctor.listeners import enrolment_listener, ports, separation
+from fedward_server.doctor.registry import Registry, joins_expected, registry, site_certificates
+from fedward_server.models import package_path
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 
 GIB: Final = 1 << 30
@@ -59,22 +51,41 @@ def examine_coordinator(config: Path) -> Examination:
     except ConfigError as error:
         found = fail("settings", str(error), f"Correct {config}")
         return Examination(subject=str(config), findings=(found,))
+    now = datetime.now(UTC)
+    sites = Registry.read(settings.database)
     return Examination(
         subject=f"coordinator of {settings.federation} ({config})",
         findings=(
             ok("settings", f"{config}: read, every key known"),
-            *_trust(settings),
-            *_network(settings),
+            _password("settings.password", config, sites),
+            *_trust(settings, now),
+            registry("registry", sites),
+            site_certificates("sites.expiry", sites, now=now),
+            *enrolment_listener(settings, expected=joins_expected(sites, now=now)),
+            *ports(settings),
+            separation("network", settings.isolation),
             *_machine(settings, offline_environment()),
+            clock("clock", now=now, newest=last_line(settings.edge_log)),
             *_logs(settings),
-            registry("registry", settings.database),
+            models("models", settings.state),
             bundle("bundle"),
         ),
     )
 
 
-def _trust(settings: CoordinatorSettings) -> Iterator[Finding]:
-    tls, ours, now = settings.tls, {os.geteuid()}, datetime.now(UTC)
+def _password(name: str, config: Path, sites: Registry) -> Finding:
+    """Whether a password in the database's URL is for Fedward's eyes only."""
+    if sites.has_password and config.stat().st_mode & 0o007:
+        return warn(
+            name,
+            f"{config}: holds the database's password and everybody may read it",
+            f"Run: chmod o-rwx {config}",
+        )
+    return ok(name, "none in the settings that others may read")
+
+
+def _trust(settings: CoordinatorSettings, now: datetime) -> Iterator[Finding]:
+    tls, ours = settings.tls, {os.geteuid()}
     files = IdentityFiles(certificate=tls.certificate, key=tls.key, root=tls.ca)
     yield key_file("key.tls", tls.key, owners=ours)
     expiry = certificate_expiry("certificate.expiry", files, now=now)
@@ -104,32 +115,10 @@ def root_key(name: str, path: Path) -> Finding:
     )
 
 
-def _network(settings: CoordinatorSettings) -> Iterator[Finding]:
-    yield loopback_port(
-        "port.edge",
-        settings.listen_port,
-        key="listen",
-        host=settings.listen_host,
-        # A handshake without a site's certificate would be a refusal in the edge's log.
-        ours=lambda: socket_open(settings.kick_socket),
-    )
-    yield loopback_port(
-        "port.superlink",
-        settings.superlink_port,
-        key="superlink_port",
-        ours=lambda: shows_certificate_of(
-            settings.superlink_port, settings.state / "loopback" / "ca.pem"
-        ),
-    )
-    yield network_separation(
-        "network", interfaces=read_interfaces(), strangers=read_strangers(ours={os.geteuid()})
-    )
-
-
 def _machine(settings: CoordinatorSettings, environment: Mapping[str, str]) -> Iterator[Finding]:
     yield private_folder("folder.state", settings.state)
     yield private_folder("folder.run", settings.run)
-    yield socket_paths("sockets", (settings.kick_socket,))
+    yield socket_paths("sockets", (settings.kick_socket, settings.superlink_socket))
     yield disk("disk", settings.state, fails_below=GIB // 4, warns_below=5 * GIB)
     yield memory("memory", read_meminfo(), fails_below=GIB, warns_below=4 * GIB)
     yield telemetry("telemetry", environment)
@@ -139,29 +128,34 @@ def _machine(settings: CoordinatorSettings, environment: Mapping[str, str]) -> I
 
 
 def _logs(settings: CoordinatorSettings) -> Iterator[Finding]:
-    """The edge's log and each run's."""
+    """The logs of the edge, of the operators' desk, of the enrolment listener and of each run."""
     yield event_log("log.edge", settings.edge_log)
+    yield event_log("log.desk", settings.desk_log)
+    yield event_log("log.enrolment", settings.enrolment_log)
     for path in sorted((settings.state / "runs").glob(f"*/{LOG}")):
         yield event_log(f"log.{path.parent.name}", path)
 
 
-def registry(name: str, url: str) -> Finding:
-    """Whether the registry of sites can be read; its schema is left as it is."""
-    repair = "Restore the registry from the newest copy, or correct database in the settings"
-    try:
-        parsed = make_url(url)
-        if parsed.get_backend_name() == "sqlite" and not Path(parsed.database or "").exists():
-            return ok(name, "none yet: made at the first start")
-        sites = SqlRegistry(create_engine(parsed))
+def models(name: str, state: Path) -> Finding:
+    """Whether every model package verifies; how many models wait for their lead's signature."""
+    packages = sorted((state / "models").glob("*"))
+    for package in packages:
         try:
-            active = len(sites.active_sites())
-        finally:
-            sites.close()
-    except (SQLAlchemyError, ModuleNotFoundError, ValueError) as error:
-        return fail(name, f"cannot be read ({type(error).__name__})", repair)
-    if active == 0:
-        return warn(name, "no active site", "Register the sites of the federation")
-    return ok(name, f"{active} active sites")
+            verify_package(package)
+        except FedwardError as error:
+            return fail(
+                name,
+                f"{package}: {error}",
+                "No site is offered it. Keep it, and have the study's lead sign the run's model "
+                "again: fedward-server study sign-model",
+            )
+    unsigned = [
+        path.parent.name
+        for path in sorted((state / "runs").glob(f"*/{MODEL}"))
+        if not package_path(state, path.parent.name).exists()
+    ]
+    waiting = f", {len(unsigned)} wait for their lead's signature" if unsigned else ""
+    return ok(name, f"{len(packages)} signed and whole{waiting}")
 
 
 def bundle(name: str) -> Finding:
