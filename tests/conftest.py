@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.live import LiveFederation, start_live
+from tests.support.reachable import let_everybody_read_python, passable_folder
 from tests.support.studies import STUDY_FILES
 
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.txt"
@@ -27,14 +28,21 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveFederation]:
-    """The breast-cancer study on four sites: it has run once, and its processes are still up."""
-    with start_live(
-        STUDY_FILES / "breast-cancer.toml",
-        tmp_path_factory.mktemp("live"),
-        further=FURTHER_STUDIES,
-        opacus_site="city",
-    ) as running:
+def live() -> Iterator[LiveFederation]:
+    """The breast-cancer study on four sites: it has run once, and its processes are still up.
+
+    Where root runs the tests each site's processes are users of their own.
+    """
+    let_everybody_read_python()
+    with (
+        passable_folder() as folder,
+        start_live(
+            STUDY_FILES / "breast-cancer.toml",
+            folder,
+            further=FURTHER_STUDIES,
+            opacus_site="city",
+        ) as running,
+    ):
         yield running
 
 

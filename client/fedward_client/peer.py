@@ -61,7 +61,7 @@ def look(target: Target, proxy: Proxy | None) -> Shown:
     try:
         with tls_channel(target, proxy, context) as channel:
             return _shown(channel)
-    except (OSError, ValueError):
+    except (OSError, ValueError, ChannelError):
         return Shown()
 
 

@@ -9,6 +9,7 @@ import base64
 import ipaddress
 import re
 import socket
+import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,18 +108,22 @@ def connect(host: str, port: int, *, proxy: Proxy | None, timeout_seconds: float
         raw = stack.enter_context(
             socket.create_connection((proxy.host, proxy.port), timeout=timeout_seconds)
         )
-        _ask(raw, f"{host}:{port}", proxy)
+        _ask(raw, f"{host}:{port}", proxy, limit=time.monotonic() + timeout_seconds)
+        raw.settimeout(timeout_seconds)
         stack.pop_all()
     return raw
 
 
-def _ask(raw: socket.socket, target: str, proxy: Proxy) -> None:
+def _ask(raw: socket.socket, target: str, proxy: Proxy, *, limit: float) -> None:
     lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
     if proxy.authorization is not None:
         lines.append(f"Proxy-Authorization: {proxy.authorization}")
     raw.sendall("\r\n".join([*lines, "", ""]).encode("ascii"))
     head = b""
     while b"\r\n\r\n" not in head and len(head) < MAX_HEAD_BYTES:
+        if (left := limit - time.monotonic()) <= 0:
+            raise TimeoutError("the proxy's answer does not end")
+        raw.settimeout(left)
         # One byte at a time: what follows belongs to TLS.
         if not (more := raw.recv(1)):
             break

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -120,7 +121,11 @@ def _whose(spec: ChildSpec) -> dict[str, str]:
 
 
 def _settle(spec: ChildSpec, supervisor: int) -> None:
-    """Between fork and exec, in this order: network, user, no way back, a life bound to ours."""
+    """Between fork and exec, in this order: network, user, no way back, a life bound to ours.
+
+    The child leads a process group, by which what it started itself is found when it has ended.
+    """
+    os.setpgid(0, 0)
     if spec.network is not None:
         spec.network.enter()
     if spec.user is not None:
@@ -215,6 +220,7 @@ class Supervisor:
                     continue
                 early = time.monotonic() - started < EARLY_SECONDS
                 self._deaths[name] = self._deaths.get(name, 0) + 1 if early else 0
+                _end_group(process)
                 if self._deaths[name] >= EARLY_DEATHS:
                     raise StartError(
                         f"{name}: expected it to stay up, found it ended {EARLY_DEATHS} times in a "
@@ -230,7 +236,10 @@ class Supervisor:
         self._stop.set()
 
     def stop(self) -> None:
-        """Ends every child, the last started first: SIGTERM, and SIGKILL after ten seconds."""
+        """Ends every child, the last started first: SIGTERM, and SIGKILL after ten seconds.
+
+        What a child started and left behind is ended with it.
+        """
         self._stop.set()
         order: Sequence[str] = list(reversed(self._running))
         for name in order:
@@ -245,4 +254,11 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            _end_group(process)
         self._running.clear()
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """Ends what a child that is gone had started: Flower's executor leaves its ServerApp behind."""
+    with suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGKILL)

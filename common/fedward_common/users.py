@@ -81,6 +81,8 @@ def become(account: Account) -> None:
     os.setgroups(account.groups)
     os.setresgid(account.gid, account.gid, account.gid)
     os.setresuid(account.uid, account.uid, account.uid)
+    if (*os.getresuid(), *os.getresgid()) != (*[account.uid] * 3, *[account.gid] * 3):
+        raise PermissionError("the kernel kept another user")
 
 
 def no_new_privileges() -> None:

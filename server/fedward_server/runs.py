@@ -25,7 +25,7 @@ from fedward_server.adapters.run_files import (
     study_path,
 )
 from fedward_server.bundle import bundle_folder
-from fedward_server.serve import require_running
+from fedward_server.serve import register_nodes, require_running
 from fedward_server.settings import CoordinatorSettings
 
 FOLLOW_SECONDS: Final = 0.1
@@ -45,6 +45,7 @@ def start_run(settings: CoordinatorSettings, signed_study: bytes) -> tuple[str, 
     """
     study = store_study(settings, signed_study)
     require_running(settings)
+    register_nodes(settings)
     name = f"{study.id}-{secrets.token_hex(4)}"
     with _control(settings) as control:
         bundle = build_bundle(bundle_folder())

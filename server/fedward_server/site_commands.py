@@ -29,6 +29,7 @@ from fedward_server.enrolment_desk import (
 from fedward_server.enrolment_intake import EnrolmentIntake
 from fedward_server.enrolment_rules import EnrolmentRefused, stamp
 from fedward_server.operators import sign_as
+from fedward_server.ports import RequestStatus
 from fedward_server.serve import register_nodes, require_running
 from fedward_server.settings import CoordinatorSettings
 
@@ -216,13 +217,27 @@ def _members(registry: SqlRegistry) -> Iterator[dict[str, Any]]:
             "node_key_sha256": record.node_key_sha256,
             "certificate_sha256": record.certificate_sha256,
             "not_after": None if certificate is None else stamp(certificate.not_after),
+            "granted_by": _granted_by(registry, record.site_id),
         }
+
+
+def _granted_by(registry: SqlRegistry, site: SiteId) -> list[str]:
+    """Whose signatures made the site a member; each is verified again."""
+    granted = [
+        request.request_sha256
+        for request in registry.book.requests(site)
+        if request.status is RequestStatus.GRANTED
+    ]
+    statements = registry.book.statements(SITE_GRANT, site)
+    return sorted(
+        {s.person for s in statements if granted and s.facts["request_sha256"] == granted[-1]}
+    )
 
 
 def _expected(registry: SqlRegistry) -> Iterator[dict[str, Any]]:
     now = _now()
     for request in registry.book.requests():
-        if request.status.value == "waiting":
+        if request.status is RequestStatus.WAITING:
             yield {"site": request.site, "status": "waits for operators"}
     for invite in registry.book.invites():
         if invite.used_at is None and now <= invite.expires_at:

@@ -46,7 +46,7 @@ FINAL_REFUSALS: Final = frozenset(
         *("ethics", "not-approved"),
     }
 )
-"""Refusals that a later round cannot change: the site is not asked again in this run. A site that is
+"""Refusals that a later round cannot change: the site is not asked again in this run. One that is
 paused or outside its hours may answer the next round."""
 
 POLL_SECONDS: Final = 1.0

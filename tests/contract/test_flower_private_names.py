@@ -14,11 +14,13 @@ import flwr.supernode.fleet_http_client as fleet_client
 import flwr.supernode.fleet_http_connection as fleet_connection
 import flwr.supernode.runtime.run_clientapp as run_clientapp
 import flwr.supernode.start_client_internal as start_client
+import httpx
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from flwr.app import Error
 from flwr.common.serde import message_to_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest
+from flwr.supercore.control.control_http_client import ControlHttpClient
 from flwr.supercore.inflatable.inflatable_object import get_object_tree
 from flwr.supercore.interceptors.http.runtime_version import RuntimeVersionHttpInterceptor
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
@@ -205,3 +207,10 @@ def test_supernode_pushes_one_message_with_its_objects_after_it() -> None:
 
     assert "messages_list=[message_to_proto(message)]" in source
     assert "message = remove_content_from_message(message)" in source
+
+
+def test_the_control_client_keeps_its_http_client_under_one_name() -> None:
+    client = ControlHttpClient.from_server_address("127.0.0.1:1", True, None, interceptors=[])
+
+    assert isinstance(client._client, httpx.Client)
+    client.close()

@@ -221,6 +221,40 @@ class LedgerContract(abc.ABC):
         with pytest.raises(BudgetExceeded):
             ledger.reserve(reservation("another"))
 
+    def test_a_study_that_fits_only_at_an_order_chosen_in_hindsight_is_refused(
+        self, tmp_path: Path
+    ) -> None:
+        """The theorem for studies chosen after results wants one order, fixed before the first."""
+        limits = Limits(max_epsilon_per_study=3.0, max_epsilon_total=3.0, delta=1e-4)
+        ledger = self.open(tmp_path, limits=limits)
+        quiet, pure = GaussianDpEvent(100.0), LaplaceDpEvent(1 / 2.8)
+        ledger.reserve(reservation("heart", event=quiet))
+
+        assert epsilon_admission([quiet, pure], delta=1e-4) <= 3.0
+        with pytest.raises(BudgetExceeded, match=r"filter of order \d"):
+            ledger.reserve(reservation("lung", event=pure))
+
+    def test_the_order_is_that_of_the_first_study_whatever_the_limits_become(
+        self, tmp_path: Path
+    ) -> None:
+        ledger = self.open(tmp_path, limits=WIDE)
+        ledger.reserve(reservation("heart"))
+        first = ledger.order()
+
+        ledger.reserve(reservation("lung", event=LAPLACE))
+
+        assert first is not None
+        assert ledger.order() == first
+
+    def test_a_first_study_is_admitted_up_to_exactly_the_total_limit(self, tmp_path: Path) -> None:
+        one = epsilon_admission([reservation().event], delta=1e-4)
+        limits = Limits(max_epsilon_per_study=one, max_epsilon_total=one * (1 + 1e-9), delta=1e-4)
+        ledger = self.open(tmp_path, limits=limits)
+
+        ledger.reserve(reservation())
+
+        charge_round(ledger, 1)
+
     def test_a_charge_can_be_found_by_its_slot(self, ledger: Ledger) -> None:
         ledger.reserve(reservation())
         charge = charge_round(ledger, 1)

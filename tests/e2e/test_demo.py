@@ -2,6 +2,7 @@
 
 import json
 import re
+import socket
 from pathlib import Path
 
 import psutil
@@ -149,28 +150,46 @@ def test_the_sandbox_starts_the_same_programs_as_a_hospital(live: LiveFederation
         r"\S*python\S* \S*/fedward-client run --config \S+/site\.toml",
         r"\S*python\S* -m fedward_server edge --config \S+/coordinator\.toml",
         r"\S*python\S* -m fedward_client (guard|gateway|worker) --config \S+/site\.toml",
+        r"\S*python\S* -m fedward_common\.bridge --listen \S+ --to \S+",
         r"\S*python\S* \S*/flower-superlink --host 127\.0\.0\.1 .*--isolation process .*",
         r"\S*python\S* \S*/flower-superexec .*--runtime-api-address 127\.0\.0\.1:\d+ .*",
         r"\S*python\S* \S*/flower-supernode --superlink 127\.0\.0\.1:\d+ .*--isolation process .*",
     ]
     lines = [" ".join(p.cmdline()) for p in children(live)]
 
-    assert len(lines) >= 4 + 5 * len(live.federation.sites)
+    assert len(lines) >= 5 + 6 * len(live.federation.sites)
     for line in lines:
         assert any(re.fullmatch(pattern, line) for pattern in allowed), line
         assert "--allow-runtime-dependency-installation" not in line
 
 
 def test_every_listening_socket_is_on_loopback(live: LiveFederation) -> None:
-    listening = [
-        connection.laddr.ip
-        for process in children(live)
-        for connection in process.net_connections("inet")
-        if connection.status == psutil.CONN_LISTEN
-    ]
+    """On the host and, where Flower's processes have networks of their own, in each of those."""
+    host, inside = network(psutil.Process()), dict[str, list[str]]()
+    listening = []
+    for process in children(live):
+        if network(process) != host:
+            inside[network(process)] = listening_in_network_of(process)
+            continue
+        listening += [
+            connection.laddr.ip
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        ]
+    listening += [address for addresses in inside.values() for address in addresses]
 
     assert len(listening) >= 2 + 2 * len(live.federation.sites)
     assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+
+
+def network(process: psutil.Process) -> str:
+    return str(Path(f"/proc/{process.pid}/ns/net").readlink())
+
+
+def listening_in_network_of(process: psutil.Process) -> list[str]:
+    rows = Path(f"/proc/{process.pid}/net/tcp").read_text().splitlines()[1:]
+    listening = [row.split()[1] for row in rows if row.split()[3] == "0A"]
+    return [socket.inet_ntoa(bytes.fromhex(one.partition(":")[0])[::-1]) for one in listening]
 
 
 def test_private_files_are_private(live: LiveFederation) -> None:
@@ -180,6 +199,7 @@ def test_private_files_are_private(live: LiveFederation) -> None:
     assert private
     for path in private:
         assert path.stat().st_mode & 0o077 == 0 or folder_is_private(path, live.out), path
+        assert path.stat().st_mode & 0o037 == 0 or path.suffix != ".toml", path
 
 
 PUBLIC = {"ca.pem", "cert.pem", "tls.pem"}
@@ -187,7 +207,8 @@ PUBLIC = {"ca.pem", "cert.pem", "tls.pem"}
 
 def folder_is_private(path: Path, root: Path) -> bool:
     folders = [folder for folder in path.parents if folder.is_relative_to(root)]
-    return any(folder.stat().st_mode & 0o077 == 0 for folder in folders)
+    # A site's own users pass through its folders; nobody else does.
+    return any(folder.stat().st_mode & 0o067 == 0 for folder in folders)
 
 
 def test_the_same_study_run_again_is_refused_and_costs_nothing(live: LiveFederation) -> None:
@@ -281,7 +302,9 @@ def test_a_bundle_that_no_site_approved_never_reaches_supernode(
     path.write_bytes(SignedStudy.sign(study, live.prepared.layout.lead).canonical)
     ca = settings.state / "loopback" / "ca.pem"
 
-    with FlowerControl(port=settings.superlink_port, ca_certificate=ca) as control:
+    with FlowerControl(
+        socket=settings.superlink_socket, port=settings.superlink_port, ca_certificate=ca
+    ) as control:
         flower_id = control.start_run(bundle, config={"study": study.digest, "run": "hostile"})
         for _ in follow(settings, "hostile", flower_id):
             pass

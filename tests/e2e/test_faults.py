@@ -214,6 +214,8 @@ def test_a_port_in_use_is_named_with_its_key(tmp_path: Path) -> None:
     settings = prepared.layout.sites[DISTRICT].settings_file
     match = re.search(r"gateway = (\d+)", settings.read_text())
     assert match is not None
+    with settings.open("a") as file:
+        file.write('\n[isolation]\nnetwork = "none"\n')  # in a private network it would be free
 
     with socket.create_server(("127.0.0.1", int(match[1]))):
         done = program("fedward-client", "run", "--config", settings)

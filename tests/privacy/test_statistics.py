@@ -198,7 +198,7 @@ def test_what_is_released_lies_on_a_grid() -> None:
         STUDY.data,
         exact_sums(ALL, STUDY.data, rows_of(("a", "33.3", "1"))),
         noise=NoNoise(),
-        integers=NoNoise(),
+        integers=SystemIntegers(),
     )
 
     assert all(value * 1024 == int(value * 1024) for value in values)

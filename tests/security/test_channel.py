@@ -125,6 +125,16 @@ def test_an_expired_certificate_is_refused(edge: RunningEdge) -> None:
     assert edge.logged("edge.handshake-refused", code="certificate-expired")
 
 
+def test_a_certificate_of_tomorrow_is_one_clear_error_at_both_ends(edge: RunningEdge) -> None:
+    site = edge.sites["alpha"]
+    early = edge.authority.site_identity("alpha", at=now() + timedelta(days=2))
+
+    with pytest.raises(CallRefused, match="check this machine's clock") as caught:
+        run(one_call(lambda: edge.channel(early), site))
+    assert caught.value.refusal is Refusal.CERTIFICATE_NOT_YET_VALID
+    assert edge.logged("edge.handshake-refused", code="certificate-not-yet-valid")
+
+
 def test_a_certificate_that_expires_on_a_live_connection_is_refused(edge: RunningEdge) -> None:
     site = edge.add_site("brief", lifetime=timedelta(seconds=3))
 
@@ -299,8 +309,8 @@ def test_supernodes_calls_reach_superlink_through_both_processes_and_a_lost_edge
 ) -> None:
     with running_edge(tmp_path / "coordinator", "alpha") as edge:
         site = edge.sites["alpha"]
-        gateway, listening = start_gateway(edge, site, tmp_path / "site")
         context = ssl.create_default_context(cafile=make_loopback_identity(tmp_path / "site").ca)
+        gateway, listening = start_gateway(edge, site, tmp_path / "site")
         try:
             with httpx.Client(
                 base_url="https://localhost/v1/fleet/",

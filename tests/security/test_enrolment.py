@@ -276,11 +276,12 @@ def test_200_mb_are_not_read(hub: Listener) -> None:
     token = hub.invite(new_site().site).token
 
     with pytest.raises(grpc.RpcError) as caught:
-        hub.submit(token, bytes(200_000_000))
+        submitted(hub, token, bytes(200_000_000))
     assert caught.value.code() in (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         grpc.StatusCode.UNAVAILABLE,
     )
+    assert hub.logged("enrolment.refused", code="body-too-large", route="submit")
 
 
 def test_a_flood_of_tokens_is_slowed_down_and_fills_no_log(hub: Listener) -> None:
@@ -346,13 +347,18 @@ def test_no_other_method_answers_here(hub: Listener, service: str) -> None:
 
 
 def test_slow_peers_are_cut_off_while_a_good_site_gets_in(hub: Listener) -> None:
-    """40 that never say hello, 40 that stop after the handshake, 40 that dribble a request."""
+    """40 that never say hello, 40 that stop after the handshake, 40 that dribble a request.
+
+    All from one other address: a site behind the same address would have to wait for them.
+    """
     site = new_site()
     invite = hub.invite(site.site)
     context = unchecked_context()
 
     def connect(_: int) -> socket.socket:
-        return socket.create_connection(("127.0.0.1", hub.port), timeout=30)
+        return socket.create_connection(
+            ("127.0.0.1", hub.port), timeout=30, source_address=("127.0.0.2", 0)
+        )
 
     def handshake(_: int) -> ssl.SSLSocket:
         return context.wrap_socket(connect(_))
@@ -372,6 +378,8 @@ def test_slow_peers_are_cut_off_while_a_good_site_gets_in(hub: Listener) -> None
 
     assert word == ""
     assert all(closed)
+    assert hub.logged("enrolment.refused", code="slow", route="submit")
+    assert hub.logged("enrolment.refused", code="rate", route="submit")
 
 
 def frame(kind: int, stream: int, payload: bytes, *, length: int | None = None) -> bytes:

@@ -8,9 +8,11 @@ import pytest
 from fedward_client.enrol import Places, SiteOptions, enrol
 from fedward_client.enrol.flow import World
 from fedward_client.peer import Target, look
+from fedward_client.proxy import ProxyRefused
 from fedward_common.channel.tls import CIPHER_VARIABLE, TLS13_ONLY
 from fedward_common.errors import ChannelError, FedwardError, SignatureRefused
 from fedward_common.trust.enrolment import Invite
+from fedward_common.trust.private_files import write_private
 from tests.support.connect_proxy import connect_proxy
 from tests.support.coordinator import Coordinator, coordinator
 from tests.support.pki import Authority
@@ -51,6 +53,18 @@ def test_without_anybody_in_between_the_same_way_leads_to_a_member(
 ) -> None:
     assert attempt(far.invite(address=ADDRESS), tmp_path, listener=far) is None
     assert (tmp_path / "site.toml").exists()
+
+
+def test_wrong_credentials_for_the_proxy_are_said_at_enrolment_too(
+    far: Coordinator, tmp_path: Path
+) -> None:
+    write_private(tmp_path / "proxy.auth", b"me:wrong")
+    with connect_proxy({ADDRESS: far.enrolment_port}, credentials="me:right") as proxy:
+        options = SiteOptions(proxy=proxy.url, proxy_auth_file=tmp_path / "proxy.auth")
+        places = Places.of(tmp_path / "site.toml", options)
+
+        with pytest.raises(ProxyRefused, match="proxy_auth_file"):
+            enrol(far.invite(address=ADDRESS), places, options, say=lambda _: None)
 
 
 def test_a_foreign_authority_in_between_is_named_and_gets_no_token(

@@ -340,7 +340,7 @@ def test_superlink_and_each_site_live_in_a_network_of_their_own(private: LiveFed
     flowers = [
         child
         for child in children
-        if "flower-super" in " ".join(child.cmdline()) and child.status() != psutil.STATUS_ZOMBIE
+        if child.status() != psutil.STATUS_ZOMBIE and "flower-super" in " ".join(child.cmdline())
     ]
     coordinator = {network(child) for child in flowers}
 

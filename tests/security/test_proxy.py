@@ -1,7 +1,10 @@
 """The hospital's HTTP proxy: passed by CONNECT with a password, blind to what is inside the TLS."""
 
 import asyncio
+import contextlib
 import socket
+import threading
+import time
 from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -51,9 +54,12 @@ async def one_call(
     proxy: Proxy | None,
     *,
     address: str = OUTSIDE,
+    server_name: str | None = None,
     body: bytes = b"an update in clear?",
 ) -> Answer:
-    channel = EdgeChannel(coordinator=address, server_name=None, tls=tls(far, folder), proxy=proxy)
+    channel = EdgeChannel(
+        coordinator=address, server_name=server_name, tls=tls(far, folder), proxy=proxy
+    )
     try:
         return await channel.forward("push-object", HEADERS, body)
     finally:
@@ -77,6 +83,19 @@ def test_a_call_passes_the_proxy_with_a_password(far: Coordinator, tmp_path: Pat
 
     assert answer.body == b"answer to an update in clear?"
     assert proxy.targets == [OUTSIDE]
+
+
+def test_an_address_that_is_not_the_name_in_the_certificate_passes_with_server_name(
+    far: Coordinator, tmp_path: Path
+) -> None:
+    address = "203.0.113.7:9443"
+    with connect_proxy({address: far.port}) as proxy:
+        way = named(proxy, tmp_path, None)
+        answer = run(one_call(far, tmp_path, way, address=address, server_name=far.name))
+        with pytest.raises(ChannelError, match="for another"):
+            run(one_call(far, tmp_path, way, address=address))
+
+    assert answer.status == 200
 
 
 def test_tls_is_end_to_end_and_the_proxy_sees_no_plaintext(
@@ -172,6 +191,25 @@ def test_a_socket_through_the_proxy_carries_the_next_byte_untouched(tmp_path: Pa
         with other:
             other.sendall(b"first")
             assert near.recv(5) == b"first"
+
+
+def test_a_proxy_whose_answer_never_ends_is_given_up() -> None:
+    """A byte now and then keeps no socket's timeout from starting again; the whole has a limit."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        drip = Proxy(host="127.0.0.1", port=listener.getsockname()[1])
+
+        def serve() -> None:
+            raw, _ = listener.accept()
+            with raw, contextlib.suppress(OSError):
+                for _ in range(60):
+                    raw.sendall(b"H")
+                    time.sleep(0.05)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        with pytest.raises(TimeoutError):
+            connect("far.example", 9, proxy=drip, timeout_seconds=0.5)
+        thread.join(10)
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,9 @@ class InMemoryLedger:
     def head(self) -> Head:
         return self._head
 
+    def order(self) -> float | None:
+        return self._state.order
+
     def _append(self, entry: dict[str, object]) -> None:
         self._state.apply(entry)
         seq, body = self._head.seq + 1, entry_body(entry)

@@ -77,16 +77,13 @@ def rows_of(*patients: tuple[str, str, str]) -> list[dict[str, str]]:
 
 
 class NoNoise:
-    """A `RandomSource` and `IntegerSource` whose noise is zero."""
+    """A `RandomSource` whose noise is zero."""
 
     def uniform(self, count: int) -> Any:
         raise NotImplementedError
 
     def normal(self, count: int) -> Any:
         return np.zeros(count)
-
-    def below(self, bound: int) -> int:
-        return bound - 1
 
 
 @dataclass(kw_only=True)

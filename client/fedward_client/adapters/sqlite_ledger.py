@@ -184,6 +184,11 @@ class SqliteLedger:
         with self._current() as file:
             return file.head
 
+    def order(self) -> float | None:
+        """The Renyi order of the filter over all studies; None before the first reservation."""
+        with self._current() as file:
+            return file.state.order
+
     def require(self, head: Head) -> None:
         """Returns when the ledger holds the row `head`, as the guard's journal last noted it.
 

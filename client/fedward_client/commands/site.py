@@ -1,6 +1,7 @@
 """What the site engineer asks: is everything well, what left."""
 
 import json
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,72 @@ journal = typer.Typer(no_args_is_help=True, help="What left this hospital.")
 Since = Annotated[
     str | None, typer.Option("--since", help="Only from this date or time on (ISO 8601, UTC).")
 ]
+
+
+@app.command()
+def enrol(
+    invite: Annotated[str | None, typer.Argument(hidden=True)] = None,
+    invite_file: Annotated[
+        str | None, typer.Option("--invite-file", help="The invite's file; - for stdin.")
+    ] = None,
+    offline: Annotated[
+        Path | None, typer.Option("--offline", help="Write the request here, to be carried.")
+    ] = None,
+    install: Annotated[
+        Path | None, typer.Option("--install", help="The grant that was carried back.")
+    ] = None,
+    config: Config = DEFAULT_CONFIG,
+    state: Annotated[
+        Path | None, typer.Option(help="For what this site keeps, keys included.")
+    ] = None,
+    run: Annotated[Path | None, typer.Option(help="For sockets; best in memory.")] = None,
+    proxy: Annotated[str | None, typer.Option(help="http://host:port, to the coordinator.")] = None,
+    proxy_auth_file: Annotated[
+        Path | None, typer.Option(help="Private file: user:password for the proxy.")
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None, typer.Option(help="Private file: encrypt the keys under its one line.")
+    ] = None,
+    wait_hours: Annotated[float, typer.Option(min=0, help="How long to wait for a grant.")] = 24.0,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make this hospital a member: its keys, a request, the grant, a site.toml."""
+    del debug
+    from fedward_client import enrol as steps
+
+    if invite is not None:
+        steps.refuse_argument()
+    configure_logging(process="site")
+    os.umask(0o077)
+    options = steps.SiteOptions(
+        proxy=proxy,
+        proxy_auth_file=proxy_auth_file,
+        passphrase_file=passphrase_file,
+        state=state,
+        run=run,
+    )
+    places = steps.Places.of(config, options)
+    say = steps.teller(quiet=as_json)
+    if install is not None:
+        made = steps.install_grant(install, places, options)
+    elif invite_file is None:
+        steps.refuse_nothing()
+    elif offline is not None:
+        asked = steps.write_request(
+            steps.read_invite(invite_file), places, options, out=offline, say=say
+        )
+        typer.echo(steps.carried_text(asked, offline, as_json=as_json))
+        return
+    else:
+        made = steps.enrol(
+            steps.read_invite(invite_file),
+            places,
+            options,
+            say=say,
+            wait_seconds=wait_hours * 3600,
+        )
+    typer.echo(steps.enrolled_text(made, as_json=as_json))
 
 
 @app.command()

@@ -28,22 +28,22 @@ OVERDUE: Final = timedelta(days=1)
 
 def keys(settings: SiteSettings) -> Iterator[Finding]:
     """Permissions and owner of each private key, and whether it is a key of the right kind."""
-    paths, ours = settings.keys, {os.geteuid()}
-    users = ours | user_ids(settings)
+    paths = settings.keys
     passphrase, finding = _passphrase(settings)
     if finding is not None:
         yield finding
         if finding.level == "fail":
             return
-    readers: list[tuple[str, Path | None, Callable[..., object]]] = [
-        ("key.tls", paths.tls_key, read_tls_key),
-        ("key.node", paths.node_key, read_node_key),
-        ("key.signing", paths.signing_key, read_signing_key),
-        ("key.secagg", paths.secagg_key, read_signing_key),
+    readers: list[tuple[str, Path | None, str, Callable[..., object]]] = [
+        ("key.tls", paths.tls_key, "gateway_user", read_tls_key),
+        ("key.node", paths.node_key, "node_user", read_node_key),
+        ("key.signing", paths.signing_key, "guard_user", read_signing_key),
+        ("key.secagg", paths.secagg_key, "guard_user", read_signing_key),
     ]
-    for name, path, read in readers:
+    for name, path, user, read in readers:
         if path is not None:
-            yield _key(name, path, read, owners=users, passphrase=passphrase)
+            owners = owners_of(settings, user)
+            yield _key(name, path, read, owners=owners, passphrase=passphrase)
 
 
 def _passphrase(settings: SiteSettings) -> tuple[bytes | None, Finding | None]:
@@ -81,16 +81,19 @@ def _key(
     return finding
 
 
-def user_ids(settings: SiteSettings) -> set[int]:
-    """The user ids that [guard] names; one that does not exist is left to the guard's own check."""
-    found = set()
-    for key, name in named_users(settings).items():
-        if name is not None:
+def owners_of(settings: SiteSettings, *keys: str) -> set[int]:
+    """The user ids that these keys of [guard] name; this process's own where none is named.
+
+    One that does not exist is left to the guard's own check.
+    """
+    found, named = set(), named_users(settings)
+    for key in keys or named:
+        if (name := named[key]) is not None:
             try:
                 found.add(user_id(name, key=f"[guard] {key}"))
             except ConfigError:
                 continue
-    return found
+    return found or {os.geteuid()}
 
 
 def identity_files(settings: SiteSettings) -> IdentityFiles:

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Iterator, Mapping
 from typing import Final
 
-from fedward_client.doctor.keys import user_ids
+from fedward_client.doctor.keys import owners_of
 from fedward_client.peer import (
     HAS_EXPIRED,
     NAME_MISMATCH,
@@ -174,7 +174,7 @@ def _separation(settings: SiteSettings) -> Iterator[Finding]:
     yield shared.network_separation(
         "network",
         interfaces=shared.read_interfaces(),
-        strangers=shared.read_strangers(ours={os.geteuid()} | user_ids(settings)),
+        strangers=shared.read_strangers(ours={os.geteuid()} | owners_of(settings)),
     )
 
 

@@ -1,13 +1,12 @@
 """All findings about a site, in order."""
 
-import os
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
 from fedward_client.doctor.coordinator import greeting
-from fedward_client.doctor.keys import certificates, identity_files, keys, user_ids
+from fedward_client.doctor.keys import certificates, identity_files, keys, owners_of
 from fedward_client.doctor.network import network
 from fedward_client.doctor.records import (
     approvals,
@@ -67,7 +66,7 @@ def _all(settings: SiteSettings, study: Path | None) -> Iterator[Finding]:
 
 
 def _machine(settings: SiteSettings, environment: Mapping[str, str]) -> Iterator[Finding]:
-    group, owners = settings.guard.group is not None, {os.geteuid()} | user_ids(settings)
+    group, owners = settings.guard.group is not None, owners_of(settings, "guard_user")
     for name, folder in (("state", settings.folders.state), ("run", settings.folders.run)):
         yield shared.private_folder(f"folder.{name}", folder, group=group, owners=owners)
     yield shared.socket_paths(

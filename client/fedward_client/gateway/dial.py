@@ -28,8 +28,10 @@ def dial(
     options["grpc.enable_http_proxy"] = 0
     if proxy is None or is_loopback(host):
         return coordinator, list(options.items())
-    options["grpc.ssl_target_name_override"] = server_name or host.strip("[]")
-    options["grpc.default_authority"] = coordinator
+    name = server_name or host.strip("[]")
+    options["grpc.ssl_target_name_override"] = name
+    # grpc takes a call's host from the target, which is the proxy, and compares it with the name.
+    options["grpc.default_authority"] = name
     options["grpc.http_connect_server"] = coordinator
     if proxy.authorization is not None:
         options["grpc.http_connect_headers"] = f"Proxy-Authorization:{proxy.authorization}"

@@ -59,9 +59,10 @@ async def serve_gateway(config: GatewayConfig) -> None:
             fleet=FlowerFleetMessages(),
             caller=SuperNode(public_key=config.node_public_key),
         )
+        # Before the socket, which says that the gateway is there: SuperNode reads its root then.
+        server = _server(gateway, make_loopback_identity(config.loopback))
         listener = listen_unix(config.socket)
         stack.callback(config.socket.unlink, missing_ok=True)
-        server = _server(gateway, make_loopback_identity(config.loopback))
         for number in (signal.SIGTERM, signal.SIGINT):
             # uvicorn listens for the signals itself and raises them again when it has stopped:
             # with a handler of ours in place that second time ends nothing.

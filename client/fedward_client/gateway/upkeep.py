@@ -100,6 +100,9 @@ class Upkeep:
             await self._note("out", "hello", "hello", said)
             greeting = await self._channel.hello(self._versions)
             self._channel.edge_certificate_sha256 = await asyncio.to_thread(self._edge_certificate)
+            revoked = [site for site in greeting.revoked if site not in self._known_revoked]
+            if revoked:
+                await self._note("in", "hello", "revocation", canonical_json(revoked))
         except (FedwardError, OSError) as error:
             pause = self._hello_backoff.failed()
             self._next_hello = self._clock() + pause
@@ -111,9 +114,9 @@ class Upkeep:
             _log.warning("gateway.clock-skew", seconds=round(greeting.skew_seconds, 1))
         for name, version in greeting.differing(self._versions).items():
             _log.warning("gateway.version-differs", kind=name, version=version)
-        if new := [site for site in greeting.revoked if site not in self._known_revoked]:
-            self._known_revoked.update(new)
-            _log.warning("gateway.members-revoked", sites=new)
+        if revoked:
+            self._known_revoked.update(revoked)
+            _log.warning("gateway.members-revoked", sites=revoked)
 
     async def _renew_if_due(self) -> None:
         try:

@@ -220,8 +220,8 @@ def study_shapes(study: StudySpec) -> Mapping[str, tuple[int, ...]]:
     """The names and shapes of a study's tensors: as it writes them out, or as the registry builds
     them.
     """
-    if tensors := getattr(study.model, "tensors", ()):
-        return {tensor.name: tensor.shape for tensor in tensors}
+    if study.model.tensors:
+        return {tensor.name: tensor.shape for tensor in study.model.tensors}
     # Not at the top: it loads torch, and the guard's sockets must answer soon after its start.
     from fedward_common.models.registry import model_shapes  # noqa: PLC0415
 

@@ -29,7 +29,7 @@ def approved_plugin(study: StudySpec, standing: Standing) -> str | None:
             f"{plugin.model!r}. It would run with this study's patients before it: review it, then "
             "`fedward-client plugin approve`"
         )
-    if not getattr(study.model, "tensors", ()):
+    if not study.model.tensors:
         raise ProtocolError(
             f"study {study.id}: expected the tensors of the plugin model {plugin.model!r} written "
             "out in it, found none"

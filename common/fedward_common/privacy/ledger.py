@@ -176,6 +176,10 @@ class Ledger(Protocol):
         """The last row."""
         ...
 
+    def order(self) -> float | None:
+        """The Renyi order of the filter over all studies; None before the first reservation."""
+        ...
+
 
 @dataclass(kw_only=True, slots=True)
 class _Account:

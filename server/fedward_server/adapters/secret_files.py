@@ -9,7 +9,8 @@ from typing import Final
 from fedward_common.errors import ConfigError
 
 MAX_SECRET_BYTES: Final = 1 << 16
-MIN_PASSPHRASE: Final = 12
+MIN_PASSPHRASE: Final = 20
+"""PKCS 8 stretches a passphrase 2048 times only: what protects the issuing key is its length."""
 STDIN: Final = Path("-")
 
 
@@ -46,7 +47,7 @@ def read_passphrase(path: Path) -> bytes:
     """The one line in a private file, or of stdin when `path` is `-`. Never from a command line.
 
     Raises:
-        ConfigError: as `read_private`, or not one line of at least 12 characters.
+        ConfigError: as `read_private`, or not one line of at least 20 characters.
     """
     if path == STDIN:
         data = sys.stdin.buffer.readline(MAX_SECRET_BYTES)

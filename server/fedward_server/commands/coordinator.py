@@ -128,3 +128,30 @@ def renew_certificate(config: Config = DEFAULT_CONFIG, debug: Debug = False) -> 
 
     ends = renew_server_certificate(load_coordinator_settings(config), now=datetime.now(UTC))
     typer.echo(f"good until {ends.date()}; restart the coordinator")
+
+
+@app.command("renew-authority")
+def renew_authority(
+    root_key: Annotated[Path, typer.Argument(help="root.p12 on its medium.")],
+    passphrase_file: Annotated[
+        Path, typer.Option(help="A file (0600) with the root key's passphrase; - is stdin.")
+    ],
+    config: Config = DEFAULT_CONFIG,
+    debug: Debug = False,
+) -> None:
+    """Make the next issuing authority (two years) with the root's key."""
+    del debug
+    os.umask(0o077)
+    from datetime import UTC, datetime
+
+    from fedward_server.adapters.secret_files import read_passphrase
+    from fedward_server.init import renew_issuing_authority
+    from fedward_server.settings import load_coordinator_settings
+
+    ends = renew_issuing_authority(
+        load_coordinator_settings(config),
+        root_file=root_key,
+        root_passphrase=read_passphrase(passphrase_file),
+        now=datetime.now(UTC),
+    )
+    typer.echo(f"good until {ends.date()}; restart the coordinator and take the medium away")

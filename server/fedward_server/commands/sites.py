@@ -13,6 +13,10 @@ operator = typer.Typer(no_args_is_help=True, help="The people who grant and revo
 
 OperatorName = Annotated[str, typer.Option("--operator", help="Your name in [[operators]].")]
 OperatorKey = Annotated[Path, typer.Option("--key", help="The file of your key.")]
+IssuingPassphrase = Annotated[
+    Path | None,
+    typer.Option(help="The issuing key's passphrase, if coordinator.toml's file is not yours."),
+]
 SiteName = Annotated[str, typer.Argument(help="The hospital's name in the federation.")]
 
 
@@ -69,6 +73,7 @@ def site_grant(
     operator_name: OperatorName,
     key: OperatorKey,
     heard: Annotated[str, typer.Option("--words", help="The words that the hospital reads out.")],
+    passphrase_file: IssuingPassphrase = None,
     config: Config = DEFAULT_CONFIG,
     as_json: Json = False,
     debug: Debug = False,
@@ -78,7 +83,7 @@ def site_grant(
     from fedward_server.settings import load_coordinator_settings
     from fedward_server.site_commands import Operator, grant_site
 
-    who = Operator(name=operator_name, key_file=key)
+    who = Operator(name=operator_name, key_file=key, passphrase_file=passphrase_file)
     found = grant_site(load_coordinator_settings(config), name, who, compared=heard)
     typer.echo(json.dumps(found) if as_json else f"{name}: {found['status']}")
 

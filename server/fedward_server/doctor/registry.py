@@ -8,7 +8,7 @@ from typing import Final, Literal
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, create_engine
+from sqlalchemy import Engine, create_engine, inspect
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -58,13 +58,15 @@ class Registry:
             engine.dispose()
 
 
-def _schema(engine: Engine) -> Literal["good", "old", "new"]:
+def _schema(engine: Engine) -> Literal["good", "none", "old", "new"]:
     """How the database's schema stands to the one of this version."""
     configuration = Config()
     configuration.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     scripts = ScriptDirectory.from_config(configuration)
     with engine.connect() as connection:
         present = MigrationContext.configure(connection).get_current_revision()
+        if present is None and not inspect(connection).get_table_names():
+            return "none"
     if present == scripts.get_current_head():
         return "good"
     known = {script.revision for script in scripts.walk_revisions()}

@@ -17,9 +17,9 @@ import structlog
 from sqlalchemy.exc import OperationalError
 
 from fedward_common.channel import channel_pb2 as wire
-from fedward_common.channel import channel_pb2_grpc as stubs
 from fedward_common.channel.credentials import Option, TlsFiles
-from fedward_common.channel.refusals import Refusal
+from fedward_common.channel.refusals import Refusal, explain_refusal
+from fedward_common.channel.routes import CallRefused
 from fedward_common.channel.tls import prove_server
 from fedward_common.errors import StartError
 from fedward_common.log.events import EventLog
@@ -27,12 +27,14 @@ from fedward_common.trust.enrolment import MAX_REQUEST_BYTES
 from fedward_server.adapters.registry import SqlRegistry, open_registry
 from fedward_server.edge.gate import RefusalLog
 from fedward_server.edge.handshakes import HandshakeWatch
-from fedward_server.enrolment.peers import PeerRate, peer_of
+from fedward_server.edge.listening import Operation, Requests, operations, read_one
+from fedward_server.enrolment.peers import Peers, peer_of
 from fedward_server.enrolment_intake import EnrolmentIntake
 from fedward_server.enrolment_rules import EnrolmentRefused, must_listen
 from fedward_server.settings import CoordinatorSettings, probe_host
 
-T = TypeVar("T")
+Asked = TypeVar("Asked")
+Reply = TypeVar("Reply")
 
 LOOK_SECONDS: Final = 0.5
 """How soon after an invite is made the port opens."""
@@ -40,8 +42,7 @@ RETRY_SECONDS: Final = 5.0
 STOP_SECONDS: Final = 1.0
 WATCH_SECONDS: Final = 5.0
 CALLS_AT_A_TIME: Final = 512
-"""A call counts from its first header: few places would let a dozen slow peers keep all others out.
-What half-sent messages take is then at most 512 times 128 KiB."""
+"""Of all peers together; what half-sent messages take is then at most 512 times 128 KiB."""
 SELF_TEST_REFUSALS: Final = 1
 """The self-test's own TLS 1.2 connection."""
 
@@ -67,58 +68,82 @@ def listener_options() -> list[Option]:
     ]
 
 
-class EnrolmentService(stubs.FedwardEnrolmentServicer):
-    """grpc's side of the listener: each call is counted, decided in one thread, and answered."""
+class EnrolmentService:
+    """grpc's side of the listener: each call is counted, read, decided in one thread, answered."""
 
-    def __init__(self, *, intake: EnrolmentIntake, refusals: RefusalLog, rate: PeerRate) -> None:
+    def __init__(self, *, intake: EnrolmentIntake, refusals: RefusalLog, peers: Peers) -> None:
         self._intake = intake
         self._refusals = refusals
-        self._rate = rate
+        self._peers = peers
         # One thread: the registry and the log are disk work, and keep their order.
         self._disk = ThreadPoolExecutor(max_workers=1, thread_name_prefix="enrolment-disk")
 
-    async def Submit(  # noqa: N802 - the name in channel.proto
-        self, request: wire.SubmitRequest, context: grpc.aio.ServicerContext
+    @property
+    def handler(self) -> grpc.GenericRpcHandler:
+        """Submit and Fetch, and nothing else."""
+        return operations(
+            "FedwardEnrolment",
+            {
+                "Submit": Operation(wire.SubmitRequest, wire.SubmitReply, self.submit),
+                "Fetch": Operation(wire.FetchRequest, wire.FetchReply, self.fetch),
+            },
+        )
+
+    async def submit(
+        self, requests: Requests[wire.SubmitRequest], context: grpc.aio.ServicerContext
     ) -> wire.SubmitReply:
         """The digest of the request that was taken, or the reason for refusing it."""
 
-        def decide() -> wire.SubmitReply:
-            self._rate.spend(peer_of(context.peer()))
-            if len(request.request) > MAX_REQUEST_BYTES:
+        def decide(asked: wire.SubmitRequest) -> wire.SubmitReply:
+            if len(asked.request) > MAX_REQUEST_BYTES:
                 raise EnrolmentRefused(Refusal.BODY_TOO_LARGE)
-            taken = self._intake.submit(request.token, request.request)
+            taken = self._intake.submit(asked.token, asked.request)
             return wire.SubmitReply(request_sha256=taken.sha256)
 
-        return await self._answer(decide, "submit", lambda code: wire.SubmitReply(error_code=code))
+        return await self._answer("submit", decide, requests, context)
 
-    async def Fetch(  # noqa: N802 - the name in channel.proto
-        self, request: wire.FetchRequest, context: grpc.aio.ServicerContext
+    async def fetch(
+        self, requests: Requests[wire.FetchRequest], context: grpc.aio.ServicerContext
     ) -> wire.FetchReply:
         """The answer to a request, for the holder of its TLS key, or the reason for refusing."""
 
-        def decide() -> wire.FetchReply:
-            self._rate.spend(peer_of(context.peer()))
+        def decide(asked: wire.FetchRequest) -> wire.FetchReply:
             answer = self._intake.fetch(
-                request.request_sha256, time=request.time, signature=request.signature
+                asked.request_sha256, time=asked.time, signature=asked.signature
             )
             return wire.FetchReply(status=answer.status.value, grant=answer.grant)
 
-        return await self._answer(decide, "fetch", lambda code: wire.FetchReply(error_code=code))
+        return await self._answer("fetch", decide, requests, context)
 
-    async def _answer(self, decide: Callable[[], T], route: str, refuse: Callable[[str], T]) -> T:
+    async def _answer(
+        self,
+        route: str,
+        decide: Callable[[Asked], Reply],
+        requests: Requests[Asked],
+        context: grpc.aio.ServicerContext,
+    ) -> Reply:
+        """The decision. Who calls too often is refused before the message is read.
+
+        Raises:
+            CallRefused: with the reason, which is in the log then (`Operation` sends it).
+        """
         try:
-            return await self._in_thread(decide)
+            with self._peers.place_of(peer_of(context.peer())):
+                asked = await read_one(requests)
+                return await self._in_thread(lambda: decide(asked))
         except EnrolmentRefused as refused:
             refusal, site = refused.refusal, refused.site or ""
+        except CallRefused as refused:
+            refusal, site = refused.refusal, ""
         _log.warning("enrolment.refused", code=refusal.value)
         await self._in_thread(
             lambda: self._refusals.note(
                 "enrolment.refused", refusal=refusal, site=site, route=route
             )
         )
-        return refuse(refusal.value)
+        raise CallRefused(refusal, explain_refusal(refusal.value))
 
-    def _in_thread(self, function: Callable[[], T]) -> Awaitable[T]:
+    def _in_thread(self, function: Callable[[], Reply]) -> Awaitable[Reply]:
         return asyncio.get_running_loop().run_in_executor(self._disk, function)
 
 
@@ -145,7 +170,7 @@ class Door:
         server = grpc.aio.server(
             options=listener_options(), maximum_concurrent_rpcs=CALLS_AT_A_TIME
         )
-        stubs.add_FedwardEnrolmentServicer_to_server(service, server)
+        server.add_generic_rpc_handlers((service.handler,))
         try:
             server.add_secure_port(self._listen, self._credentials())
         except RuntimeError as error:
@@ -205,7 +230,7 @@ async def serve_enrolment(settings: CoordinatorSettings, *, listen: str) -> None
         intake = EnrolmentIntake(
             federation=settings.federation, registry=registry, log=log, clock=_utc_now
         )
-        service = EnrolmentService(intake=intake, refusals=refusals, rate=PeerRate())
+        service = EnrolmentService(intake=intake, refusals=refusals, peers=Peers())
         door = Door(settings, listen=listen, watch=watch)
         stack.push_async_callback(door.close)
         _log.info("enrolment.started", address=listen)

@@ -1,7 +1,9 @@
 """How often one address may call the enrolment listener."""
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address, ip_address
 from typing import Final
@@ -31,16 +33,36 @@ def peer_of(grpc_peer: str) -> str:
 
 
 @dataclass(kw_only=True, slots=True)
-class PeerRate:
-    """A token bucket per peer: `per_second` calls on average, `burst` at once.
+class Peers:
+    """What each peer may do: `per_second` calls on average, `burst` at once, `places` under way.
 
-    At most `MOST_PEERS` buckets are kept; the fullest go first, which forgets nothing of use.
+    At most `MOST_PEERS` token buckets are kept; the fullest go first, which forgets nothing of use.
     """
 
     per_second: float = 1.0
     burst: float = 10.0
+    places: int = 4
     clock: Callable[[], float] = time.monotonic
     _buckets: dict[str, tuple[float, float]] = field(default_factory=dict)
+    _under_way: Counter[str] = field(default_factory=Counter)
+
+    @contextmanager
+    def place_of(self, peer: str) -> Iterator[None]:
+        """A place for one call of `peer` while it lasts.
+
+        Raises:
+            EnrolmentRefused: RATE, it calls too often or has too many calls under way.
+        """
+        self.spend(peer)
+        if self._under_way[peer] >= self.places:
+            raise EnrolmentRefused(Refusal.RATE)
+        self._under_way[peer] += 1
+        try:
+            yield
+        finally:
+            self._under_way[peer] -= 1
+            if self._under_way[peer] == 0:
+                del self._under_way[peer]
 
     def spend(self, peer: str) -> None:
         """Counts one call. Raises EnrolmentRefused(RATE) when there were too many."""

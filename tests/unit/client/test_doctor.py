@@ -205,6 +205,16 @@ def test_each_key_that_the_world_may_read_fails(site: Site, name: str, file: str
     assert site.examine().exit_code == 1
 
 
+def test_each_key_belongs_to_the_one_user_that_may_read_it(site: Site) -> None:
+    """With users of their own, a key that lies with another one of them fails as well."""
+    users = {"guard_user": 12001, "gateway_user": 12002, "node_user": 12003, "worker_user": 12004}
+    named = {key: f"#{number}" for key, number in users.items()}
+    site.edit(guard={**named, "group": "#12000"})
+
+    for name, key in (("tls", "gateway_user"), ("node", "node_user"), ("signing", "guard_user")):
+        assert f"Fedward's is {users[key]}" in site.find(f"key.{name}").found
+
+
 def test_keys_in_each_others_place_fail(site: Site) -> None:
     keys = site.folder / "keys"
     site.edit(keys={"signing_key": "keys/node.key", "node_key": "keys/signing.pem"})
@@ -296,8 +306,12 @@ def test_a_real_edge_takes_its_site_and_refuses_an_expired_one(site: Site, tmp_p
             write_identity(keys, "tls", identity, edge.authority.root)
             (keys / "root.pem").replace(keys / "ca.pem")
             found[name] = site.find("coordinator")
+            if name == "good":
+                made = {finding.name: finding for finding in site.examine().findings}
 
     assert found["good"].level == "ok"
+    for name in ("coordinator.clock", "coordinator.versions"):
+        assert made[name].level == "ok", made[name]
     assert "TLSv1.3" in found["good"].found
     assert found["late"].level == "fail"
     assert "refuses this site's certificate" in found["late"].found

@@ -282,3 +282,24 @@ def test_entries_name_no_patient_and_state_their_delta(used: Path) -> None:
     assert [body["kind"] for body in bodies] == ["open", "reserve", "charge", "charge"]
     assert bodies[1]["delta"] == 1e-4
     assert bodies[2].keys() == {"kind", "time", "study", "slot", "key", "purpose", "event"}
+
+
+def test_a_ledger_of_an_earlier_version_fixes_its_order_with_its_next_study() -> None:
+    """Rows without an order are read; the next reservation carries one, for all that follow."""
+    limits = Limits(max_epsilon_per_study=10.0, max_epsilon_total=20.0, delta=1e-4)
+    state = LedgerState()
+    first = state.admit(reservation("heart"), limits=limits, time="t")
+    assert first is not None
+    state.apply({key: value for key, value in first.items() if key != "order"})
+
+    assert state.order is None
+    second = state.admit(reservation("lung"), limits=limits, time="t")
+    assert second is not None
+    state.apply(second)
+    third = state.admit(reservation("kidney"), limits=limits, time="t")
+
+    assert state.order == second["order"]
+    assert third is not None
+    assert "order" not in third
+    with pytest.raises(LedgerError, match="one known Renyi order"):
+        state.apply({**third, "order": 2.0})

@@ -318,6 +318,7 @@ def test_skew_other_versions_and_revoked_members_are_logged_once_each(station: S
     ]
     assert first[0]["seconds"] == -400.0
     assert "gateway.members-revoked" not in events(second)
+    assert station.journal.kinds() == [("out", "hello"), ("in", "revocation"), ("out", "hello")]
 
 
 def test_a_refusal_of_the_coordinator_is_in_the_log_by_its_word(station: Station) -> None:

@@ -16,6 +16,7 @@ from fedward_common.arrays import tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.privacy.mechanism import encode_event, release_event
+from fedward_common.privacy.statistics import SystemIntegers
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
@@ -85,7 +86,6 @@ def answer(number: int) -> tuple[FakeGuard, Envelope]:
         source=FakeSource(guard),
         flags=PerformanceFlags(),
         randomness=NoNoise,
-        integers=NoNoise,
     )
     envelope = Envelope(
         header=instruct(number=number).canonical,
@@ -178,6 +178,6 @@ def test_the_payload_has_one_byte_form() -> None:
     release = STUDY.releases[0]
     assert isinstance(release, ColumnStatistics)
 
-    payload = statistics_payload(release, STUDY, ROWS, noise=NoNoise(), integers=NoNoise())
+    payload = statistics_payload(release, STUDY, ROWS, noise=NoNoise(), integers=SystemIntegers())
 
     assert canonical_json(json.loads(payload)) == payload

@@ -5,18 +5,33 @@ import math
 
 import numpy as np
 import pytest
-from dp_accounting import ComposedDpEvent, DpEvent, GaussianDpEvent, SelfComposedDpEvent
+from dp_accounting import (
+    ComposedDpEvent,
+    DpEvent,
+    GaussianDpEvent,
+    LaplaceDpEvent,
+    SelfComposedDpEvent,
+)
+from dp_accounting.dp_event import DiscreteLaplaceDpEvent
 from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
+from scipy.special import logsumexp
 from scipy.stats import norm
 
 from fedward_common.errors import ConfigError
 from fedward_common.privacy import accounting
 from fedward_common.privacy.accounting import (
+    ORDERS,
     calibrate_noise_multiplier,
+    curve_epsilon,
+    divergence_at,
     epsilon_admission,
     epsilon_as,
     epsilon_pld,
+    filter_budget,
+    filter_epsilon,
+    filter_order,
+    renyi_curve,
 )
 from fedward_common.privacy.mechanism import dp_sgd_event, release_event
 from fedward_common.study.tabular import BinnedScores
@@ -191,3 +206,62 @@ def test_an_epsilon_of_zero_or_below_is_refused(epsilon: float) -> None:
             sampling_probability=0.1,
             steps=10,
         )
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0, 10.0])
+@pytest.mark.parametrize("delta", [1e-3, 1e-6])
+def test_the_filter_s_order_leaves_most_room_for_gaussian_mechanisms(
+    epsilon: float, delta: float
+) -> None:
+    """As many charges of one small Gaussian fit as at any other order, to within one in 50."""
+    curve = renyi_curve([GaussianDpEvent(200.0)])
+
+    chosen = filter_order(curve, epsilon=epsilon, delta=delta)
+
+    def fitting(order: float) -> float:
+        budget = filter_budget(order=order, epsilon=epsilon, delta=delta)
+        return budget / divergence_at(curve, order)
+
+    assert fitting(chosen) >= 0.98 * max(fitting(order) for order in ORDERS)
+
+
+@pytest.mark.parametrize("order", [1.5, 4.0, 32.0])
+def test_budget_and_epsilon_of_the_filter_are_each_other_s_inverse(order: float) -> None:
+    """Against Canonne, Kamath and Steinke 2020, Proposition 12, written out."""
+    divergence, delta = 1.25, 1e-5
+    written_out = (
+        divergence
+        + math.log((order - 1) / order)
+        - (math.log(delta) + math.log(order)) / (order - 1)
+    )
+    curve = np.full(len(ORDERS), divergence)
+
+    found = filter_epsilon(curve, order=order, delta=delta)
+
+    assert found == pytest.approx(written_out)
+    assert filter_budget(order=order, epsilon=found, delta=delta) == pytest.approx(divergence)
+
+
+def test_a_fixed_order_never_costs_less_than_the_best_one_in_hindsight() -> None:
+    curve = renyi_curve([GaussianDpEvent(3.0), LaplaceDpEvent(2.0)])
+
+    best = curve_epsilon(curve, delta=1e-5)
+
+    assert best == min(filter_epsilon(curve, order=o, delta=1e-5) for o in ORDERS)
+
+
+def test_an_order_that_is_not_one_of_the_fixed_ones_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Renyi order"):
+        filter_epsilon(renyi_curve([]), order=3.14159, delta=1e-5)
+
+
+@pytest.mark.parametrize("parameter", [0.05, 1.0, 4.0])
+def test_the_curve_of_discrete_laplace_is_its_divergence_summed_out(parameter: float) -> None:
+    k = np.arange(-2000, 2001)
+    normal = math.log((1 - math.exp(-parameter)) / (1 + math.exp(-parameter)))
+    here, there = normal - parameter * np.abs(k), normal - parameter * np.abs(k - 1)
+    curve = renyi_curve([DiscreteLaplaceDpEvent(parameter, 1)])
+
+    for order in (1.5, 2.0, 8.0, 63.0):
+        expected = logsumexp(order * here + (1 - order) * there) / (order - 1)
+        assert divergence_at(curve, order) == pytest.approx(expected, rel=1e-6)

@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -19,6 +20,7 @@ from fedward_common.processes import (
     port_open,
     require_free_port,
 )
+from fedward_common.users import Account
 
 
 def child(folder: Path, code: str, **changes: object) -> ChildSpec:
@@ -146,6 +148,18 @@ def test_a_child_that_ignores_sigterm_is_killed(
     assert gone(pid)
 
 
+def test_what_a_child_started_and_left_behind_is_ended_with_it(tmp_path: Path) -> None:
+    marker = tmp_path / "pid"
+    command = ("/bin/sh", "-c", f"sleep 60 & echo $! > {marker}; wait")
+    supervisor = Supervisor()
+    supervisor.start(child(tmp_path, "", command=command, ready=marker.exists))
+    pid = int(wait_for(marker))
+
+    supervisor.stop()
+
+    assert gone(pid)
+
+
 def test_children_die_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     marker = tmp_path / "pid"
     grandchild = (
@@ -165,6 +179,79 @@ def test_children_die_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     parent.wait()
 
     assert gone(pid)
+
+
+SOMEBODY = Account(name="#54321", uid=54321, gid=54321, groups=(54320,))
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="needs root")
+
+
+@as_root
+def test_a_child_of_another_user_dies_with_its_supervisor_all_the_same(tmp_path: Path) -> None:
+    """The kernel forgets that wish when the user changes: it is made afterwards."""
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        "from fedward_common.processes import ChildSpec, Supervisor\n"
+        "from fedward_common.users import Account\n"
+        "somebody = Account(name='#54321', uid=54321, gid=54321)\n"
+        "supervisor = Supervisor()\n"
+        "supervisor.start(ChildSpec(name='x', command=('/bin/sleep', '60'), user=somebody, "
+        f"log_file=Path({str(tmp_path / 'x.log')!r})))\n"
+        "print(supervisor._running['x'][1].pid, flush=True)\ntime.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    if parent.stdout is None:
+        raise AssertionError("no output")
+    pid = int(parent.stdout.readline())
+    uid = Path(f"/proc/{pid}").stat().st_uid
+
+    parent.kill()
+    parent.wait()
+
+    assert uid == SOMEBODY.uid
+    assert gone(pid)
+
+
+@as_root
+def test_a_child_of_another_user_is_that_user_in_name_and_home(tmp_path: Path) -> None:
+    command = ("/bin/sh", "-c", "id -u; id -G; echo $USER $LOGNAME $HOME; pwd")
+    spec = child(tmp_path, "", command=command, user=SOMEBODY, home=Path("/somewhere"))
+    supervisor = Supervisor()
+
+    supervisor.start(spec)
+    said = wait_for_lines(spec.log_file, 4)
+    supervisor.stop()
+
+    assert said == ["54321", "54321 54320", "#54321 #54321 /somewhere", "/"]
+
+
+@as_root
+def test_a_log_file_belongs_to_whom_the_logs_are(tmp_path: Path) -> None:
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root)
+        os.chown(folder, SOMEBODY.uid, SOMEBODY.gid)
+        supervisor = Supervisor(log_owner=SOMEBODY)
+
+        supervisor.start(child(folder / "logs", "", command=("/bin/true",)))
+        supervisor.stop()
+
+        assert (folder / "logs" / "child.log").stat().st_uid == SOMEBODY.uid
+
+
+def test_a_user_that_cannot_be_taken_on_is_an_error_and_no_child_runs(tmp_path: Path) -> None:
+    marker = tmp_path / "ran"
+    nobody = Account(name="nobody-at-all", uid=2**32 - 1, gid=2**32 - 1)
+    spec = child(tmp_path, f"open({str(marker)!r}, 'w')", user=nobody)
+
+    with pytest.raises(StartError, match="expected to become nobody-at-all"):
+        Supervisor().start(spec)
+    assert not marker.exists()
+
+
+def wait_for_lines(path: Path, count: int) -> list[str]:
+    limit = time.monotonic() + 10
+    while len(lines := path.read_text().splitlines()) < count and time.monotonic() < limit:
+        time.sleep(0.02)
+    return lines
 
 
 def test_children_get_no_telemetry_and_reach_loopback_without_a_proxy(

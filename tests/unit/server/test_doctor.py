@@ -37,6 +37,7 @@ from tests.conftest import write_short_study
 from tests.support.edge_process import running_edge
 from tests.support.finished_run import finished_run
 from tests.support.pki import Authority, now, write_identity
+from tests.support.postgres import Postgres, postgres  # noqa: F401 - a fixture
 
 
 @pytest.fixture(scope="module")
@@ -348,6 +349,22 @@ def test_a_postgresql_that_cannot_be_reached_fails_without_its_password(
     finding = coordinator.find("registry")
     assert finding.level == "fail"
     assert "s3cr3t" not in coordinator.examine().text()
+
+
+@pytest.mark.federation
+def test_a_registry_on_postgresql_is_read_and_a_fresh_database_left_as_it_is(
+    request: pytest.FixtureRequest,
+) -> None:
+    server: Postgres = request.getfixturevalue("postgres")
+    url = server.new_database()
+    assert registry("registry", url).found == "none yet: made at the first start"
+
+    sites = open_registry(url)
+    sites.add(Authority().site("alpha").record)
+    sites.close()
+
+    assert registry("registry", url).found == "1 active sites"
+    assert registry("registry", server.url("another")).level == "fail"
 
 
 @pytest.mark.parametrize(("mode", "level"), [(0o644, "warn"), (0o640, "ok")])

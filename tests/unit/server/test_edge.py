@@ -15,18 +15,18 @@ import pytest
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import MAX_BODY_BYTES, ROUTES, CallRefused
 from fedward_common.errors import ProtocolError
-from fedward_common.ids import SiteId
+from fedward_common.ids import Digest, SiteId
 from fedward_common.log.fields import checked
 from fedward_common.trust.certificates import parse_peer_certificate
 from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_fleet import FlowerFleetMessages
-from fedward_server.edge.admission import Admission, Call, CallRate
+from fedward_server.edge.admission import Admission, Call, CallRate, certificate_sha256
 from fedward_server.edge.bell import WorkBell
 from fedward_server.edge.forward import Edge
 from fedward_server.edge.gate import Gate, RefusalLog
 from fedward_server.edge.handshakes import read_refusal
 from fedward_server.edge.kicks import KickServer, parse_kick
-from fedward_server.ports import FleetReply
+from fedward_server.ports import CertificateRecord, FleetReply
 from tests.support.edge import (
     Events,
     FakeUpstream,
@@ -614,3 +614,74 @@ def test_a_socket_left_by_a_killed_edge_is_replaced(tmp_path: Path) -> None:
         await server.stop()
 
     run(scenario)
+
+
+# Renewal.
+
+
+def renewed(world: World, authority: Authority) -> bytes:
+    """A further certificate of alpha that the registry has and the site has not used yet."""
+    pem = authority.site_identity("alpha").certificate_pem
+    peer = parse_peer_certificate(pem)
+    world.roster.renew(
+        SiteId("alpha"),
+        CertificateRecord(
+            certificate_sha256=Digest(peer.fingerprint_sha256),
+            key_sha256=Digest("a" * 64),
+            chain_pem=pem,
+            issued_at=world.time.time,
+            not_before=peer.not_before,
+            not_after=peer.not_after,
+        ),
+    )
+    return pem
+
+
+def test_both_certificates_pass_until_the_new_one_was_shown(
+    world: World, authority: Authority
+) -> None:
+    new = renewed(world, authority)
+
+    assert asyncio.run(forwarded(world.edge, world.call())).status == 200
+    assert asyncio.run(forwarded(world.edge, world.call(certificate_pem=new))).status == 200
+    assert refusal(world, world.call()) is Refusal.CERTIFICATE_NOT_CURRENT
+    assert asyncio.run(forwarded(world.edge, world.call(certificate_pem=new))).status == 200
+
+
+def test_each_certificate_that_a_site_shows_is_a_line_of_the_log(
+    world: World, authority: Authority
+) -> None:
+    new = renewed(world, authority)
+    asyncio.run(forwarded(world.edge, world.call()))
+    asyncio.run(forwarded(world.edge, world.call(certificate_pem=new)))
+
+    shown = [fields["certificate_sha256"] for fields in world.events.of("edge.site-connected")]
+    assert shown == [certificate_sha256(world.call().certificate_pem), certificate_sha256(new)]
+
+
+def test_a_revocation_ends_both_certificates_of_an_overlap(
+    world: World, authority: Authority
+) -> None:
+    new = renewed(world, authority)
+
+    world.roster.revoke(SiteId("alpha"))
+
+    assert refusal(world, world.call()) is Refusal.SITE_REVOKED
+    assert refusal(world, world.call(certificate_pem=new)) is Refusal.SITE_REVOKED
+
+
+# What is read of whom.
+
+
+def test_nothing_of_a_call_is_read_for_who_is_no_member(world: World) -> None:
+    """A revoked certificate must not make the edge wait for, or take in, 16 MiB."""
+    world.roster.revoke(SiteId("alpha"))
+    asked: list[str] = []
+
+    async def read() -> Call:
+        asked.append("read")
+        return world.call()
+
+    with pytest.raises(CallRefused):
+        asyncio.run(world.edge.forward(world.call().certificate_pem, read))
+    assert asked == []

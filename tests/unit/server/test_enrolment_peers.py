@@ -1,12 +1,12 @@
 """How often one address may call the enrolment listener, and who counts as one address."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import pytest
 
 from fedward_common.channel.refusals import Refusal
-from fedward_server.enrolment.peers import MOST_PEERS, PeerRate, peer_of
+from fedward_server.enrolment.peers import MOST_PEERS, Peers, peer_of
 from fedward_server.enrolment_rules import EnrolmentRefused
 
 
@@ -18,7 +18,7 @@ class Watch:
         return self.time
 
 
-def taken(rate: PeerRate, peer: str, calls: int) -> int:
+def taken(rate: Peers, peer: str, calls: int) -> int:
     done = 0
     for _ in range(calls):
         with suppress(EnrolmentRefused):
@@ -44,7 +44,7 @@ def test_a_peer_is_an_address_or_a_64_bit_network(text: str, peer: str) -> None:
 
 def test_a_peer_has_a_burst_and_then_its_pace() -> None:
     clock = Watch()
-    rate = PeerRate(per_second=1, burst=5, clock=clock)
+    rate = Peers(per_second=1, burst=5, clock=clock)
 
     at_once = taken(rate, "a", 20)
     with pytest.raises(EnrolmentRefused) as caught:
@@ -57,14 +57,30 @@ def test_a_peer_has_a_burst_and_then_its_pace() -> None:
 
 
 def test_one_peer_does_not_use_up_anothers_calls() -> None:
-    rate = PeerRate(burst=5, clock=Watch())
+    rate = Peers(burst=5, clock=Watch())
     taken(rate, "a", 20)
 
     assert taken(rate, "b", 5) == 5
 
 
+def test_a_peer_has_four_calls_under_way() -> None:
+    peers = Peers(places=4, clock=Watch())
+
+    with ExitStack() as calls:
+        for _ in range(4):
+            calls.enter_context(peers.place_of("a"))
+        with pytest.raises(EnrolmentRefused) as caught, peers.place_of("a"):
+            pass
+        with peers.place_of("b"):
+            pass
+    with peers.place_of("a"):
+        pass
+
+    assert caught.value.refusal is Refusal.RATE
+
+
 def test_many_peers_take_bounded_memory_and_a_flooding_one_stays_known() -> None:
-    rate = PeerRate(per_second=0.001, burst=5, clock=Watch())
+    rate = Peers(per_second=0.001, burst=5, clock=Watch())
     taken(rate, "flood", 20)
 
     for number in range(MOST_PEERS + 50):

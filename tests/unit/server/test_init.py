@@ -64,7 +64,7 @@ def test_the_edges_certificate_and_key_belong_together(tmp_path: Path) -> None:
 
 
 def test_no_secret_is_open_to_others(tmp_path: Path) -> None:
-    init(tmp_path, issuing_passphrase=b"an issuing passphrase")
+    init(tmp_path, issuing_passphrase=b"a passphrase for issuing")
 
     for path in tmp_path.rglob("*"):
         if path.suffix in (".key", ".p12") or path.is_dir():
@@ -73,7 +73,7 @@ def test_no_secret_is_open_to_others(tmp_path: Path) -> None:
 
 def test_an_encrypted_issuing_key_is_opened_by_the_file_in_the_settings(tmp_path: Path) -> None:
     secret = tmp_path / "issuing.passphrase"
-    secret.write_bytes(b"an issuing passphrase\n")
+    secret.write_bytes(b"a passphrase for issuing\n")
     secret.chmod(0o600)
 
     made = init(

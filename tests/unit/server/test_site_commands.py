@@ -80,6 +80,7 @@ def test_the_list_shows_invited_waiting_and_members(
     assert before["beta"].startswith("invited until 20")
     assert after["alpha"]["status"] == "active"
     assert after["alpha"]["certificate_sha256"] == done["certificate_sha256"]
+    assert after["alpha"]["granted_by"] == ["Ada", "Ben"]
     assert done["registered"] is False  # no coordinator runs here
     assert json.dumps(list_sites(hub))
 

@@ -1,0 +1,214 @@
+"""The back end `bookkeeping`: all patients of a chunk in one backward pass to layer outputs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fedward_client.tasks.task import LossFunction
+from fedward_client.training.patient_dp.back_end import (
+    Chunk,
+    record_losses,
+    trainable_parameters,
+)
+from fedward_client.training.patient_dp.layer_gradients import LayerRule, rule_of
+from fedward_common.errors import ModelRefused
+
+_DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
+_TIME_FIRST = frozenset({"DPMultiheadAttention"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Geometry:
+    """The shape of every batch: so many places for patients, so many records in each.
+
+    Both come from the plan and the site's settings and never from who was drawn, so that torch
+    takes the same kernels on the same shapes whoever is there.
+    """
+
+    slots: int
+    records: int
+
+    def __post_init__(self) -> None:
+        if self.slots < 1 or self.records < 1:
+            raise ValueError("geometry: expected at least one place and one record")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Call:
+    """One call of a layer: what went in and what came out."""
+
+    layer: nn.Module
+    inputs: torch.Tensor
+    output: torch.Tensor
+
+
+class BookkeepingBackEnd:
+    """Models of the layers that `layer_gradients` knows; memory for one gradient per place.
+
+    Every batch has the same geometry: unused places hold zeros and a patient with fewer records
+    repeats the first one at weight zero. Together with a `slot_check` that passed, a patient's
+    gradient has the same bits in every place and whoever stands in the others. It writes no
+    `.grad` and takes its hooks off after each batch: nothing survives an interrupted call.
+
+    Raises:
+        ModelRefused: the model has a layer that this back end cannot do exactly; names it.
+
+    Source: Bu et al. 2023, lifted from records to patients.
+    """
+
+    def __init__(self, model: nn.Module, *, loss: LossFunction, geometry: Geometry) -> None:
+        self._model = model
+        self._loss = loss
+        self.geometry = geometry
+        self._parameters = trainable_parameters(model)
+        self._rules = _rules(model)
+
+    def patient_gradients(self, chunk: Chunk) -> Iterator[torch.Tensor]:
+        """Blocks [patients, parameters] that together hold one row for each patient in order."""
+        sizes, slots = chunk.sizes, self.geometry.slots
+        starts = torch.cumsum(sizes, 0) - sizes
+        for first in range(0, len(sizes), slots):
+            some = slice(first, first + slots)
+            yield self._batch(chunk, sizes=sizes[some], starts=starts[some])
+
+    def _batch(self, chunk: Chunk, *, sizes: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+        slots, records = self.geometry.slots, self.geometry.records
+        if int(sizes.min()) < 1 or int(sizes.max()) > records:
+            raise RuntimeError(f"back end: expected 1 to {records} records for each patient")
+        place = torch.arange(records)
+        real = place < sizes.unsqueeze(1)
+        rows = starts.unsqueeze(1) + torch.where(real, place, 0)
+        weights = torch.zeros((slots, records))
+        weights[: len(sizes)] = torch.where(real, 1.0 / sizes.unsqueeze(1), 0.0)
+        device = chunk.features.device
+        index = rows.flatten().to(device)
+        with _one_thread():
+            return self._gradients(
+                self._filled(chunk.features, index),
+                self._filled(chunk.labels, index),
+                weights.flatten().to(device),
+            )[: len(sizes)]
+
+    def _filled(self, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        """The rows of `index`, then zeros up to the fixed number of rows; always a fresh buffer."""
+        rows = self.geometry.slots * self.geometry.records
+        batch = values.new_zeros((rows, *values.shape[1:]))
+        batch[: len(index)] = values[index]
+        return batch
+
+    def _gradients(
+        self, features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
+    ) -> torch.Tensor:
+        with _kept_calls(self._model, self._rules) as calls:
+            losses = record_losses(self._model, loss=self._loss, features=features, labels=labels)
+        outputs = [call.output for call in calls]
+        backs = torch.autograd.grad(
+            losses, outputs, grad_outputs=weights.to(losses.dtype), allow_unused=True
+        )
+        slots = self.geometry.slots
+        found: dict[nn.Parameter, torch.Tensor] = {}
+        with torch.no_grad():
+            for layer, inputs, back in _stacked(calls, backs, rows=len(labels)):
+                parts = self._rules[layer](layer, inputs, back, slots)
+                for name, part in parts.items():
+                    parameter = layer.get_parameter(name)
+                    known = found.get(parameter)
+                    found[parameter] = part if known is None else known + part
+            return torch.cat(
+                [self._found(name, p, found) for name, p in self._parameters.items()], dim=1
+            )
+
+    def _found(
+        self, name: str, parameter: nn.Parameter, found: dict[nn.Parameter, torch.Tensor]
+    ) -> torch.Tensor:
+        gradient = found.get(parameter)
+        if gradient is None:
+            raise ModelRefused(
+                f"parameter {name}: expected a gradient through its layer, found none; "
+                f"choose backend = 'loop' in site.toml"
+            )
+        return gradient.reshape(self.geometry.slots, -1)
+
+
+def _rules(model: nn.Module) -> dict[nn.Module, LayerRule]:
+    rules: dict[nn.Module, LayerRule] = {}
+    for name, layer in model.named_modules():
+        kind = type(layer).__name__
+        if kind in _TIME_FIRST or (isinstance(layer, _DROPOUT) and getattr(layer, "p", 1) > 0):
+            raise _refusal(name, kind, "its records cannot be told apart by their place")
+        if not any(p.requires_grad for p in layer.parameters(recurse=False)):
+            continue
+        rule = rule_of(layer)
+        if rule is None:
+            raise _refusal(name, kind, "it has parameters that this back end has no rule for")
+        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+            raise _refusal(name, kind, "it has a hook or another forward of its own")
+        rules[layer] = rule
+    return rules
+
+
+def _refusal(name: str, kind: str, why: str) -> ModelRefused:
+    return ModelRefused(
+        f"layer {name or 'model'} ({kind}): expected a layer that back end 'bookkeeping' can do "
+        f"exactly, but {why}; choose backend = 'loop' in site.toml"
+    )
+
+
+@contextmanager
+def _kept_calls(model: nn.Module, rules: dict[nn.Module, LayerRule]) -> Iterator[list[_Call]]:
+    """The calls of all layers with a rule inside the block; the hooks end with it."""
+    calls: list[_Call] = []
+
+    def keep(layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        if len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+            raise ModelRefused(f"{type(layer).__name__}: expected one tensor as its input")
+        if not isinstance(output, torch.Tensor):
+            raise ModelRefused(f"{type(layer).__name__}: expected one tensor as its output")
+        calls.append(_Call(layer=layer, inputs=inputs[0].detach(), output=output))
+
+    handles = [layer.register_forward_hook(keep) for layer in rules]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _stacked(
+    calls: list[_Call], backs: tuple[torch.Tensor | None, ...], *, rows: int
+) -> Iterator[tuple[nn.Module, torch.Tensor, torch.Tensor]]:
+    """(layer, input, gradient of the output) of each call; time steps of one layer as one call."""
+    by_layer: dict[nn.Module, list[tuple[torch.Tensor, torch.Tensor]]] = {}
+    for call, back in zip(calls, backs, strict=True):
+        if call.inputs.shape[0] != rows or call.output.shape[0] != rows:
+            raise ModelRefused(
+                f"{type(call.layer).__name__}: expected records in the first dimension of its "
+                f"input and output; choose backend = 'loop' in site.toml"
+            )
+        if back is not None:
+            by_layer.setdefault(call.layer, []).append((call.inputs, back))
+    for layer, pairs in by_layer.items():
+        same = {inputs.shape for inputs, _ in pairs}
+        if len(pairs) > 1 and isinstance(layer, nn.Linear) and len(same) == 1:
+            inputs, outs = zip(*pairs, strict=True)
+            yield layer, torch.stack(inputs, dim=1), torch.stack(outs, dim=1)
+        else:
+            for inputs_once, back_once in pairs:
+                yield layer, inputs_once, back_once
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread of torch inside the block: how work is dealt to threads decides rounding too."""
+    before = torch.get_num_threads()
+    if before == 1:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
