@@ -47,6 +47,18 @@ bench-heart: $(STAMP)  ## 20 noise draws of the heart study: mean and spread
 bench-breast: $(STAMP)  ## 20 noise draws of the breast-cancer study
 	@$(BIN)/python -m benchmarks.study --study breast-cancer --draws 20 --out runs/bench-breast.json
 
+bench-ledger: $(STAMP)  ## what one charge of the budget ledger costs
+	@$(BIN)/python -m benchmarks.ledger --out runs/bench-ledger.json
+
+bench-levers: $(STAMP)  ## each utility lever beside the study without it
+	@$(BIN)/python -m benchmarks.levers --draws 20 --out runs/bench-levers.json
+
+bench-privacy: $(STAMP)  ## the patient-level engine beside Opacus and training without privacy
+	@$(BIN)/python -m benchmarks.privacy --out runs/bench-privacy.json
+
+e2e-enrol: $(STAMP)  ## hospitals join, approve, train; one is revoked; install from a bundle without a network
+	@$(BIN)/pytest tests/e2e/test_enrolment.py tests/e2e/test_install.py --durations=10
+
 ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 	@command -v ip >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq iproute2; }
 	@ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
@@ -54,4 +66,4 @@ ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bench-heart bench-breast ci-deps clean
+.PHONY: help setup demo check test soak bench-heart bench-breast bench-ledger bench-levers bench-privacy e2e-enrol ci-deps clean

@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 
 from fedward_client.approvals import read_statement
 from fedward_client.gateway.offers import ModelOffer
-from fedward_client.ports import GatewayGuard, Passing
+from fedward_client.ports import Passing
 from fedward_client.settings import SiteSettings
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import (
@@ -50,6 +50,14 @@ class ModelChannel(Protocol):
 
     async def model_piece(self, run: str, file: str, *, offset: int) -> tuple[bytes, int]:
         """The bytes from `offset` and the file's size. Raises ChannelError."""
+        ...
+
+
+class SiteJournal(Protocol):
+    """The site's journal, which the guard keeps."""
+
+    def journal(self, passing: Passing) -> None:
+        """Writes down one object; on disk when this returns. Raises FedwardError."""
         ...
 
 
@@ -96,7 +104,7 @@ def approved_studies(settings: SiteSettings) -> frozenset[str]:
     except OSError as error:
         raise ConfigError(
             f"{settings.approvals_folder}: expected to read what was approved, found "
-            f"{error.strerror}. Run this as the user of the guard or of root"
+            f"{error.strerror}. Run this as root, or as the user that owns the guard's files"
         ) from error
     for content in contents:
         try:
@@ -145,10 +153,10 @@ def verify_model(
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFetcher:
-    """Fetches model packages into a folder. `guard`: where each file is written down."""
+    """Fetches model packages into a folder; `journal` is where each file is written down."""
 
     channel: ModelChannel
-    guard: GatewayGuard
+    journal: SiteJournal
     approved: frozenset[str]
     out: Path
     progress: Progress = lambda _done, _size: None
@@ -193,7 +201,7 @@ class ModelFetcher:
         # 4.
         for name in offer.files:
             content = (part / name).read_bytes()
-            self.guard.journal(
+            self.journal.journal(
                 Passing(
                     direction="in",
                     route=ROUTE,

@@ -6,12 +6,12 @@ statements; nothing is sent, charged or changed, and no patient record is read.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from fedward_client.budget import finite, site_ledger, total_after
+from fedward_client.budget import filter_share, finite, site_ledger
 from fedward_client.guard.main import policy_of, study_shapes
 from fedward_client.guard.shelf import read_studies
 from fedward_client.policy import NotApproved, SitePolicy
@@ -19,7 +19,7 @@ from fedward_client.settings import SiteSettings
 from fedward_common.errors import ConfigError
 from fedward_common.models.plugins import find_plugin
 from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
-from fedward_common.privacy.ledger import Reservation
+from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
@@ -272,6 +272,8 @@ def _privacy(settings: SiteSettings, policy: SitePolicy, study: StudySpec) -> di
     """Epsilon per patient of this study and of all studies with it; each with its delta."""
     reservation, view, limits = Reservation.of(study), site_ledger(settings), policy.limits
     others = [one for one in view.accounts if one.reservation.study != study.digest]
+    with_it = StudyAccount(reservation=reservation, reserved_at="", charges=())
+    afterwards = replace(view, accounts=(*others, with_it))
     event, delta = reservation.event, reservation.delta
     return {
         "unit": reservation.unit,
@@ -282,8 +284,11 @@ def _privacy(settings: SiteSettings, policy: SitePolicy, study: StudySpec) -> di
         "epsilon_pld": finite(epsilon_pld(event, delta=delta)),
         "reserved_already": len(others) < len(view.accounts),
         "total_afterwards": finite(
-            total_after(others, reservation, limits=limits, order=view.order)
+            epsilon_admission(
+                [one.reservation.event for one in afterwards.accounts], delta=limits.delta
+            )
         ),
+        "share_afterwards": finite(filter_share(afterwards, limits=limits)),
         "total_delta": limits.delta,
         "max_epsilon_total": limits.max_epsilon_total,
     }

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from fedward_client.budget import number_text
+from fedward_client.budget import number_text, share_text
 
 
 def list_text(studies: list[dict[str, Any]]) -> str:
@@ -98,9 +98,10 @@ def _privacy(privacy: dict[str, Any]) -> Iterator[str]:
     with_it = "has reserved that" if privacy["reserved_already"] else "would reserve that at once"
     yield f"  It {with_it}, also if it ends early. Nothing is refunded."
     yield (
-        "  All studies of this hospital with it: epsilon "
-        f"{number_text(privacy['total_afterwards'])} "
-        f"(admission) at delta {privacy['total_delta']:g}; limit {privacy['max_epsilon_total']:g}"
+        f"  With it {share_text(privacy['share_afterwards'])} of this hospital's budget (epsilon "
+        f"{privacy['max_epsilon_total']:g} at delta {privacy['total_delta']:g}) is reserved; as "
+        f"one plan all its studies would cost epsilon {number_text(privacy['total_afterwards'])} "
+        "(admission)."
     )
     yield (
         f"  A {unit} of two hospitals of the study is covered only up to what both charge together."

@@ -54,7 +54,7 @@ class ChildSpec:
     log_file: Path
     environment: Mapping[str, str] = field(default_factory=dict)
     ready: Callable[[], bool] = lambda: True
-    ready_seconds: float = 60.0
+    ready_seconds: float = 180.0
     user: Account | None = None
     home: Path | None = None
     network: PrivateNetwork | None = None

@@ -96,16 +96,16 @@ def acting_as(account: Account | None) -> Iterator[None]:
     """Opens and makes files with an account's rights, and as its own; None changes nothing.
 
     For root in a folder that belongs to somebody else: a link prepared there leads no further than
-    its owner could go. The process has one thread.
+    its owner could go. It holds for the whole process: no other thread opens files meanwhile.
     """
     if account is None or account.uid == os.geteuid():
         yield
         return
     uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
-    os.setgroups(account.groups)
-    os.setegid(account.gid)
-    os.seteuid(account.uid)
     try:
+        os.setgroups(account.groups)
+        os.setegid(account.gid)
+        os.seteuid(account.uid)
         yield
     finally:
         os.seteuid(uid)

@@ -19,6 +19,7 @@ from fedward_common.models.plugins import register_installed
 from fedward_common.study.signed import SignedStudy
 from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_grid import FlowerFleet
+from fedward_server.adapters.ledger_heads import HeadsFile
 from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study, run_path
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 from fedward_server.study_run import StudyRun
@@ -60,6 +61,7 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
         clock=SystemClock(),
         store=folder,
         events=folder,
+        heads=HeadsFile(settings.state),
     ).run()
     folder.emit("run.finished", study=study.digest, rounds=result.committed_rounds)
     folder.finish(

@@ -125,7 +125,10 @@ def plan_from_study(
     spec = _read_study(study)
     dp = spec.dp
     if not isinstance(dp, DpSgd):
-        raise ConfigError(f"dp.kind: expected a plan with known accounting, found {dp.kind!r}")
+        raise ConfigError(
+            f"dp.kind: expected a study that trains (dp-sgd), found {dp.kind!r}. The noise of a "
+            "study of statistics follows from its dp.epsilon alone"
+        )
     schedule = Schedule(rounds=spec.rounds, local_steps=spec.local_steps)
     others = [parse_schedule(text) for text in steps] or [
         Schedule(rounds=rounds, local_steps=spec.local_steps)

@@ -43,9 +43,12 @@ def signed_run(live: LiveFederation) -> str:
 def long_study(live: LiveFederation) -> SignedStudy:
     """A study of many rounds that every site's approver approves while the federation runs."""
     text = (STUDY_FILES / "breast-cancer.toml").read_text()
-    signed = changed_study(
-        live.prepared, text, {"rounds = 8": "rounds = 60", "epsilon = 2.0": "epsilon = 0.5"}
-    )
+    changes = {
+        "rounds = 8": "rounds = 60",
+        "epsilon = 2.0": "epsilon = 0.8",
+        "noise_multiplier = 3.0": "noise_multiplier = 12.0",
+    }
+    signed = changed_study(live.prepared, text, changes)
     for site in live.prepared.layout.sites.values():
         guard = GuardClient(load_site_settings(site.settings_file).admin_socket)
         guard.record(approval(site, signed.verify()).canonical, signed.canonical)

@@ -69,7 +69,7 @@ def test_one_held_out_patient_moves_the_counts_by_1_under_weights_made_to_tip_al
     assert max(moved) == 1.0
 
 
-@pytest.mark.parametrize("backend", ["auto", "loop"])
+@pytest.mark.parametrize("backend", ["auto", "loop", "bookkeeping"])
 def test_one_patient_moves_the_update_by_c_under_weights_made_to_tip_every_relu(
     backend: BackEndName,
 ) -> None:

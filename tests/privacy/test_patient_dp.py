@@ -17,7 +17,12 @@ from torch import nn
 from torch.nn import functional
 
 import fedward_client.training
+from fedward_client.tasks.task import LossFunction
 from fedward_client.training.patient_dp.back_end import BackEnd
+from fedward_client.training.patient_dp.bookkeeping_backend import (
+    BookkeepingBackEnd,
+    Geometry,
+)
 from fedward_client.training.patient_dp.engine import PatientDpEngine
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
@@ -34,7 +39,17 @@ from tests.support.naive_dp import FirstInLine, NoNoise, Repeatable, Scripted
 CLIP = 0.5
 INPUTS = 6
 SCALES = [1e-3, 1.0, 1e4]
-BACK_ENDS = {"opacus": OpacusBackEnd, "loop": LoopBackEnd}
+
+
+def bookkeeping(model: nn.Module, *, loss: LossFunction) -> BookkeepingBackEnd:
+    return BookkeepingBackEnd(model, loss=loss, geometry=Geometry(slots=3, records=8))
+
+
+BACK_ENDS: dict[str, Callable[..., BackEnd]] = {
+    "opacus": OpacusBackEnd,
+    "loop": LoopBackEnd,
+    "bookkeeping": bookkeeping,
+}
 Patient = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -168,11 +183,11 @@ def reference_sum(name: str, patients: list[Patient], *, clip_norm: float = CLIP
     return result
 
 
-both_back_ends = pytest.mark.parametrize("back_end", list(BACK_ENDS))
+every_back_end = pytest.mark.parametrize("back_end", list(BACK_ENDS))
 every_model = pytest.mark.parametrize("name", list(MODELS))
 
 
-@both_back_ends
+@every_back_end
 @every_model
 @pytest.mark.parametrize("clip_norm", [0.05, 0.5, 100.0])
 def test_the_sum_equals_the_naive_one_to_1e_6(back_end: str, name: str, clip_norm: float) -> None:
@@ -184,7 +199,7 @@ def test_the_sum_equals_the_naive_one_to_1e_6(back_end: str, name: str, clip_nor
     assert float((found - expected).norm()) <= 1e-6 * float(expected.norm())
 
 
-@both_back_ends
+@every_back_end
 @every_model
 @pytest.mark.parametrize("scale", SCALES)
 def test_one_patient_less_moves_the_sum_by_at_most_c(
@@ -202,7 +217,7 @@ def test_one_patient_less_moves_the_sum_by_at_most_c(
     assert max(moved) > 0
 
 
-@both_back_ends
+@every_back_end
 @every_model
 @pytest.mark.parametrize("scale", SCALES)
 def test_another_patient_in_the_place_moves_the_sum_by_at_most_2c(
@@ -224,7 +239,7 @@ def test_another_patient_in_the_place_moves_the_sum_by_at_most_2c(
     assert max(moved) <= 2.0005 * CLIP
 
 
-@both_back_ends
+@every_back_end
 @every_model
 def test_the_size_of_chunks_changes_nothing_but_rounding(back_end: str, name: str) -> None:
     """At chunks of 1 record, a patient split in two would be clipped twice."""
@@ -235,7 +250,7 @@ def test_the_size_of_chunks_changes_nothing_but_rounding(back_end: str, name: st
     assert max(float((one - sums[0]).abs().max()) for one in sums) <= 1e-6
 
 
-@both_back_ends
+@every_back_end
 @every_model
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_a_patient_with_a_non_finite_gradient_counts_as_absent(
@@ -254,7 +269,7 @@ def test_a_patient_with_a_non_finite_gradient_counts_as_absent(
     assert float((found - gone).norm()) <= 1.0005 * CLIP
 
 
-@both_back_ends
+@every_back_end
 @every_model
 @pytest.mark.parametrize("scale", [1e2, 1e4, 1e6])
 def test_records_that_nearly_cancel_do_not_hide_from_the_clip(
@@ -271,7 +286,7 @@ def test_records_that_nearly_cancel_do_not_hide_from_the_clip(
     assert float(moved.norm()) <= 1.0005 * CLIP
 
 
-@both_back_ends
+@every_back_end
 def test_opposite_tokens_of_one_record_do_not_hide_from_the_clip(back_end: str) -> None:
     """Ghost clipping in float32 computed a norm of 0 here and let 1000 C through."""
 
@@ -294,7 +309,7 @@ def test_opposite_tokens_of_one_record_do_not_hide_from_the_clip(back_end: str) 
     assert float(moved.norm()) <= 1.0005 * CLIP
 
 
-@both_back_ends
+@every_back_end
 @pytest.mark.parametrize(
     "loss",
     [
@@ -315,7 +330,7 @@ def test_a_loss_of_another_shape_is_refused(
         engine.step(tensors(make_patients("mlp", sizes=[3, 3])))
 
 
-@both_back_ends
+@every_back_end
 def test_an_empty_draw_adds_noise_of_the_right_size(back_end: str) -> None:
     model = build_model(ModelSpec(name="logistic-regression"), 999)
     made = BACK_ENDS[back_end](model, loss=binary_cross_entropy)
@@ -347,7 +362,7 @@ def test_noise_is_added_once_however_many_chunks_there_are() -> None:
     np.testing.assert_allclose(difference, script * 4.0 * CLIP, rtol=1e-12)
 
 
-@both_back_ends
+@every_back_end
 @pytest.mark.parametrize("stage", ["forward", "backward"])
 def test_an_interrupted_step_leaves_nothing_for_the_next(back_end: str, stage: str) -> None:
     """A deadline in mid-step merged one patient into two steps in Opacus' batch manager."""
@@ -442,7 +457,7 @@ def test_a_site_without_patients_releases_noise_only() -> None:
     assert float(found.std()) > 0.3 * CLIP
 
 
-@both_back_ends
+@every_back_end
 def test_no_seed_and_no_environment_variable_makes_two_steps_equal(
     back_end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

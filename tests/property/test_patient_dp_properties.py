@@ -1,12 +1,21 @@
-"""Properties of patient-level DP-SGD over generated patients, on both back ends."""
+"""Properties of patient-level DP-SGD over generated patients, on every back end."""
+
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
+from fedward_client.tasks.task import LossFunction
+from fedward_client.training.patient_dp.back_end import BackEnd
+from fedward_client.training.patient_dp.bookkeeping_backend import (
+    BookkeepingBackEnd,
+    Geometry,
+)
 from fedward_client.training.patient_dp.engine import PatientDpEngine
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
@@ -33,7 +42,14 @@ cohorts = st.builds(
 )
 clip_norms = st.floats(1e-3, 1e3)
 few = settings(max_examples=30, deadline=None, derandomize=True)
-both_back_ends = pytest.mark.parametrize("back_end", [OpacusBackEnd, LoopBackEnd])
+
+
+def bookkeeping(model: nn.Module, *, loss: LossFunction) -> BookkeepingBackEnd:
+    return BookkeepingBackEnd(model, loss=loss, geometry=Geometry(slots=3, records=8))
+
+
+BACK_ENDS: list[Callable[..., BackEnd]] = [OpacusBackEnd, LoopBackEnd, bookkeeping]
+every_back_end = pytest.mark.parametrize("back_end", BACK_ENDS)
 both_models = pytest.mark.parametrize("name", list(MODELS))
 
 
@@ -49,7 +65,7 @@ def _patients(sizes: list[int], *, scale: float, seed: int) -> list[Patient]:
 
 
 def _sum(
-    back_end: type[LoopBackEnd | OpacusBackEnd], name: str, patients: list[Patient], **how: float
+    back_end: Callable[..., BackEnd], name: str, patients: list[Patient], **how: float
 ) -> torch.Tensor:
     model = build_model(MODELS[name], INPUTS)
     task = TabularClassificationTask(inputs=INPUTS)
@@ -76,12 +92,12 @@ def _sum(
     )
 
 
-@both_back_ends
+@every_back_end
 @both_models
 @few
 @given(patients=cohorts, clip_norm=clip_norms, data=st.data())
 def test_removing_and_replacing_any_patient_stays_within_c_and_2c(
-    back_end: type[LoopBackEnd],
+    back_end: Callable[..., BackEnd],
     name: str,
     patients: list[Patient],
     clip_norm: float,
@@ -106,7 +122,7 @@ def test_removing_and_replacing_any_patient_stays_within_c_and_2c(
 @both_models
 @few
 @given(patients=cohorts, clip_norm=clip_norms, chunk=st.integers(1, 50))
-def test_both_back_ends_equal_the_naive_sum_at_any_chunk_size(
+def test_every_back_end_equals_the_naive_sum_at_any_chunk_size(
     name: str, patients: list[Patient], clip_norm: float, chunk: int
 ) -> None:
     weights = {
@@ -117,7 +133,7 @@ def test_both_back_ends_equal_the_naive_sum_at_any_chunk_size(
     naive = naive_dp.clipped_sum(weights, arrays, clip_norm=clip_norm)
     expected = np.concatenate([naive[key].ravel() for key in weights])
 
-    for back_end in (OpacusBackEnd, LoopBackEnd):
+    for back_end in BACK_ENDS:
         found = _sum(back_end, name, patients, clip_norm=clip_norm, chunk=chunk).numpy()
 
         assert np.linalg.norm(found - expected) <= 1e-6 * np.linalg.norm(expected)

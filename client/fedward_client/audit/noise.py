@@ -7,7 +7,7 @@ can be told apart.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
@@ -18,9 +18,7 @@ import torch
 from fedward_client.audit.report import Finding
 from fedward_client.audit.sensitivity import AuditPorts, Quiet, StepProbe, as_records
 from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, trainable_parameters
-from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
-from fedward_client.training.patient_dp.model_check import checked_back_end
-from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
+from fedward_client.training.patient_dp.choice import choose_back_end
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_client.training.trainer import ExecutedPlan, PerformanceFlags
 from fedward_common.models.registry import build_model
@@ -210,12 +208,13 @@ def run_block_steps(
     """Steps of the real engine on six ordinary patients and 256 canaries, all made up."""
     device, task = torch.device(flags.device), probe.task
     model = build_model(study.model, probe.inputs).to(device).train()
-    kind: Callable[..., BackEnd] = OpacusBackEnd if flags.backend == "opacus" else LoopBackEnd
-    inner = checked_back_end(
-        lambda: kind(model, loss=task.losses),
+    inner = choose_back_end(
+        flags.backend,
         model,
         loss=task.losses,
         examples=task.examples(device=device),
+        most_records=probe.plan.most_records,
+        max_records_per_chunk=flags.max_records_per_chunk,
     )
     width = sum(p.numel() for p in trainable_parameters(model).values())
     back_end = CanaryBackEnd(inner, width=width, size=_CANARY_SIZE * probe.plan.clip_norm)

@@ -70,7 +70,7 @@ TLS_SIGNS: Final = {
         "expected a certificate under the pinned root, found one of somebody else. Run "
         "`fedward-client doctor`: it names who is in between. Never add that root to the trust"
     ),
-    "not verify": (
+    "Hostname Verification Check failed": (
         "expected a certificate for this name, found one of the federation for another. Set "
         "coordinator.server_name to the name in it, or correct the address"
     ),

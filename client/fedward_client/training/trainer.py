@@ -8,19 +8,16 @@ from torch import nn
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.descent import LocalDescent, freeze
 from fedward_client.training.patient_dp.back_end import (
-    BackEnd,
     BackEndName,
     trainable_parameters,
 )
+from fedward_client.training.patient_dp.choice import choose_back_end
 from fedward_client.training.patient_dp.engine import PatientDpEngine
-from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.model_check import (
     check_model,
     check_untrained_state,
-    checked_back_end,
     untrained_state,
 )
-from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_client.training.weights import load_weights
 from fedward_common.arrays import Array, Tensors
@@ -107,8 +104,13 @@ class LocalTrainer:
         freeze(model, self._study.training)
         examples = self._task.examples(device=self._device)
         check_model(model, loss=self._task.losses, examples=examples)
-        back_end = checked_back_end(
-            lambda: self._back_end(model), model, loss=self._task.losses, examples=examples
+        back_end = choose_back_end(
+            self._flags.backend,
+            model,
+            loss=self._task.losses,
+            examples=examples,
+            most_records=self._plan.most_records,
+            max_records_per_chunk=self._flags.max_records_per_chunk,
         )
         load_weights(model, weights)
         engine = PatientDpEngine(
@@ -123,12 +125,6 @@ class LocalTrainer:
         self._descend(model, engine, PatientTensors.from_records(records, device=self._device))
         check_untrained_state(model, before=untrained)
         return TrainedUpdate(tensors=_finite(model), executed=_executed(engine))
-
-    def _back_end(self, model: nn.Module) -> BackEnd:
-        named, loss = self._flags.backend, self._task.losses
-        return (
-            OpacusBackEnd(model, loss=loss) if named == "opacus" else LoopBackEnd(model, loss=loss)
-        )
 
     def _descend(self, model: nn.Module, engine: PatientDpEngine, patients: PatientTensors) -> None:
         descent = LocalDescent(self._study, list(trainable_parameters(model).values()))

@@ -180,3 +180,17 @@ def site_list(
     for entry in found:
         ends = f", certificate until {entry['not_after']}" if entry.get("not_after") else ""
         typer.echo(f"{entry['site']}: {entry['status']}{ends}")
+
+
+@site.command("forget-ledger")
+def site_forget_ledger(
+    name: SiteName, config: Config = DEFAULT_CONFIG, debug: Debug = False
+) -> None:
+    """Let a site's budget ledger begin anew, after its hospital said why an older one is there."""
+    del debug
+    from fedward_common.ids import parse_site_id
+    from fedward_server.adapters.ledger_heads import HeadsFile
+    from fedward_server.settings import load_coordinator_settings
+
+    HeadsFile(load_coordinator_settings(config).state).forget(parse_site_id(name))
+    typer.echo(f"site {name}: its next ledger head is taken as it comes")

@@ -72,6 +72,17 @@ def plan(
         print_plan(found)
 
 
+@app.command()
+def bundle(as_json: Json = False, debug: Debug = False) -> None:
+    """Print the SHA-256 of this release's code-free app bundle, which every site approves once."""
+    del debug
+    from fedward_server.adapters.flower_control import build_bundle
+    from fedward_server.bundle import bundle_folder
+
+    sha256 = build_bundle(bundle_folder()).sha256
+    typer.echo(json.dumps({"bundle_sha256": sha256}) if as_json else sha256)
+
+
 @runs.command("start")
 def runs_start(
     signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],

@@ -149,8 +149,12 @@ class Gate:
     async def _note(self, certificate_pem: bytes, route: str, refused: CallRefused) -> None:
         _logger.warning("edge.refused", code=refused.refusal.value, reason=str(refused))
         site = claimed_site(certificate_pem) or ""
-        await self.in_thread(
-            lambda: self._refusals.note(
-                "edge.refused", refusal=refused.refusal, site=site, route=route
+        try:
+            await self.in_thread(
+                lambda: self._refusals.note(
+                    "edge.refused", refusal=refused.refusal, site=site, route=route
+                )
             )
-        )
+        except FedwardError as error:
+            # The caller is refused all the same, and by its own reason.
+            _logger.error("edge.log-failed", code=error.code)

@@ -25,7 +25,7 @@ from fedward_server.sandbox.users import separate_users
 from fedward_server.serve import ready_file, require_running
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 
-START_SECONDS: Final = 120.0
+START_SECONDS: Final = 240.0
 STOP_SECONDS: Final = 20.0
 BIN: Final = Path(sys.executable).parent
 

@@ -224,7 +224,9 @@ def run_sandbox(inputs: Inputs, *, out: Path, quiet: bool = False) -> dict[str, 
                 view=shown,
             )
             if not quiet:
-                console.print(statistics_text(statistics), markup=False, highlight=False)
+                console.print(
+                    statistics_text(statistics), markup=False, highlight=False, soft_wrap=True
+                )
             return statistics
         outcome = run_study(federation, prepared, view=shown)
     seconds = time.monotonic() - started

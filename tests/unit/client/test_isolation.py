@@ -1,9 +1,13 @@
 """A site's folders and keys, each with its owner, and which users [guard] may name."""
 
 import os
+import re
 import shutil
 import stat
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,8 +32,10 @@ from fedward_client.isolation.flower import (
 )
 from fedward_client.settings import SiteSettings
 from fedward_common.errors import ConfigError, StartError
+from fedward_common.namespace import port_listening
 from fedward_common.trust.certificates import NodeKey
 from fedward_common.users import Account, acting_as
+from fedward_server.sandbox.layout import free_ports
 from tests.support.guard_site import make_site
 
 GROUP, GUARD, GATEWAY, NODE, WORKER = 54320, 54321, 54322, 54323, 54324
@@ -287,3 +293,51 @@ def test_flower_gets_loopback_addresses_and_no_secret_on_its_command_line(make: 
     assert command[command.index("--isolation") + 1] == "process"
     assert environment["FLWR_HOME"] == str(worker_home(settings))
     assert environment["FEDWARD_SITE_SETTINGS"] == str(settings.source)
+
+
+@pytest.mark.federation
+def test_supernode_starts_alone_and_reads_an_encrypted_node_key_from_memory(
+    tmp_path: Path,
+) -> None:
+    gateway, runtime = free_ports(2)
+    site = make_site(
+        tmp_path / "site",
+        top={
+            "ports": {"gateway": gateway, "runtime": runtime},
+            "keys": KEYS | {"passphrase_file": "passphrase"},
+        },
+    )
+    settings = site.settings
+    passphrase = settings.source.with_name("passphrase")
+    passphrase.write_text("x" * 30)
+    passphrase.chmod(0o600)
+    write_node_key(settings.keys.node_key, NodeKey.generate(), passphrase=b"x" * 30)
+    arrange(settings, SiteAccounts.of(settings))
+    command = (sys.executable, "-m", "fedward_client", "supernode", "--config", settings.source)
+
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        limit = time.monotonic() + 60
+        while not port_listening(process.pid, runtime) and time.monotonic() < limit:
+            time.sleep(0.05)
+        started = port_listening(process.pid, runtime)
+        words = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+    finally:
+        process.terminate()
+        process.wait(20)
+
+    assert started, (tmp_path / "log").read_text()
+    assert Path(words[1]).name == "flower-supernode"
+    assert re.fullmatch(r"/proc/self/fd/\d+", words[words.index(KEY_OPTION) + 1])
+    assert not list(settings.folders.run.rglob("node.key"))
+
+
+KEY_OPTION = "--auth-supernode-private-key"
+KEYS = {
+    "tls_certificate": "keys/tls.crt",
+    "tls_key": "keys/tls.key",
+    "ca": "keys/ca.crt",
+    "node_key": "keys/node.pem",
+    "signing_key": "keys/signing.pem",
+}

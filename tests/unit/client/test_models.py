@@ -113,7 +113,7 @@ def fetch(
 ) -> Fetched:
     fetcher = ModelFetcher(
         channel=channel,
-        guard=guard or FakeGuard(),
+        journal=guard or FakeGuard(),
         approved=approved,
         out=out,
         progress=lambda done, size: (seen if seen is not None else []).append((done, size)),

@@ -486,3 +486,21 @@ def test_a_coordinator_under_another_root_is_refused_in_one_sentence(tmp_path: P
     ):
         run(ask(far))
     assert far.heard == []
+
+
+@pytest.mark.parametrize(("days", "text"), [(-200, "has ended"), (9, "not valid yet")])
+def test_a_coordinators_certificate_that_is_not_valid_now_is_named(
+    tmp_path: Path, days: int, text: str
+) -> None:
+    with coordinator(shown_shift=timedelta(days=days)) as far:
+        write_identity(tmp_path, "tls", far.authority.site_identity(ALPHA), far.authority.root)
+
+        async def ask() -> Greeting:
+            channel, _ = _near(far, tmp_path)
+            try:
+                return await channel.hello({})
+            finally:
+                await channel.close()
+
+        with pytest.raises(ChannelError, match=text):
+            run(ask())

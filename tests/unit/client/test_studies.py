@@ -217,6 +217,8 @@ def test_the_total_afterwards_counts_what_is_reserved_once(site: GuardSite, tmp_
 
     assert before["total_afterwards"] < with_both["total_afterwards"]
     assert with_both["total_afterwards"] == after["total_afterwards"]
+    assert with_both["share_afterwards"] == pytest.approx(after["share_afterwards"])
+    assert before["share_afterwards"] < after["share_afterwards"] < 1
     assert (with_both["reserved_already"], after["reserved_already"]) == (False, True)
 
 

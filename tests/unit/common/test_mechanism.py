@@ -13,6 +13,7 @@ from dp_accounting import (
     UnsupportedDpEvent,
     ZCDpEvent,
 )
+from dp_accounting.dp_event import DiscreteLaplaceDpEvent
 
 from fedward_common.errors import ConfigError
 from fedward_common.privacy.mechanism import (
@@ -152,3 +153,27 @@ def test_counting_does_not_depend_on_nesting() -> None:
     )
 
     assert leaf_counts([flat]) == leaf_counts([nested])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"kind":"discrete-laplace","parameter":0}',
+        '{"kind":"discrete-laplace","parameter":21}',
+        '{"kind":"discrete-laplace","parameter":true}',
+        '{"kind":"discrete-laplace","parameter":"1"}',
+        '{"kind":"discrete-laplace","parameter":1,"sensitivity":1}',
+    ],
+)
+def test_discrete_laplace_noise_out_of_bounds_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError):
+        decode_event(text)
+
+
+def test_discrete_laplace_noise_is_known_for_a_sensitivity_of_one_only() -> None:
+    with pytest.raises(ConfigError, match="sensitivity 2"):
+        encode_event(DiscreteLaplaceDpEvent(0.5, 2))
+
+    assert encode_event(DiscreteLaplaceDpEvent(0.5, 1)) == (
+        '{"kind":"discrete-laplace","parameter":0.5}'
+    )

@@ -188,6 +188,19 @@ def test_an_object_whose_line_cannot_be_written_does_not_pass(site: Site) -> Non
     assert world.upstream.calls == []
 
 
+def test_a_refusal_whose_line_cannot_be_written_keeps_its_reason(site: Site) -> None:
+    class NoLog(Events):
+        def append(self, action: str, **fields: object) -> None:
+            if action == "edge.refused":
+                raise LedgerError("no space")
+
+    world = World(site=site, events=NoLog())
+
+    with pytest.raises(CallRefused) as caught:
+        world.call("push-object", b"\xff\xff")
+    assert caught.value.refusal is Refusal.MALFORMED
+
+
 def test_a_heartbeat_carries_no_object(world: World) -> None:
     world.call("send-node-heartbeat", b"")
 

@@ -279,3 +279,8 @@ def test_a_bar_appears_on_a_terminal_after_two_seconds(
         bar.update(3, 12)
 
     assert ("calibrating plans" in stream.getvalue()) == shown
+
+
+def test_a_study_of_statistics_has_no_plan_to_choose() -> None:
+    with pytest.raises(ConfigError, match=r"expected a study that trains .*'releases-only'"):
+        plan_from_study(STUDY_FILES / "heart-statistics.toml")

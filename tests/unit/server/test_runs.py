@@ -92,8 +92,8 @@ def test_a_submitted_study_is_read_back(tmp_path: Path) -> None:
     assert read_study(tmp_path, "0" * 64) == b"signed"
 
 
-def test_a_coordinator_that_is_not_up_is_named() -> None:
+def test_a_coordinator_that_is_not_up_is_named(tmp_path: Path) -> None:
     from fedward_server.serve import require_running
 
     with pytest.raises(StartError, match="fedward-server serve"):
-        require_running(SimpleNamespace(superlink_port=1))  # type: ignore[arg-type]
+        require_running(SimpleNamespace(superlink_socket=tmp_path / "none.sock"))  # type: ignore[arg-type]

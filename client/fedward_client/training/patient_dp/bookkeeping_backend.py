@@ -37,6 +37,15 @@ class Geometry:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Batch:
+    """A full batch: `slots` times `records` rows, and each row's part in its patient's mean."""
+
+    features: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Call:
     """One call of a layer: what went in and what came out."""
 
@@ -72,9 +81,11 @@ class BookkeepingBackEnd:
         starts = torch.cumsum(sizes, 0) - sizes
         for first in range(0, len(sizes), slots):
             some = slice(first, first + slots)
-            yield self._batch(chunk, sizes=sizes[some], starts=starts[some])
+            batch = self.batch(chunk, sizes=sizes[some], starts=starts[some])
+            yield self.gradients(batch)[: len(sizes[some])]
 
-    def _batch(self, chunk: Chunk, *, sizes: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    def batch(self, chunk: Chunk, *, sizes: torch.Tensor, starts: torch.Tensor) -> Batch:
+        """The patients with `sizes` records from `starts` on in the first places of a batch."""
         slots, records = self.geometry.slots, self.geometry.records
         if int(sizes.min()) < 1 or int(sizes.max()) > records:
             raise RuntimeError(f"back end: expected 1 to {records} records for each patient")
@@ -85,12 +96,11 @@ class BookkeepingBackEnd:
         weights[: len(sizes)] = torch.where(real, 1.0 / sizes.unsqueeze(1), 0.0)
         device = chunk.features.device
         index = rows.flatten().to(device)
-        with _one_thread():
-            return self._gradients(
-                self._filled(chunk.features, index),
-                self._filled(chunk.labels, index),
-                weights.flatten().to(device),
-            )[: len(sizes)]
+        return Batch(
+            features=self._filled(chunk.features, index),
+            labels=self._filled(chunk.labels, index),
+            weights=weights.flatten().to(device),
+        )
 
     def _filled(self, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """The rows of `index`, then zeros up to the fixed number of rows; always a fresh buffer."""
@@ -99,27 +109,33 @@ class BookkeepingBackEnd:
         batch[: len(index)] = values[index]
         return batch
 
-    def _gradients(
-        self, features: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor
-    ) -> torch.Tensor:
-        with _kept_calls(self._model, self._rules) as calls:
-            losses = record_losses(self._model, loss=self._loss, features=features, labels=labels)
-        outputs = [call.output for call in calls]
-        backs = torch.autograd.grad(
-            losses, outputs, grad_outputs=weights.to(losses.dtype), allow_unused=True
-        )
-        slots = self.geometry.slots
-        found: dict[nn.Parameter, torch.Tensor] = {}
-        with torch.no_grad():
-            for layer, inputs, back in _stacked(calls, backs, rows=len(labels)):
-                parts = self._rules[layer](layer, inputs, back, slots)
-                for name, part in parts.items():
-                    parameter = layer.get_parameter(name)
-                    known = found.get(parameter)
-                    found[parameter] = part if known is None else known + part
-            return torch.cat(
-                [self._found(name, p, found) for name, p in self._parameters.items()], dim=1
+    def gradients(self, batch: Batch) -> torch.Tensor:
+        """The mean gradient of every place, [slots, parameters]; an empty place has any."""
+        with _one_thread():
+            with _kept_calls(self._rules) as calls:
+                losses = record_losses(
+                    self._model, loss=self._loss, features=batch.features, labels=batch.labels
+                )
+            backs = torch.autograd.grad(
+                losses,
+                [call.output for call in calls],
+                grad_outputs=batch.weights.to(losses.dtype),
+                allow_unused=True,
             )
+            with torch.no_grad():
+                return self._joined(calls, backs, rows=len(batch.labels))
+
+    def _joined(
+        self, calls: list[_Call], backs: tuple[torch.Tensor | None, ...], *, rows: int
+    ) -> torch.Tensor:
+        found: dict[nn.Parameter, torch.Tensor] = {}
+        for layer, inputs, back in _stacked(calls, backs, rows=rows):
+            parts = self._rules[layer](layer, inputs, back, self.geometry.slots)
+            for name, part in parts.items():
+                parameter = layer.get_parameter(name)
+                known = found.get(parameter)
+                found[parameter] = part if known is None else known + part
+        return torch.cat([self._found(name, p, found) for name, p in self._parameters.items()], 1)
 
     def _found(
         self, name: str, parameter: nn.Parameter, found: dict[nn.Parameter, torch.Tensor]
@@ -135,18 +151,24 @@ class BookkeepingBackEnd:
 
 def _rules(model: nn.Module) -> dict[nn.Module, LayerRule]:
     rules: dict[nn.Module, LayerRule] = {}
+    left: list[tuple[str, str, set[nn.Parameter]]] = []
     for name, layer in model.named_modules():
         kind = type(layer).__name__
         if kind in _TIME_FIRST or (isinstance(layer, _DROPOUT) and getattr(layer, "p", 1) > 0):
             raise _refusal(name, kind, "its records cannot be told apart by their place")
-        if not any(p.requires_grad for p in layer.parameters(recurse=False)):
-            continue
+        own = {p for p in layer.parameters(recurse=False) if p.requires_grad}
         rule = rule_of(layer)
         if rule is None:
+            left.append((name, kind, own))
+        elif own:
+            if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
+                raise _refusal(name, kind, "it has a hook or another forward of its own")
+            rules[layer] = rule
+    # A DPLSTM repeats the parameters of its cells under other names; those have a rule already.
+    covered = {p for layer in rules for p in layer.parameters(recurse=False)}
+    for name, kind, own in left:
+        if own - covered:
             raise _refusal(name, kind, "it has parameters that this back end has no rule for")
-        if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
-            raise _refusal(name, kind, "it has a hook or another forward of its own")
-        rules[layer] = rule
     return rules
 
 
@@ -158,7 +180,7 @@ def _refusal(name: str, kind: str, why: str) -> ModelRefused:
 
 
 @contextmanager
-def _kept_calls(model: nn.Module, rules: dict[nn.Module, LayerRule]) -> Iterator[list[_Call]]:
+def _kept_calls(rules: dict[nn.Module, LayerRule]) -> Iterator[list[_Call]]:
     """The calls of all layers with a rule inside the block; the hooks end with it."""
     calls: list[_Call] = []
 

@@ -63,21 +63,29 @@ def check_model(model: nn.Module, *, loss: LossFunction, examples: ExampleRecord
 
 
 def checked_back_end(
-    make: Callable[[], BackEnd], model: nn.Module, *, loss: LossFunction, examples: ExampleRecords
+    make: Callable[[], BackEnd],
+    model: nn.Module,
+    *,
+    loss: LossFunction,
+    examples: ExampleRecords,
+    most_records: int = max(_PROBE_SIZES),
 ) -> BackEnd:
     """The back end that `make` puts on `model`, once it was right on made-up patients.
 
     1. A patient alone has the gradient that plain autograd gives.
     2. A patient's gradient is the same whoever else is in the chunk.
 
+    No probe has more than `most_records` records a patient.
+
     Raises:
         ModelRefused: one of the two does not hold; names the parameter that is furthest off.
     """
-    features, labels = examples(sum(_PROBE_SIZES))
-    together = Chunk(features=features, labels=labels, sizes=torch.tensor(_PROBE_SIZES))
-    first = _PROBE_SIZES[0]
+    sizes = tuple(min(size, most_records) for size in _PROBE_SIZES)
+    features, labels = examples(sum(sizes))
+    together = Chunk(features=features, labels=labels, sizes=torch.tensor(sizes))
+    first = sizes[0]
     alone = Chunk(features=features[:first], labels=labels[:first], sizes=together.sizes[:1])
-    others_features, others_labels = examples(sum(_PROBE_SIZES))
+    others_features, others_labels = examples(sum(sizes))
     exchanged = replace(
         together,
         features=torch.cat([features[:first], others_features[first:]]),

@@ -1,0 +1,76 @@
+"""Which back end runs: by name, or by `auto` from a measured table."""
+
+from torch import nn
+
+from fedward_client.tasks.task import ExampleRecords, LossFunction
+from fedward_client.training.patient_dp.back_end import (
+    BackEnd,
+    BackEndName,
+    trainable_parameters,
+)
+from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBackEnd, Geometry
+from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
+from fedward_client.training.patient_dp.model_check import checked_back_end
+from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
+from fedward_client.training.patient_dp.slot_check import check_slots
+from fedward_common.errors import ModelRefused
+
+_LARGEST_FOR_BOOKKEEPING = {"dense": 60_000, "recurrent": 200_000, "convolution": 0}
+"""The most trainable numbers for which `auto` tries bookkeeping first."""
+
+
+def choose_back_end(
+    name: BackEndName,
+    model: nn.Module,
+    *,
+    loss: LossFunction,
+    examples: ExampleRecords,
+    most_records: int,
+    max_records_per_chunk: int,
+) -> BackEnd:
+    """The back end `name` on `model`, checked on made-up patients; `auto` falls back to `loop`.
+
+    `most_records` is what one patient brings at most, by the plan. What is chosen depends on the
+    model, the plan and the machine, never on the site's patients. `auto` never takes `opacus`.
+
+    Raises:
+        ModelRefused: the named back end, or `loop` under `auto`, cannot keep patients apart.
+    """
+
+    def bookkeeping() -> BackEnd:
+        places = max(1, max_records_per_chunk // most_records)
+        made = BookkeepingBackEnd(
+            model, loss=loss, geometry=Geometry(slots=places, records=most_records)
+        )
+        check_slots(made, model, loss=loss, examples=examples)
+        return made
+
+    makers = {
+        "bookkeeping": bookkeeping,
+        "loop": lambda: LoopBackEnd(model, loss=loss),
+        "opacus": lambda: OpacusBackEnd(model, loss=loss),
+    }
+    if name == "auto":
+        if _bookkeeping_is_faster(model, places=max_records_per_chunk // most_records):
+            try:
+                return checked_back_end(
+                    bookkeeping, model, loss=loss, examples=examples, most_records=most_records
+                )
+            except ModelRefused:
+                pass  # the loop below takes any model that autograd can differentiate
+        name = "loop"
+    return checked_back_end(
+        makers[name], model, loss=loss, examples=examples, most_records=most_records
+    )
+
+
+def _bookkeeping_is_faster(model: nn.Module, *, places: int) -> bool:
+    size = sum(p.numel() for p in trainable_parameters(model).values())
+    kinds = {type(layer).__name__ for layer in model.modules()}
+    if any(kind.startswith("Conv") for kind in kinds):
+        group = "convolution"
+    elif "RNNLinear" in kinds:
+        group = "recurrent"
+    else:
+        group = "dense"
+    return places >= 8 and size <= _LARGEST_FOR_BOOKKEEPING[group]
