@@ -21,17 +21,26 @@ log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 run() { "$@" 2>"$log" || { cat "$log" >&2; exit 1; }; }
 
+# Wheels are fetched once and kept: what is installed here is what an offline bundle is built from.
+wheelhouse="$VENV/wheelhouse"
+mkdir -p "$wheelhouse"
+cached=(--find-links "$wheelhouse")
+
 # torch first: a plain install would take the CUDA build (rules 26).
-if ! "$VENV/bin/python" -c 'import torch' 2>/dev/null; then
-  echo "setup: installing torch"
+if ! "$VENV/bin/python" -c 'import torch' 2>/dev/null || ! compgen -G "$wheelhouse/torch-*.whl" > /dev/null; then
+  echo "setup: fetching torch"
   if [ "${TORCH:-cpu}" = "cuda" ]; then
-    run "${pip[@]}" install torch==2.13.0
-  elif "${pip[@]}" install --dry-run --no-deps --report - torch==2.13.0 2>/dev/null | grep -q '2\.13\.0+cpu'; then
-    run "${pip[@]}" install torch==2.13.0
+    run "${pip[@]}" wheel "${constrained[@]}" --wheel-dir "$wheelhouse" torch==2.13.0
+  elif "${pip[@]}" install --dry-run --ignore-installed --no-deps --report - torch==2.13.0 2>/dev/null | grep -q '2\.13\.0+cpu'; then
+    run "${pip[@]}" wheel "${constrained[@]}" --wheel-dir "$wheelhouse" torch==2.13.0
   else
-    run "${pip[@]}" install torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple
+    run "${pip[@]}" wheel "${constrained[@]}" --wheel-dir "$wheelhouse" torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu --extra-index-url https://pypi.org/simple
   fi
+  run "${pip[@]}" install "${constrained[@]}" --no-index "${cached[@]}" torch==2.13.0
 fi
+echo "setup: fetching what Fedward needs"
+run "${pip[@]}" wheel "${constrained[@]}" "${cached[@]}" --wheel-dir "$wheelhouse" ./common "./server[sandbox,postgresql]" ./client pip
+rm -f "$wheelhouse"/fedward_*.whl # ours are built from the sources, each time
 echo "setup: installing Fedward and its tools"
-run "${pip[@]}" install "${constrained[@]}" -e ./common -e "./server[sandbox,postgresql]" -e ./client -e .
+run "${pip[@]}" install "${constrained[@]}" "${cached[@]}" -e ./common -e "./server[sandbox,postgresql]" -e ./client -e .
 echo "setup: done"

@@ -140,9 +140,9 @@ install_programs() {
     say "compiling (once; a minute or two)"
     "$TARGET/bin/python" -I -m compileall -q -j 0 "$TARGET/lib" > "$STAGE/compile.log" || true
   fi
-  mkdir "$TARGET/share"
+  mkdir -p "$TARGET/share/fedward"
   cp -R "$STAGE/bundle/units" "$STAGE/bundle/settings" "$STAGE/bundle/requirements.txt" \
-    "$STAGE/bundle/sbom.cdx.json" "$STAGE/bundle/LICENSE" "$STAGE/bundle/README.md" "$TARGET/share/"
+    "$STAGE/bundle/sbom.cdx.json" "$STAGE/bundle/LICENSE" "$STAGE/bundle/README.md" "$TARGET/share/fedward/"
   install -m 0755 "$STAGE/bundle/uninstall.sh" "$TARGET/uninstall.sh"
   echo "$digest" > "$TARGET/.complete"
   say "installed $TARGET"
@@ -171,7 +171,7 @@ prepare_folders() {
   [ -d "$STATE" ] || install -d -m 0700 "$STATE"
   local example="$ETC/$SETTINGS.example"
   if [ ! -e "$example" ]; then
-    sed "s|@ROOT@|$ROOT|g" "$TARGET/share/settings/$SETTINGS" > "$example.new"
+    sed "s|@ROOT@|$ROOT|g" "$TARGET/share/fedward/settings/$SETTINGS" > "$example.new"
     chmod 0640 "$example.new"
     mv "$example.new" "$example"
   fi
@@ -189,7 +189,7 @@ install_units() {
   [ "$SYSTEMD" = yes ] || return 0
   install -d -m 0755 "$UNITS"
   local unit
-  for unit in "$1"/share/units/*; do
+  for unit in "$1"/share/fedward/units/*; do
     sed "s|@ROOT@|$ROOT|g" "$unit" > "$UNITS/.${unit##*/}.new"
     chmod 0644 "$UNITS/.${unit##*/}.new"
     mv "$UNITS/.${unit##*/}.new" "$UNITS/${unit##*/}"
@@ -226,4 +226,4 @@ create_users
 prepare_folders
 install_units "$TARGET"
 make_current
-say "$NAME $VERSION is current. Next: $OPT/current/share/README.md"
+say "$NAME $VERSION is current. Next: $OPT/current/share/fedward/README.md"

@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import json
-import os
 import re
 import shutil
 import stat
@@ -78,6 +77,11 @@ def install(
     return run(bundle / "install.sh", "--python", PYTHON, *named, *options, root=root)
 
 
+def links(root: Path) -> list[str]:
+    """The current version and the one before."""
+    return [str((root / "opt/fedward" / name).readlink()) for name in ("current", "previous")]
+
+
 def snapshot(folder: Path) -> dict[str, str]:
     """Path -> what is there, of everything below `folder`."""
     return {
@@ -95,7 +99,8 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _namespaces() -> None:
-    if shutil.which("unshare") is None or subprocess.run([*OFFLINE, "true"]).returncode != 0:
+    allowed = shutil.which("unshare") and subprocess.run([*OFFLINE, "true"], check=False)
+    if not allowed or allowed.returncode != 0:
         pytest.skip("this machine allows no network namespaces")
 
 
@@ -176,8 +181,8 @@ def test_the_commands_that_the_readme_gives_for_verifying_by_hand_work(bundle: P
         )
 
     def verified() -> bool:
-        done = subprocess.run(["bash", "-euc", script], cwd=bundle, capture_output=True)
-        return done.returncode == 0
+        command = ["bash", "-euc", script]
+        return subprocess.run(command, cwd=bundle, capture_output=True, check=False).returncode == 0
 
     assert verified()
     (bundle / "install.sh").write_text("true")
@@ -304,7 +309,7 @@ def test_another_publishers_upgrade_is_refused(one: Path, tmp_path: Path) -> Non
 
     assert "found another with --key" in named.stderr
     assert "bundle refused" in unnamed.stderr
-    assert os.readlink(root / "opt/fedward/current") == "1.0.0"
+    assert (root / "opt/fedward/current").readlink() == Path("1.0.0")
 
 
 # What installing leaves
@@ -324,7 +329,7 @@ def test_an_installed_program_runs_from_its_own_folder(one: Path, tmp_path: Path
         for path in ("etc/fedward", "etc/fedward/site.toml.example", "var/lib/fedward")
     }
     assert list(modes.values()) == [0o750, 0o640, 0o700]
-    assert "fedward-guard.service" in os.listdir(root / "etc/systemd/system")
+    assert (root / "etc/systemd/system/fedward-guard.service").is_file()
     assert not list((root / "opt/fedward").glob(".stage*"))
     assert not (root / "opt/fedward/current/bin/pip").exists()
 
@@ -347,17 +352,16 @@ def test_an_upgrade_keeps_the_version_before_and_state_and_can_be_taken_back(
     one: Path, two: Path, tmp_path: Path
 ) -> None:
     root = tmp_path / "root"
-    opt = root / "opt/fedward"
     install(one, root)
     (root / "var/lib/fedward/ledger").write_text("spent")
 
     install(two, root, key=None)
 
-    assert [os.readlink(opt / name) for name in ("current", "previous")] == ["1.1.0", "1.0.0"]
+    assert links(root) == ["1.1.0", "1.0.0"]
     done = run(one / "install.sh", "--rollback", root=root)
     assert done.returncode == 0, done.stderr
-    assert [os.readlink(opt / name) for name in ("current", "previous")] == ["1.0.0", "1.1.0"]
-    assert subprocess.run([opt / "current/bin/fedward-client"]).returncode == 0
+    assert links(root) == ["1.0.0", "1.1.0"]
+    subprocess.run([root / "opt/fedward/current/bin/fedward-client"], check=True)
     assert (root / "var/lib/fedward/ledger").read_text() == "spent"
 
 

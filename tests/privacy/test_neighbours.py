@@ -90,7 +90,7 @@ def test_one_patient_moves_the_update_by_c_under_weights_made_to_tip_every_relu(
             site,
             sampling=FirstInLine(),
             noise=NoNoise(),
-            flags=PerformanceFlags(backend=backend),
+            flags=PerformanceFlags(backend=backend, max_records_per_chunk=16),
         )
         tensors = trainer.train(weights, equal_patients(row, patients)).tensors
         steps = [(tensors[name] - weights[name]).ravel() for name in sorted(weights)]

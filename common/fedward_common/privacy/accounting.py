@@ -4,11 +4,11 @@
 study's for example: by Renyi curves at the best of ORDERS, and tighter by privacy losses. Studies
 chosen after earlier results were seen are another matter. For them holds a Renyi filter: at one
 order, fixed before the first result, divergences add up to at most what the total budget is worth
-at that order, whatever was chosen and why (Feldman and Zrnic 2021, Theorem 4.3; Lecuyer 2021,
-Theorem 1). The best order in hindsight depends on the results. Admitting while any order is within
-its budget is not covered by that theorem: which order is left at the end is itself an outcome, and
-the proof then needs delta divided by the number of orders. So the ledger fixes one order with its
-first study (`filter_order`) and asks `filter_epsilon` from then on.
+at that order, whatever was chosen and why (Feldman and Zrnic 2021; Lecuyer 2021). The best order
+in hindsight depends on the results. Admitting while any order is within its budget is not covered
+by that theorem: which order is left at the end is itself an outcome, and the proof then needs delta
+divided by the number of orders. So the ledger fixes one order with its first study (`filter_order`)
+and asks `filter_epsilon` from then on.
 
 Neighbouring data differ by adding or removing one patient. Unknown means infinite.
 
@@ -340,7 +340,7 @@ def _discrete_laplace_curve(parameter: float) -> Curve:
     """The Renyi curve of discrete Laplace noise on a whole number that moves by at most 1.
 
     The privacy loss is +parameter where the noise is at most 0 and -parameter above, so that the
-    curve is that of randomised response (Mironov 2017, Proposition 5), and the same both ways.
+    curve is that of randomised response (Mironov 2017), and the same both ways.
     """
     above = -math.log1p(math.exp(parameter))
     below = -math.log1p(math.exp(-parameter))

@@ -2,6 +2,9 @@
 
 import asyncio
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -12,6 +15,9 @@ from typing import Any
 import pytest
 
 from fedward_client.gateway.offers import ModelOffer, model_offers
+from fedward_client.guard.frames import Frame
+from fedward_client.guard.server import Access, GuardServer
+from fedward_client.model_command import GatewaysJournal
 from fedward_client.models import (
     Fetched,
     ModelFetcher,
@@ -397,3 +403,44 @@ def test_a_package_on_disk_is_verified_by_key_alone_where_one_is_given(
     assert manifest["study"]["id"] == run.study.id
     with pytest.raises(SignatureRefused):
         verify_model(folder, approved=None, public_key=SigningKey.generate().public_hex)
+
+
+# Whose the journal is.
+
+
+def test_the_journal_is_asked_as_the_gateways_user_also_where_root_types_the_command() -> None:
+    """The guard hears nobody else on that socket, not even root; elsewhere all are one user."""
+    root = os.geteuid() == 0
+    names = ("guard_user", "gateway_user", "node_user", "worker_user")
+    users = {name: f"#{12001 + number}" if root else None for number, name in enumerate(names)}
+    heard: list[str] = []
+
+    def journal(_frame: Frame) -> Frame:
+        heard.append("journal")
+        return Frame(header={})
+
+    folder = Path(tempfile.mkdtemp(prefix="fedward-"))  # not pytest's, which is for its user alone
+    folder.chmod(0o711)
+    access = Access(
+        uids=frozenset({12002 if root else os.geteuid()}), group="#12009" if root else None
+    )
+    (folder / "run").mkdir(mode=0o710)
+    if root:
+        os.chown(folder / "run", 0, 12009)
+    server = GuardServer(folder / "run" / "gateway.sock", {"journal": journal}, access=access)
+    settings: Any = SimpleNamespace(
+        gateway_socket=folder / "run" / "gateway.sock",
+        guard=SimpleNamespace(**users, group="#12009" if root else None, admin_user=None),
+    )
+    canonical_json({"a": 1})  # its codec: the other user may not read this machine's Python
+
+    try:
+        GatewaysJournal(settings).journal(
+            Passing(direction="in", route="fetch-model", kind="model", sha256="a" * 64, bytes=1)
+        )
+    finally:
+        server.close()
+        shutil.rmtree(folder)
+
+    assert heard == ["journal"]
+    assert os.geteuid() == (0 if root else os.getuid())
