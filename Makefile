@@ -11,7 +11,7 @@ DATA ?=
 OUT ?= runs/$(if $(DATA),$(notdir $(DATA)),demo)
 
 help:  ## what this file can do
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 16
 
 $(STAMP): constraints.txt pyproject.toml common/pyproject.toml server/pyproject.toml client/pyproject.toml deploy/setup.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" TORCH="$(TORCH)" bash deploy/setup.sh
