@@ -181,7 +181,8 @@ prepare_folders() {
   fi
   if [ "$USERS" = yes ]; then
     chgrp fedward "$ETC" "$example"
-    if [ "$ROLE" = coordinator ]; then chown fedward-coordinator:fedward "$STATE"; fi
+    # `init` writes both as that user; its service unit sees settings read-only.
+    if [ "$ROLE" = coordinator ]; then chown fedward-coordinator:fedward "$ETC" "$STATE"; fi
   fi
 }
 

@@ -312,6 +312,29 @@ def test_another_publishers_upgrade_is_refused(one: Path, tmp_path: Path) -> Non
     assert (root / "opt/fedward/current").readlink() == Path("1.0.0")
 
 
+def test_a_site_is_not_installed_on_a_coordinators_machine(one: Path, tmp_path: Path) -> None:
+    (tmp_path / "root/opt/fedward").mkdir(parents=True)
+    (tmp_path / "root/opt/fedward/role").write_text("coordinator\n")
+
+    done = install(one, tmp_path / "root")
+
+    assert done.returncode == 1
+    assert "found a coordinator" in done.stderr
+
+
+def test_another_python_than_the_bundles_is_refused(one: Path, tmp_path: Path) -> None:
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+
+    done = run(
+        one / "install.sh", "--python", str(other), "--key", KEY.public_hex, root=tmp_path / "root"
+    )
+
+    assert done.returncode == 1
+    assert "which this bundle was built for" in done.stderr
+
+
 # What installing leaves
 
 

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 
+from fedward_client.cli import app as client
+from fedward_server.cli import app as server
+
+PROGRAMS = {"client": client, "server": server}
 DEPLOY = Path(__file__).parents[2] / "deploy"
 UNITS = sorted(DEPLOY.glob("systemd/*/*.service"))
 SIDES = ("site", "coordinator")
@@ -122,6 +127,19 @@ def test_a_units_command_is_one_that_the_programs_have(units: Path) -> None:
             check=False,
         )
         assert help_of.returncode == 0, command
+
+
+def test_every_command_and_option_that_the_readme_names_exists() -> None:
+    text = (DEPLOY / "README.md").read_text().replace("\\\n", " ")
+    named = re.findall(r"fedward-(client|server) ([a-z]+)((?: [^`\n]*)?)", text)
+    assert {("client", "enrol"), ("server", "init")} <= {
+        (side, command) for side, command, _ in named
+    }
+
+    for side, command, rest in named:
+        found = get_command(PROGRAMS[side]).commands[command]  # type: ignore[attr-defined]
+        known = {option for parameter in found.params for option in parameter.opts}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.name)

@@ -9,7 +9,13 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, Update, create_engine, event, func, select, text, update
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, IntegrityError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+    ProgrammingError,
+)
 from sqlalchemy.orm import Session
 
 from fedward_common.errors import ConfigError, StartError
@@ -166,7 +172,9 @@ def open_registry(url: str) -> SqlRegistry:
 def _opened() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    # By driver: a wrong password or database is a programming error, a refused connection an
+    # interface error.
+    except (OperationalError, ProgrammingError, InterfaceError) as error:
         raise StartError(
             "database: expected the registry to open, found "
             f"{type(error.orig).__name__}. Check the URL and the rights on its folder"

@@ -28,10 +28,14 @@ def a_task(kind: TaskType) -> ExecutionSpec:
 
 
 def wait_for(folder: Path, count: int) -> list[str]:
-    limit = time.monotonic() + 10
-    while len(list(folder.iterdir())) < count and time.monotonic() < limit:
+    """What `count` files say once each has something in it."""
+    limit = time.monotonic() + 60
+    while time.monotonic() < limit:
+        written = sorted(path.read_text() for path in folder.iterdir())
+        if len(written) >= count and all(written):
+            return written
         time.sleep(0.02)
-    return sorted(path.read_text() for path in folder.iterdir())
+    raise AssertionError(f"expected {count} files with text, found {len(written)}")
 
 
 @pytest.fixture

@@ -32,7 +32,8 @@ def _convolution(
 ) -> Gradients:
     if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or isinstance(layer.padding, str):
         raise ModelRefused("convolution: expected padding as numbers for back end bookkeeping")
-    x, g = inputs.unflatten(0, (slots, -1)), back.unflatten(0, (slots, -1))
+    x = inputs.reshape(slots, -1, *inputs.shape[1:])
+    g = back.reshape(slots, -1, *back.shape[1:])
     channels = layer.out_channels
     transposed, output_padding = False, [0] * len(layer.stride)
 
@@ -107,7 +108,7 @@ def _channel_norm(
         raise TypeError("rule of a channel norm on another layer")
 
     def per_channel(values: torch.Tensor) -> torch.Tensor:
-        by_patient = values.unflatten(0, (slots, -1)).transpose(1, 2)
+        by_patient = values.reshape(slots, -1, *values.shape[1:]).transpose(1, 2)
         return by_patient.reshape(slots, values.shape[1], -1).sum(dim=2)
 
     return _kept(layer, weight=lambda: per_channel(unit * back), bias=lambda: per_channel(back))

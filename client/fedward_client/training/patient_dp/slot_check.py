@@ -177,11 +177,11 @@ def _rows(back_end: BookkeepingBackEnd, chunk: Chunk) -> torch.Tensor:
     return torch.cat(list(back_end.patient_gradients(chunk)))
 
 
-class _Recorded(TorchDispatchMode):
+class _Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no annotation
     """The names of all operations inside the block, forward and backward."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.names: set[str] = set()
 
     def __torch_dispatch__(

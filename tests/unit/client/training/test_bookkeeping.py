@@ -1,0 +1,135 @@
+"""The back end `bookkeeping` refuses what it cannot do exactly, and `auto` then takes `loop`."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBackEnd, Geometry
+from fedward_client.training.patient_dp.choice import choose_back_end
+from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
+from fedward_client.training.patient_dp.slot_check import check_slots
+from fedward_common.errors import ModelRefused
+from fedward_common.models.dp_layers import dp_layer
+
+
+class OneLogit(nn.Module):
+    def __init__(self, layer: nn.Module, twist: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.twist = twist
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        return self.twist(self.layer(records)).squeeze(-1)
+
+
+class Scale(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(4))
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        return (records * self.factor).sum(dim=1, keepdim=True)
+
+
+class OwnLinear(nn.Linear):
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        return super().forward(records).square()
+
+
+class TimeFirst(nn.Module):
+    """Its layer sees [1, records, inputs]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 1)
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        return self.inner(records.unsqueeze(0)).squeeze(0)
+
+
+def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+
+
+def examples(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.linspace(-1.0, 1.0, 4 * count).view(count, 4).cos(), (
+        torch.arange(count) % 2
+    ) * 1.0
+
+
+def check(model: nn.Module) -> None:
+    made = BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=2))
+    check_slots(made, model, loss=losses, examples=examples)
+
+
+def same(values: torch.Tensor) -> torch.Tensor:
+    return values
+
+
+@pytest.mark.parametrize(
+    ("layer", "twist", "reason"),
+    [
+        (Scale(), same, "layer layer (Scale)"),
+        (OwnLinear(4, 1), same, "layer layer (OwnLinear)"),
+        (nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)), same, "layer layer.1 (Dropout)"),
+        (nn.Linear(4, 1), torch.sin, "the operation cos"),
+        (nn.Linear(4, 1), lambda x: x * float(x.detach().sum()), "the operation _local_scalar"),
+        (nn.Linear(4, 1), lambda x: x - x.mean(dim=0), "a gradient that is not plain autograd's"),
+        (TimeFirst(), same, "records in the first dimension"),
+    ],
+    ids=[
+        "own-parameter",
+        "own-forward",
+        "dropout",
+        "sine",
+        "value-read",
+        "batch-mean",
+        "time-first",
+    ],
+)
+def test_what_it_cannot_do_exactly_is_refused_by_name(
+    layer: nn.Module, twist: Callable[[torch.Tensor], torch.Tensor], reason: str
+) -> None:
+    with pytest.raises(ModelRefused, match=reason.replace("(", r"\(").replace(")", r"\)")):
+        check(OneLogit(layer, twist))
+
+
+def test_attention_of_opacus_is_refused_by_name() -> None:
+    with pytest.raises(ModelRefused, match="DPMultiheadAttention"):
+        check(dp_layer("multihead-attention")(4, 2))
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_auto_takes_bookkeeping_where_it_can_and_loop_where_it_cannot(width: int) -> None:
+    layer = nn.Linear(4, width)
+    twist = same if width == 1 else lambda x: x.sin()[:, :1]
+
+    made = choose_back_end(
+        "auto",
+        OneLogit(layer, twist),
+        loss=losses,
+        examples=examples,
+        most_records=2,
+        max_records_per_chunk=16,
+    )
+
+    assert isinstance(made, BookkeepingBackEnd if width == 1 else LoopBackEnd)
+
+
+def test_a_place_that_rounds_otherwise_is_refused() -> None:
+    """A fault of the smallest size: one place's result off by one unit in the last place."""
+
+    class OneUlp(BookkeepingBackEnd):
+        def gradients(self, batch: object) -> torch.Tensor:
+            rows = super().gradients(batch).clone()
+            rows[2] = torch.nextafter(rows[2], torch.full_like(rows[2], 9.0))
+            return rows
+
+    model = OneLogit(nn.Linear(4, 1), same)
+    made = OneUlp(model, loss=losses, geometry=Geometry(slots=4, records=2))
+
+    with pytest.raises(ModelRefused, match="other bits in another place"):
+        check_slots(made, model, loss=losses, examples=examples)
