@@ -535,3 +535,13 @@ def test_the_clients_bundle_installs_without_a_network_and_its_program_starts(
     subprocess.run([python.parent / "fedward-client", "--help"], check=True, capture_output=True)
     run(root / "opt/fedward/uninstall.sh", "--purge", root=root)
     assert snapshot(root) == {}
+
+
+def test_the_servers_bundle_holds_no_client_code_and_the_postgresql_driver(tmp_path: Path) -> None:
+    build_own_wheels(ROLES["server"], tmp_path)
+    constraints = read_constraints((ROOT / "constraints.txt").read_text())
+
+    wheels = Wheelhouse([tmp_path, WHEELHOUSE], constraints).closure(ROLES["server"].requirement)
+
+    assert {"fedward-server", "fedward-common", "pg8000", "alembic"} <= set(wheels)
+    assert not set(wheels) & {"fedward-client", "pydicom", "matplotlib", "pytest"}
