@@ -56,14 +56,20 @@ bench-levers: $(STAMP)  ## each utility lever beside the study without it
 bench-privacy: $(STAMP)  ## the patient-level engine beside Opacus and training without privacy
 	@$(BIN)/python -m benchmarks.privacy --out runs/bench-privacy.json
 
+bundle: $(STAMP)  ## signed offline bundles of both roles (KEY=release.pem; python -m deploy.bundle.build --new-key makes one)
+	@$(BIN)/python -m deploy.bundle.build --role client --key $(KEY) --out dist
+	@$(BIN)/python -m deploy.bundle.build --role server --key $(KEY) --out dist
+
 e2e-enrol: $(STAMP)  ## hospitals join, approve, train; one is revoked; install from a bundle without a network
-	@$(BIN)/pytest tests/e2e/test_enrolment.py tests/e2e/test_install.py --durations=10
+	@$(BIN)/pytest -m "" tests/e2e/test_enrolment.py tests/e2e/test_install.py --durations=10
 
 ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 	@command -v ip >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq iproute2; }
+	@command -v systemd-analyze >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq systemd; }
+	@command -v openssl >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq openssl; }
 	@ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
 
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bench-heart bench-breast bench-ledger bench-levers bench-privacy e2e-enrol ci-deps clean
+.PHONY: help setup demo check test soak bundle bench-heart bench-breast bench-ledger bench-levers bench-privacy e2e-enrol ci-deps clean

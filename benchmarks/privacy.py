@@ -5,13 +5,12 @@
 Time is the CPU time of one process on one thread, all engines of a network interleaved, one warm-up
 each. A step is: forward, gradients, clipping and summing; noise and the optimiser are left out for
 all, as they cost the same. Four records a patient. Memory is the growth of the peak resident size
-(ru_maxrss) over two steps in a child process of its own, after model and records are made.
+(VmHWM, Linux) over two steps in a child process of its own, after model and records are made.
 """
 
 import argparse
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -191,10 +190,19 @@ def _peak_mib(name: str, engine: str) -> float:
 
 def print_peak(name: str, engine: str) -> None:
     step = make_step(engine, FULL[name], records=BATCH.get(name, 16))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # 5 sets the kernel's high-water mark back to the present size; ru_maxrss keeps the parent's.
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _high_water_mib()
     step()
     step()
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print(_high_water_mib() - before)
+
+
+def _high_water_mib() -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) / 1024
+    raise OSError("/proc/self/status: expected a line VmHWM, found none")
 
 
 def main() -> None:

@@ -166,8 +166,8 @@ class ModelFetcher:
 
         1. Names and sizes are those that a package may have, and there is room for them; 2. every
         file comes piece by piece into a folder that no program takes for a package; 3. the package
-        is proven as a whole (`verify_model`), and is the one that was offered; 4. each file is in
-        the journal; 5. the folder gets its name.
+        is proven as a whole (`verify_model`), and is of the study and run that were offered; 4.
+        each file is in the journal; 5. the folder gets its name.
 
         Raises:
             ConfigError: no room, or something else lies there. ChannelError: the transfer broke off
@@ -177,6 +177,7 @@ class ModelFetcher:
         target = self.out / offer.run
         if target.exists():
             manifest = verify_model(target, approved=self.approved)
+            _require_offered(offer, manifest)
             return Fetched(folder=target, manifest=manifest, new=False)
         # 1.
         self._require_room(offer)
@@ -190,11 +191,7 @@ class ModelFetcher:
         # 3.
         try:
             manifest = verify_model(part, approved=self.approved)
-            if manifest["model_sha256"] != offer.model_sha256 or set(offer.files) != {
-                *file_digests(manifest),
-                MANIFEST,
-            }:
-                raise ProtocolError(f"model {offer.run}: expected the offered one, found another")
+            _require_offered(offer, manifest)
         except FedwardError:
             shutil.rmtree(part)
             raise
@@ -239,6 +236,27 @@ class ModelFetcher:
                 f"{self.out}: expected room for {needed} bytes, found {free} free. "
                 "Free space, or name another folder with --out"
             )
+
+
+def _require_offered(offer: ModelOffer, manifest: Mapping[str, Any]) -> None:
+    """Returns when the signed manifest says of itself what the coordinator's offer said.
+
+    A coordinator that was taken over can sign nothing, but it could hand out the model of another
+    approved study, or of an earlier run, under the name that was asked for.
+
+    Raises:
+        ProtocolError: another model, study, run or set of files.
+    """
+    lineage = manifest.get("lineage")
+    said = (
+        manifest["model_sha256"],
+        manifest["study"]["digest"],
+        manifest["study"]["id"],
+        lineage.get("run") if isinstance(lineage, Mapping) else None,
+        {*file_digests(manifest), MANIFEST},
+    )
+    if said != (offer.model_sha256, offer.study, offer.study_id, offer.run, set(offer.files)):
+        raise ProtocolError(f"model {offer.run}: expected the offered one, found another")
 
 
 def offers_json(offers: Sequence[ModelOffer], *, approved: frozenset[str]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from fedward_client.settings import PolicyRules, SiteSettings
 from fedward_common.errors import PolicyRefused
 from fedward_common.privacy.ledger import Limits
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly
-from fedward_common.study.tabular import BinnedScores
+from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, Table
+from fedward_common.study.tabular import BinnedScores, TabularData
 
 STEWARD: Final = "Ask the data steward or choose another study."
 OUTPUTS: Final[Mapping[str, str]] = {
@@ -57,6 +57,7 @@ class SitePolicy:
     rules: PolicyRules
     source: str
     standing: Standing
+    patient_keys: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, settings: SiteSettings, standing: Standing | None = None) -> "SitePolicy":
@@ -66,6 +67,9 @@ class SitePolicy:
             rules=settings.policy,
             source=str(settings.source),
             standing=nobody if standing is None else standing,
+            patient_keys=frozenset(
+                table.patient_key for table in settings.data if table.patient_key is not None
+            ),
         )
 
     @property
@@ -82,8 +86,8 @@ class SitePolicy:
 
         With the `kind` of an instruction, also that its answer is an output that may leave.
 
-        Checked here: the pause, ethics, hours, task, outputs, privacy unit, declared epsilon and
-        delta, noise, releases, approval. Not here but in the ledger: that the declared epsilon is
+        Checked here: the pause, ethics, hours, task, outputs, privacy unit and the column that says
+        who is one patient, declared epsilon and delta, noise, releases, approval. Not here but in the ledger: that the declared epsilon is
         what the noise really gives, and what all studies come to together. Not here but where they
         are counted: bytes.
 
@@ -165,7 +169,18 @@ class SitePolicy:
             )
 
     def _privacy(self, study: StudySpec) -> Iterator[PolicyRefused]:
-        rules, dp = self.rules, study.dp
+        rules, dp, data = self.rules, study.dp, study.data
+        if (
+            self.patient_keys
+            and isinstance(data, TabularData | Table)
+            and data.patient_key not in self.patient_keys
+        ):
+            # By another column a patient would be many, and nobody on the list of exclusions.
+            yield self._refused(
+                study,
+                f"it takes column {data.patient_key} for who is one patient, patient_key in "
+                f"[[data]] of {self.source} is {', '.join(sorted(self.patient_keys))}. {STEWARD}",
+            )
         plan = _plan_of(study)
         if plan is None:
             yield self._refused(
@@ -204,6 +219,13 @@ class SitePolicy:
             if not isinstance(release, BinnedScores | ColumnStatistics):
                 yield self._refused(
                     study, f"its release {release.kind} is none that is known here. {STEWARD}"
+                )
+            least = self.rules.min_cell_size
+            if isinstance(release, ColumnStatistics) and release.min_cell_size < least:
+                yield self._refused(
+                    study,
+                    f"it shows numbers of patients from {release.min_cell_size} on, the least "
+                    f"(min_cell_size) in {self.source} is {least}. {STEWARD}",
                 )
 
     def _approval(self, study: StudySpec) -> Iterator[PolicyRefused]:

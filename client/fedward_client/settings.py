@@ -98,11 +98,16 @@ class KeyPaths(Strict):
 
 
 class CsvFile(Strict):
-    """One CSV table with a header line."""
+    """One CSV table with a header line.
+
+    `patient_key` is its column that says who is one patient: with it, a study that takes another
+    one is refused.
+    """
 
     kind: Literal["csv"] = "csv"
     path: Location
     delimiter: str = Field(default=",", min_length=1, max_length=1)
+    patient_key: str | None = Field(default=None, min_length=1, max_length=256)
 
 
 class LoopbackPorts(Strict):
@@ -252,6 +257,15 @@ class SiteSettings(Strict):
             if len(set(values)) != len(values):
                 raise ValueError("expected every name and every key once, found one twice")
         return approvers
+
+    @model_validator(mode="after")
+    def _exclusions_by_the_right_column(self) -> "SiteSettings":
+        if self.exclusions is not None and any(one.patient_key is None for one in self.data):
+            raise ValueError(
+                "exclusions: expected patient_key in every [[data]] beside it, found none: a study "
+                "could name another column, in which nobody of the list stands"
+            )
+        return self
 
     @property
     def source(self) -> Path:

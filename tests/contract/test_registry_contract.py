@@ -365,6 +365,57 @@ def test_a_revoked_site_comes_back_with_new_keys_only(
     assert found(sql).node_public_key == records[BETA].node_public_key
 
 
+def test_a_revoked_site_does_not_come_back_with_a_key_that_it_had(
+    sql: SqlRegistry, records: dict[SiteId, SiteRecord]
+) -> None:
+    asked(sql)
+    enrol(sql, records[ALPHA])
+    sql.revoke(ALPHA)
+    sql.book.add_invite(invite("2"))
+    sql.book.submit(request_of("2", number="b"))
+
+    with pytest.raises(ConfigError):
+        enrol(sql, records[ALPHA], number="b", key="d")
+    assert found(sql).status is SiteStatus.REVOKED
+
+
+def test_two_requests_granted_at_the_same_moment_make_one_member(
+    registry_url: str, records: dict[SiteId, SiteRecord]
+) -> None:
+    """Of a site that was revoked: the row that both would replace is there already."""
+    first = open_registry(registry_url)
+    asked(first)
+    enrol(first, records[ALPHA])
+    first.revoke(ALPHA)
+    for letter in "bd":
+        first.book.add_invite(invite(letter))
+        first.book.submit(request_of(letter, number=letter))
+    registries, gate = {"b": first, "d": open_registry(registry_url)}, threading.Barrier(2)
+    fresh = {
+        letter: replace(
+            Authority().site(ALPHA).record, secagg_public_key=SigningKey.generate().public_hex
+        )
+        for letter in registries
+    }
+
+    def granted(letter: str) -> bool:
+        gate.wait()
+        try:
+            enrol(registries[letter], fresh[letter], number=letter, key=chr(ord(letter) + 1))
+        except ConfigError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(2) as threads:
+        results = dict(zip(registries, threads.map(granted, registries), strict=True))
+
+    member = found(first)
+    for opened in registries.values():
+        opened.close()
+    assert sorted(results.values()) == [False, True]
+    assert results[member.certificate_sha256[0]]
+
+
 def test_a_denied_request_is_never_granted(
     sql: SqlRegistry, records: dict[SiteId, SiteRecord]
 ) -> None:

@@ -98,7 +98,7 @@ def test_the_good_site_passes(site: GuardSite) -> None:
 
     assert released(site, envelope)
     assert site.gateway.bundle_allowed(BUNDLE)
-    site.gateway.journal(passing("1" * 64))
+    site.gateway.journal(passing("1" * 64, kind="hello"))
     assert charges(site) == 1
     assert site.worker.begin(instruction(STUDY), signed(STUDY)) == StoredReply(envelope=envelope)
     evaluation = site.worker.seal(receipt(site, 5, kind="evaluate"), counts())

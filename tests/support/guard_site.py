@@ -185,7 +185,7 @@ def site_values(*, site: str = "north", **policy: Any) -> dict[str, Any]:
             "node_key": "keys/node.pem",
             "signing_key": "keys/signing.pem",
         },
-        "data": [{"kind": "csv", "path": "patients.csv"}],
+        "data": [{"kind": "csv", "path": "patients.csv", "patient_key": "patient"}],
         "approvers": [{"name": STEWARD_NAME, "public_key": STEWARD.public_hex}],
         "policy": {
             "allowed_tasks": ["tabular-classification"],

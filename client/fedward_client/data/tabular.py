@@ -68,6 +68,11 @@ class CsvTable(Protocol):
         """One character."""
         ...
 
+    @property
+    def patient_key(self) -> str | None:
+        """The column that says who is one patient, where the site has named it."""
+        ...
+
 
 def nobody() -> frozenset[str]:
     """No patient objects."""
@@ -152,13 +157,18 @@ class CsvSource:
         header, *rows = table
         return [header, *without(rows, self._excluded(), column=header.index(schema.patient_key))]
 
-    @staticmethod
-    def _table(schema: TabularData | Table, tables: list[list[list[str]]]) -> list[list[str]]:
+    def _table(self, schema: TabularData | Table, tables: list[list[list[str]]]) -> list[list[str]]:
         """Header and rows of the one table that has the columns of `schema`."""
         needed = set(required_columns(schema))
-        fitting = [table for table in tables if needed <= set(table[0])]
+        fitting = [number for number, table in enumerate(tables) if needed <= set(table[0])]
         if len(fitting) == 1:
-            return fitting[0]
+            key = self._tables[fitting[0]].patient_key
+            if key not in (None, schema.patient_key):
+                raise DataError(
+                    f"{FILE}: expected a study that takes patient_key of [[data]] for who is one "
+                    "patient, found another column"
+                )
+            return tables[fitting[0]]
         if fitting:
             raise DataError(
                 f"{FILE}: expected one table with the study's columns, found {len(fitting)}; name "
@@ -229,6 +239,12 @@ def _lines(table: CsvTable) -> Iterator[list[str]]:
                 if header is None:
                     _check_header(row)
                     header = row
+                elif any("\n" in cell or "\r" in cell for cell in cells):
+                    # Studies read line by line: the rest of such a cell would be a row of its own.
+                    raise DataError(
+                        f"{FILE}: expected every row in one line, found a cell with a line break; "
+                        "replace line breaks in texts by spaces"
+                    )
                 elif len(row) != len(header):
                     raise DataError(
                         f"{FILE}: expected {len(header)} cells in every row as in the header, "

@@ -31,7 +31,7 @@ from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, ObjectIds, Shapes
 from fedward_client.settings import SiteSettings
 from fedward_common.canonical import canonical_json, sha256_hex
-from fedward_common.errors import ConfigError
+from fedward_common.errors import ConfigError, LedgerError
 from fedward_common.ids import SiteId
 from fedward_common.log.events import EventLog, utc_now
 from fedward_common.privacy.ledger import Head
@@ -141,6 +141,13 @@ def _open_service(
     ledger = SqliteLedger(settings.ledger_path, limits=policy.limits, clock=utc_now)
     opened.callback(ledger.close)
     ledger.require(memory.head)
+    if not memory.events and ledger.head().seq > 1:
+        # The first line is written before the first study is admitted. Without the journal nobody
+        # knows which revocations there were.
+        raise LedgerError(
+            f"journal {settings.audit_path}: expected the one that goes with the ledger, found "
+            "none or an empty one. Restore the newest copy"
+        )
     replies = Replies(
         settings.replies_folder,
         quota_bytes=settings.guard.reply_quota_bytes,

@@ -10,6 +10,9 @@ from fedward_common.privacy.ledger import Head
 
 RECORDED = "statement.recorded"
 OBJECT = "object"
+ANSWERED = frozenset({"reply.sealed", "reply.repeated"})
+"""Either says that a slot has its answer: a full disk may have kept the first out of the journal.
+"""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -20,6 +23,7 @@ class Remembered:
     `bytes_of_round` and `bytes_of_day` what left, by (study, round) and by UTC day.
     """
 
+    events: int = 0
     head: Head = field(default_factory=Head)
     answered: set[str] = field(default_factory=set)
     statements: dict[str, datetime] = field(default_factory=dict)
@@ -30,9 +34,10 @@ class Remembered:
     def note(self, event: Event) -> None:
         """Adds one event of the journal."""
         fields = event.fields
+        self.events += 1
         if "ledger_seq" in fields and "head_sha256" in fields:
             self.head = Head(seq=fields["ledger_seq"], sha256=fields["head_sha256"])
-        if event.action == "reply.sealed":
+        if event.action in ANSWERED:
             self.answered.add(f"{fields['study']}/{fields['kind']}/{fields['round']}")
         elif event.action == RECORDED:
             self.statements[fields["sha256"]] = datetime.fromisoformat(event.time)

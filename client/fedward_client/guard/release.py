@@ -21,7 +21,8 @@ from fedward_client.ports import Clock, Journal, Passing
 from fedward_common.errors import PolicyRefused
 
 MAX_MESSAGES: Final = 64
-OF_STUDIES: Final = frozenset({"reply", "error-reply", "object"})
+ERROR: Final = "error-reply"
+OF_STUDIES: Final = frozenset({"reply", ERROR, "object"})
 """Kinds of objects that belong to a study's messages."""
 
 
@@ -52,6 +53,7 @@ class Release:
     clock: Clock
     _messages: OrderedDict[str, frozenset[str]] = field(default_factory=OrderedDict)
     _objects: dict[str, Carried] = field(default_factory=dict)
+    _errors: OrderedDict[str, None] = field(default_factory=OrderedDict)
 
     def __post_init__(self) -> None:
         """Knows again what was on its way when the guard stopped."""
@@ -102,7 +104,7 @@ class Release:
         carried = self._objects.get(passing.sha256) if passing.direction == "out" else None
         if passing.direction == "out":
             try:
-                self._require_out(carried, passing.kind, passing.bytes)
+                self._require_out(carried, passing)
             except PolicyRefused as error:
                 self.log.append(
                     "object.held",
@@ -116,15 +118,24 @@ class Release:
         if passing.direction == "out":
             study, number = ("", 0) if carried is None else (carried.study, carried.round)
             self.traffic.add(passing.bytes, study=study, round_number=number)
+            if passing.kind == ERROR:
+                self._errors[passing.sha256] = None
+                while len(self._errors) > MAX_MESSAGES:
+                    self._errors.popitem(last=False)
 
-    def _require_out(self, carried: Carried | None, kind: str, size_bytes: int) -> None:
-        if carried is None:
-            # Of no message that the guard knows: an error of Flower's fixed list waits for the end
-            # of a pause, too. The renewal of a certificate does not: it says nothing of a study.
-            if kind in OF_STUDIES:
-                self.policy.require_not_paused()
-        elif not carried.is_refusal:
-            self._require(carried, size_bytes)
+    def _require_out(self, carried: Carried | None, passing: Passing) -> None:
+        if carried is not None:
+            if not carried.is_refusal:
+                self._require(carried, passing.bytes)
+        elif passing.kind in OF_STUDIES:
+            # An error of Flower's fixed list waits for the end of a pause, too. The renewal of a
+            # certificate does not: it says nothing of a study.
+            self.policy.require_not_paused()
+            if passing.kind != ERROR and passing.sha256 not in self._errors:
+                raise PolicyRefused(
+                    "Site policy keeps an object back: it is of no message that the guard has let "
+                    "out since its start"
+                )
 
     def _require(self, carried: Carried, size_bytes: int) -> None:
         """Returns when the policy permits the study's answer now, and so many bytes of it.

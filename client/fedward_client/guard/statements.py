@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from fedward_client.approvals import Standing, read_statement
+from fedward_client.approvals import OPENING, Standing, read_statement
 from fedward_client.guard.memory import RECORDED
 from fedward_client.ports import Clock, Journal
 from fedward_common.errors import ConfigError, FedwardError, LedgerError
@@ -54,14 +54,22 @@ class Statements:
         except FedwardError as error:
             self.log.append("statement.refused", code=error.code)
             raise
+        path = self.folder / f"{statement.sha256}.json"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_private(self.folder / f"{statement.sha256}.json", data)
+            write_private(path, data)
         except OSError as error:
             raise LedgerError(
                 f"{self.folder}: expected to store a statement, found {error.strerror}"
             ) from error
-        self._take(statement)
+        try:
+            self._take(statement)
+        except LedgerError:
+            # Its signer hears that it failed: it must not come into force at the next start. What
+            # lets less happen may.
+            if statement.kind in OPENING:
+                path.unlink(missing_ok=True)
+            raise
         return statement
 
     def _take(self, statement: Statement) -> None:
@@ -83,7 +91,8 @@ class Statements:
 def load_noted(folder: Path, standing: Standing, noted: Mapping[str, datetime]) -> list[bytes]:
     """Lets `standing` accept what the journal noted, in its order; the new statements, unchecked.
 
-    New ones come by the time that stands in them: none of them was in force before.
+    New ones come by the time that stands in them, none of them was in force before; of two of the
+    same second the one that lets less happen comes last, and holds.
 
     Raises:
         LedgerError: a statement that the journal noted is gone or changed.
@@ -99,7 +108,8 @@ def load_noted(folder: Path, standing: Standing, noted: Mapping[str, datetime]) 
     for sha256, at in noted.items():
         standing.accept(found[sha256], at=at)
     new = [statement for name, statement in found.items() if name not in noted]
-    return [one.canonical for one in sorted(new, key=lambda one: (one.said_at, one.sha256))]
+    new.sort(key=lambda one: (one.said_at, one.kind not in OPENING, one.sha256))
+    return [one.canonical for one in new]
 
 
 def _statement(path: Path) -> Statement:

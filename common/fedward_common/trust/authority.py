@@ -191,7 +191,7 @@ def _requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(request_pem)
         proven = request.is_signature_valid
         key = request.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise SignatureRefused("certificate request: expected PEM, found something else") from error
     if not proven:
         raise SignatureRefused("certificate request: expected a signature by its own key")

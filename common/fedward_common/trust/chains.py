@@ -18,6 +18,15 @@ from fedward_common.ids import Digest, SiteId
 from fedward_common.trust.certificates import PeerCertificate, parse_peer_certificate
 
 MAX_CHAIN_BYTES: Final = 1 << 14
+UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    x509.DuplicateExtension,
+)
+"""What `cryptography` raises for certificates and requests that others made; not all are errors of
+value, and one that is not caught would end the task that a stranger's bytes reached."""
 
 
 def spki_sha256(certificate_pem: bytes) -> Digest:
@@ -28,7 +37,7 @@ def spki_sha256(certificate_pem: bytes) -> Digest:
     Raises:
         SignatureRefused: there is no certificate in it.
     """
-    return _key_digest(_certificates(certificate_pem)[0].public_key())
+    return _key_digest(_public_key(_certificates(certificate_pem)[0]))
 
 
 def request_key_sha256(request_pem: bytes) -> Digest:
@@ -49,7 +58,7 @@ def requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
     try:
         request = x509.load_pem_x509_csr(request_pem)
         proven, key = request.is_signature_valid, request.public_key()
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise SignatureRefused("certificate request: expected PEM, found something else") from error
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise SignatureRefused("certificate request: expected an EC P-256 key, found another kind")
@@ -117,7 +126,7 @@ def verify_site_chain(
             f"site certificate: expected {site} of {federation}, found another name"
         )
     # 5.
-    if _key_digest(own.public_key()) != request_key_sha256(request_pem):
+    if _key_digest(_public_key(own)) != request_key_sha256(request_pem):
         raise SignatureRefused(f"site certificate of {site}: expected this site's own key")
     return peer
 
@@ -127,15 +136,22 @@ def _certificates(pem: bytes) -> list[x509.Certificate]:
         if len(pem) > MAX_CHAIN_BYTES:
             raise ValueError("too long")
         return x509.load_pem_x509_certificates(pem)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise SignatureRefused("certificate: expected PEM, found something else") from error
+
+
+def _public_key(certificate: x509.Certificate) -> object:
+    try:
+        return certificate.public_key()
+    except UNREADABLE as error:
+        raise SignatureRefused("certificate: expected an EC key, found another kind") from error
 
 
 def _authority(certificate: x509.Certificate) -> int | None:
     """How many authorities may stand below this one; None when it is no authority."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (x509.ExtensionNotFound, *UNREADABLE):
         return None
     return (found.path_length or 0) if found.ca else None
 

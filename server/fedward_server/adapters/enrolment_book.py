@@ -166,10 +166,13 @@ class SqlEnrolmentBook:
         site = record.site_id
         try:
             with Session(self._engine) as session, session.begin():
-                found = session.get(SiteRow, site)
+                # The write comes first and the row is locked: what is read of the site then stands
+                # until this is done, against a revocation or another grant in the same moment.
+                waited = _answer(session, request_sha256, RequestStatus.GRANTED, grant)
+                found = session.get(SiteRow, site, with_for_update=True)
                 if found is not None and not _may_be_replaced(session, found, record, certificate):
                     raise ConfigError(f"site {site}: expected a new site, found it a member")
-                if not _answer(session, request_sha256, RequestStatus.GRANTED, grant):
+                if not waited:
                     raise ConfigError(f"site {site}: expected a request that waits, found none")
                 for kind, digest in sorted(keys.items()):
                     session.add(KeyRow(key_sha256=digest, site_id=site, kind=kind))
@@ -214,12 +217,24 @@ def _answer(session: Session, request: Digest, status: RequestStatus, answer: by
     return bool(done.rowcount == 1)  # type: ignore[attr-defined]
 
 
+def _keys_of(row: SiteRow) -> set[str | None]:
+    return {row.node_public_key, row.signing_public_key, row.secagg_public_key} - {None}
+
+
 def _may_be_replaced(
     session: Session, found: SiteRow, record: SiteRecord, certificate: CertificateRecord
 ) -> bool:
-    """Whether a row gives way: it is revoked, or the same site returns after its certificate."""
+    """Whether a row gives way: it is revoked, or the same site returns after its certificate.
+
+    Who was revoked comes back under new keys only: a member that returns with its own was revoked
+    after the desk had looked.
+    """
     if found.status == SiteStatus.REVOKED.value:
-        return True
+        return not _keys_of(found) & {
+            record.node_public_key,
+            record.signing_public_key,
+            record.secagg_public_key,
+        }
     present = session.get(CertificateRow, found.certificate_sha256)
     ended = present is not None and present.not_after < seconds(certificate.issued_at)
     return ended and found.node_public_key == record.node_public_key

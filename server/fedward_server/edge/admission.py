@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from fedward_common.channel.refusals import Refusal
@@ -119,6 +119,7 @@ class Admission:
         ):
             # The site holds what it was given: the former certificate ends here.
             self._roster.seen(peer.site_id, record.certificate_sha256)
+            return replace(record, previous_certificate_sha256=None)
         return record
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Final, Self
 
 from fedward_common.channel.refusals import Refusal
+from fedward_common.errors import FedwardError
 
 _LINE: Final = re.compile(
     rb"Handshake failed with error SSL_ERROR_SSL: error:[0-9a-f]+:[^:]*:[^:]*:"
@@ -84,4 +85,13 @@ class HandshakeWatch:
                     if self._expected == 0:
                         self._seen_expected.set()
                 else:
-                    self._report(refusal)
+                    self._told(refusal)
+
+    def _told(self, refusal: Refusal) -> None:
+        """Reports a refusal. A log that cannot be written (a full disk) must not end this thread:
+        the pipe would have no reader, and every later line of the process would be an error.
+        """
+        try:
+            self._report(refusal)
+        except FedwardError as error:
+            os.write(self._stderr, f"handshake.not-logged {refusal.value} {error.code}\n".encode())

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 
 import grpc
 import structlog
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import InterfaceError, OperationalError
 
 from fedward_common.channel import channel_pb2 as wire
 from fedward_common.channel.credentials import Option, TlsFiles
@@ -235,20 +235,40 @@ async def serve_enrolment(settings: CoordinatorSettings, *, listen: str) -> None
         stack.push_async_callback(door.close)
         _log.info("enrolment.started", address=listen)
         while not stop.is_set():
-            pause = LOOK_SECONDS
-            try:
-                await _look(registry, door, service, log)
-            except StartError as error:
-                if not isinstance(error.__cause__, RuntimeError):
-                    raise
-                # The port is another's at the moment: the coordinator goes on without it.
-                _log.error("enrolment.port-in-use", address=listen)
-                pause = RETRY_SECONDS
-            except OperationalError as error:
-                _log.error("enrolment.no-database", error=type(error).__name__)
-                pause = RETRY_SECONDS
+            pause = await look_after(registry, door, service, log, listen=listen)
             with suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), timeout=pause)
+
+
+async def look_after(
+    registry: SqlRegistry,
+    door: Door,
+    service: EnrolmentService,
+    log: EventLog,
+    *,
+    listen: str,
+) -> float:
+    """Opens or closes the port as is due; how many seconds later to look again.
+
+    What may pass by itself (another's port, a database that restarts) is waited out: a process that
+    ended for it would, after a few times, end the coordinator.
+
+    Raises:
+        StartError: the self-test of the listener failed.
+    """
+    try:
+        await _look(registry, door, service, log)
+    except StartError as error:
+        if not isinstance(error.__cause__, RuntimeError):
+            raise
+        # The port is another's at the moment: the coordinator goes on without it.
+        _log.error("enrolment.port-in-use", address=listen)
+        return RETRY_SECONDS
+    # By driver: to pg8000 a lost or refused connection is an interface error.
+    except (OperationalError, InterfaceError) as error:
+        _log.error("enrolment.no-database", error=type(error).__name__)
+        return RETRY_SECONDS
+    return LOOK_SECONDS
 
 
 async def _look(

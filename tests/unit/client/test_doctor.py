@@ -97,7 +97,7 @@ def site(prepared: Prepared, tmp_path: Path) -> Site:
     found = Site(tmp_path / "site", prepared.layout.root / "study.json")
     found.edit(
         folders={"run": "run"},
-        data=[{"kind": "csv", "path": "patients.csv"}],
+        data=[{"kind": "csv", "path": "patients.csv", "patient_key": "patient_id"}],
         isolation={"network": "none"},
     )
     return found

@@ -474,14 +474,14 @@ def test_a_study_above_the_total_of_the_hospital_is_refused(tmp_path: Path) -> N
 def test_bundles_and_objects_are_written_down(site: Site) -> None:
     assert site.guard.bundle_allowed(BUNDLE)
     assert not site.guard.bundle_allowed("0" * 64)
-    site.guard.journal(passing("1" * 64, run="77", certificate_sha256="2" * 64))
+    site.guard.journal(passing("1" * 64, kind="hello", run="77", certificate_sha256="2" * 64))
 
     assert site.journal.events[-1] == (
         "object",
         {
             "direction": "out",
             "route": "push-object",
-            "kind": "object",
+            "kind": "hello",
             "sha256": "1" * 64,
             "bytes": 4096,
             "run": "77",

@@ -254,6 +254,31 @@ def test_another_model_than_the_offered_one_is_refused(run: FinishedRun, tmp_pat
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("lie", [{"study": "0" * 64}, {"study_id": "better"}, {"run": "new-0002"}])
+def test_the_model_of_another_study_or_run_is_not_taken_for_the_one_that_was_asked_for(
+    run: FinishedRun, tmp_path: Path, lie: dict[str, str]
+) -> None:
+    """A coordinator that was taken over hands out an old model, rightly signed, as the new one."""
+    channel = coordinator(run)
+    channel.offer = replace(channel.offer, **lie)  # type: ignore[arg-type]
+
+    with pytest.raises(ProtocolError, match="offered one"):
+        fetch(channel, tmp_path, approved=of(run) | {"0" * 64})
+    assert left(tmp_path) == []
+
+
+def test_a_model_that_is_there_is_not_taken_for_another_that_is_offered(
+    run: FinishedRun, tmp_path: Path
+) -> None:
+    fetch(coordinator(run), tmp_path, approved=of(run))
+    channel = coordinator(run)
+    channel.offer = replace(channel.offer, study="0" * 64)
+
+    with pytest.raises(ProtocolError, match="offered one"):
+        fetch(channel, tmp_path, approved=of(run))
+    assert left(tmp_path) == [run.name]
+
+
 @pytest.mark.parametrize("lie", ["longer", "nothing", "too much"])
 def test_a_coordinator_that_changes_sizes_on_the_way_ends_the_transfer(
     run: FinishedRun, tmp_path: Path, lie: str

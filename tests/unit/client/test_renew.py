@@ -30,6 +30,7 @@ from fedward_common.log.fields import checked
 from fedward_common.trust.certificates import issue_site, parse_peer_certificate
 from tests.support.coordinator import Coordinator, coordinator
 from tests.support.pki import Authority, now, write_identity
+from tests.support.unreadable import spoiled_certificate
 
 T = TypeVar("T")
 ALPHA = SiteId("alpha")
@@ -219,7 +220,9 @@ def test_a_lost_answer_does_not_lose_the_key_that_was_signed(station: Station) -
     assert station.pair.key.read_bytes() == waiting
 
 
-@pytest.mark.parametrize("fault", ["another root", "another site", "not longer", "over", "bytes"])
+@pytest.mark.parametrize(
+    "fault", ["another root", "another site", "not longer", "over", "bytes", "unreadable"]
+)
 def test_a_certificate_that_would_not_pass_is_not_put_in_place(
     station: Station, fault: str
 ) -> None:
@@ -239,6 +242,13 @@ def test_a_certificate_that_would_not_pass_is_not_put_in_place(
                 return b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"
 
             station.channel.renew = renew  # type: ignore[method-assign]
+        case "unreadable":
+            spoiled = spoiled_certificate(before.certificate_pem, "version")
+
+            async def spoil(request_pem: bytes) -> bytes:
+                return 2 * spoiled
+
+            station.channel.renew = spoil  # type: ignore[method-assign]
 
     logs = station.after(61 * DAY)
 

@@ -32,6 +32,7 @@ from fedward_common.trust.statements import Statement
 from fedward_common.trust.words import WORDS, words
 from tests.support.enrolling import NewSite, some_invite
 from tests.support.pki import FEDERATION, Authority, now
+from tests.support.unreadable import spoiled_certificate, spoiled_request
 
 LIST_SHA256 = "9d7fe978ef984a7e7d9fdce984919b547d3f1bb4a2a3d68e5e562f3ffc3b972a"
 
@@ -401,6 +402,31 @@ class TestGrants:
 
         with pytest.raises(SignatureRefused):
             grant(statements=(said,)).verify(request(), root_sha256=pin(), now=now())
+
+
+class TestBytesThatTheLibraryDoesNotTake:
+    """Whoever is in between, or a coordinator that was taken over, chooses them."""
+
+    @pytest.mark.parametrize("fault", ["version", "curve", "key"])
+    def test_a_certificate_that_cannot_be_read_is_refused_and_ends_nothing(
+        self, fault: str
+    ) -> None:
+        shown = spoiled_certificate(authority().root.certificate_pem, fault)
+
+        with pytest.raises(SignatureRefused):
+            spki_sha256(shown)
+        with pytest.raises(SignatureRefused):
+            grant(root_pem=shown.decode()).verify(request(), root_sha256=pin(), now=now())
+        with pytest.raises(SignatureRefused):
+            grant(chain_pem=2 * shown).verify(request(), root_sha256=pin(), now=now())
+
+    def test_a_request_of_another_version_is_refused_and_ends_nothing(self) -> None:
+        made = changed(request(), tls_csr_pem=spoiled_request().decode())
+
+        with pytest.raises(SignatureRefused):
+            made.verify()
+        with pytest.raises(SignatureRefused):
+            chain_for(spoiled_request())
 
 
 def test_a_key_of_another_kind_or_passphrase_signs_nothing() -> None:

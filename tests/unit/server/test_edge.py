@@ -14,7 +14,7 @@ import pytest
 
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import MAX_BODY_BYTES, ROUTES, CallRefused
-from fedward_common.errors import ProtocolError
+from fedward_common.errors import LedgerError, ProtocolError
 from fedward_common.ids import Digest, SiteId
 from fedward_common.log.fields import checked
 from fedward_common.trust.certificates import parse_peer_certificate
@@ -557,6 +557,28 @@ def test_the_watch_passes_other_lines_on_and_reports_the_rest() -> None:
 
     assert done.stdout == "tls-version\n"
     assert done.stderr == "before\nafter\nown again\n"
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_watch() -> None:
+    """A full disk: without a reader, every later line on stderr would be an error of the edge."""
+    code = (
+        "import os\n"
+        "from fedward_common.errors import LedgerError\n"
+        "from fedward_server.edge.handshakes import HandshakeWatch\n"
+        "def full(refusal):\n"
+        "    raise LedgerError('no space')\n"
+        "watch = HandshakeWatch(full).start()\n"
+        "line = b'Handshake failed with error SSL_ERROR_SSL: error:1:a:b:NO_SHARED_CIPHER: c\\n'\n"
+        "os.write(2, line)\n"
+        "os.write(2, b'after\\n')\n"
+        "watch.stop()\n"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=30
+    )
+
+    assert done.stderr == f"handshake.not-logged tls-version {LedgerError.code}\nafter\n"
 
 
 # Kicks.

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,9 +19,10 @@ from fedward_common.trust.signing import SigningKey
 from fedward_server.enrolment_desk import SITE_DENIAL, SITE_REVOCATION
 from fedward_server.enrolment_rules import EnrolmentRefused, must_listen
 from fedward_server.ports import RequestStatus, SiteRecord, SiteStatus
-from tests.support.desk import ALPHA, Office
+from tests.support.desk import ALPHA, Office, TestAuthority
 from tests.support.enrolling import NewSite, some_invite
 from tests.support.pki import FEDERATION
+from tests.support.unreadable import spoiled_request
 
 BETA = SiteId("beta")
 
@@ -559,3 +561,50 @@ def test_the_certificate_names_the_site_and_nothing_of_its_request(office: Offic
     peer = parse_peer_certificate(granted.chain_pem.encode())
     assert (peer.site_id, peer.federation) == ("alpha", FEDERATION)
     assert office.log.of("site.exported")[0]["site"] == "alpha"
+
+
+class TestMoments:
+    """What two people do in the same moment."""
+
+    def returning(self, office: Office) -> EnrolmentRequest:
+        """The request of a member whose certificate has ended, granted by one operator."""
+        site = NewSite()
+        office.member(site)
+        office.clock.time += timedelta(days=100)
+        site.tls = new_request("site")
+        request = office.asked(site)
+        office.grant("Ada", request)
+        return request
+
+    def test_a_revocation_in_the_moment_of_the_last_grant_holds(self, office: Office) -> None:
+        request = self.returning(office)
+        office.authority = _RevokesFirst(office)
+
+        word = refused(lambda: office.grant("Ben", request))
+
+        found = office.registry.find(ALPHA)
+        assert word is Refusal.ALREADY_ENROLLED
+        assert found is not None
+        assert found.status is SiteStatus.REVOKED
+        assert office.log.of("site.granted") == office.log.of("site.granted")[:1]
+
+    def test_a_request_of_another_version_is_refused_by_its_word(self, office: Office) -> None:
+        request = NewSite().request().model_copy(update={"tls_csr_pem": spoiled_request().decode()})
+        token = office.invite().token
+
+        word = refused(lambda: office.intake.submit(token, request.canonical))
+
+        assert word is Refusal.PROOF
+
+
+class _RevokesFirst(TestAuthority):
+    """An authority that signs while another operator revokes."""
+
+    def __init__(self, office: Office) -> None:
+        super().__init__(office.authority.authority)
+        self._office = office
+
+    def issue_site(self, request_pem: bytes, *, site: SiteId, now: Any) -> bytes:
+        statement = self._office.says("Ada", SITE_REVOCATION, {"site": site})
+        self._office.desk.revoke(statement)
+        return super().issue_site(request_pem, site=site, now=now)

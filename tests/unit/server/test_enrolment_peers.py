@@ -4,8 +4,10 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import pytest
+from sqlalchemy import create_engine
 
 from fedward_common.channel.refusals import Refusal
+from fedward_server.adapters.registry import SqlRegistry
 from fedward_server.enrolment.peers import MOST_PEERS, Peers, peer_of
 from fedward_server.enrolment_rules import EnrolmentRefused
 

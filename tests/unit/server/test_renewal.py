@@ -10,10 +10,13 @@ from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
 from fedward_common.ids import Digest
 from fedward_common.trust.certificates import new_request, parse_peer_certificate
+from fedward_server.edge.admission import Admission
 from fedward_server.ports import SiteRecord
 from fedward_server.renewal import RenewalDesk
 from tests.support.desk import ALPHA, Office
 from tests.support.enrolling import NewSite
+from tests.support.pki import FEDERATION
+from tests.support.unreadable import spoiled_request
 
 
 @pytest.fixture
@@ -100,7 +103,11 @@ def test_a_key_is_certified_once(office: Office) -> None:
     assert refused(lambda: office.renewals.renew(member(office), request)) is Refusal.KEY_REUSED
 
 
-@pytest.mark.parametrize("data", [b"", b"no request", b"-----BEGIN CERTIFICATE REQUEST-----\n"])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no request", b"-----BEGIN CERTIFICATE REQUEST-----\n", spoiled_request()],
+    ids=["nothing", "words", "a head", "another version"],
+)
 def test_what_is_no_request_is_refused(office: Office, data: bytes) -> None:
     assert refused(lambda: office.renewals.renew(member(office), data)) is Refusal.REQUEST_KEY
 
@@ -120,3 +127,17 @@ def test_without_an_authority_on_the_machine_nothing_is_renewed(office: Office) 
     word = refused(lambda: desk.renew(member(office), new_request("x").request_pem))
 
     assert word is Refusal.NO_AUTHORITY
+
+
+def test_a_stolen_certificate_is_not_renewed_again_and_again(office: Office) -> None:
+    """The first call with a new certificate is a renewal: it is as young as any other."""
+    admission = Admission(federation=FEDERATION, roster=office.registry, clock=office.clock)
+    new = office.renewals.renew(member(office), new_request("x").request_pem)
+    office.clock.time += timedelta(minutes=2)
+
+    word = refused(
+        lambda: office.renewals.renew(admission.member(new), new_request("y").request_pem)
+    )
+
+    assert word is Refusal.TOO_EARLY
+    assert len(office.log.of("site.renewed")) == 1

@@ -16,6 +16,7 @@ from fedward_client.training.patient_dp.back_end import (
 from fedward_client.training.patient_dp.layer_gradients import LayerRule, rule_of
 from fedward_common.errors import ModelRefused
 
+_BLOCK_ELEMENTS = 1 << 16
 _DROPOUT = (nn.modules.dropout._DropoutNd, nn.RReLU)
 _TIME_FIRST = frozenset({"DPMultiheadAttention"})
 
@@ -82,7 +83,9 @@ class BookkeepingBackEnd:
         for first in range(0, len(sizes), slots):
             some = slice(first, first + slots)
             batch = self.batch(chunk, sizes=sizes[some], starts=starts[some])
-            yield self.gradients(batch)[: len(sizes[some])]
+            rows = self.gradients(batch)[: len(sizes[some])]
+            # Clipping widens to float64 and takes several passes: small blocks stay in the cache.
+            yield from torch.split(rows, max(1, _BLOCK_ELEMENTS // rows.shape[1]))
 
     def batch(self, chunk: Chunk, *, sizes: torch.Tensor, starts: torch.Tensor) -> Batch:
         """The patients with `sizes` records from `starts` on in the first places of a batch."""
@@ -150,6 +153,11 @@ class BookkeepingBackEnd:
 
 
 def _rules(model: nn.Module) -> dict[nn.Module, LayerRule]:
+    if any(p.device.type != "cpu" for p in model.parameters()):
+        raise ModelRefused(
+            "back end 'bookkeeping': expected device = 'cpu', where rounding was looked into, "
+            "found another; choose backend = 'loop' in site.toml"
+        )
     rules: dict[nn.Module, LayerRule] = {}
     left: list[tuple[str, str, set[nn.Parameter]]] = []
     for name, layer in model.named_modules():
