@@ -245,7 +245,7 @@ class SiteSettings(Strict):
     guard: GuardSettings = GuardSettings()
     isolation: IsolationSettings = IsolationSettings()
     device: Literal["cpu", "cuda"] = "cpu"
-    backend: Literal["auto", "opacus", "loop"] = "auto"
+    backend: Literal["auto", "bookkeeping", "opacus", "loop"] = "auto"
     max_records_per_chunk: int = Field(default=4096, ge=1)
 
     _source: Path = PrivateAttr(default=Path("site.toml"))

@@ -95,7 +95,7 @@ def committed(log: Path) -> int:
 
 
 def state(joining: Joining, run: str) -> str:
-    (status,) = json.loads(joining.server("study", "status", run, "--json"))
+    (status,) = json.loads(joining.server("study", "status", run, "--json"))["runs"]
     return str(status["state"])
 
 

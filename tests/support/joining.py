@@ -136,7 +136,7 @@ class Joining:
     def serve(self) -> None:
         """Starts the coordinator and waits until it is ready."""
         self.start("serve", "fedward-server", "serve", "--config", self.coordinator)
-        self.wait(lambda: (self.run / "coordinator" / "ready").exists(), "the coordinator")
+        self.wait((self.run / "coordinator" / "ready").exists, "the coordinator")
 
     def wait(self, ready: Callable[[], bool], what: str, *, seconds: float = WAIT_SECONDS) -> None:
         """Returns when `ready` says so."""

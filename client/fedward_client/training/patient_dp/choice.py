@@ -1,4 +1,4 @@
-"""Which back end runs: by name, or by `auto` from a measured table."""
+"""Which back end runs: by name, or by `auto` from a short measured table of 2026-11-20."""
 
 from torch import nn
 
@@ -22,6 +22,10 @@ Measured 2026-11-20 (torch 2.13.0 CPU, one thread of a busy machine, 4 records a
 of a step, loop / bookkeeping: MLP of 13.5 thousand at 128 patients 73 / 16, LSTM of 25 thousand at
 16 patients 228 / 33, CNN of 27 thousand at 32 patients 95 / 83. The last is too close to choose by.
 """
+
+_SMALLEST_FOR_BOOKKEEPING = 4_000
+"""Below it a step of the loop takes some ten milliseconds: less than the slot check, which every
+round pays and the loop does not need."""
 
 _MOST_PLACES = 64
 """The slot check runs every round and its cost grows with the places: 0.06 CPU-s at 16, 0.26 at 256
@@ -82,4 +86,4 @@ def _bookkeeping_is_faster(model: nn.Module, *, places: int) -> bool:
         group = "recurrent"
     else:
         group = "dense"
-    return places >= 8 and size <= _LARGEST_FOR_BOOKKEEPING[group]
+    return places >= 8 and _SMALLEST_FOR_BOOKKEEPING <= size <= _LARGEST_FOR_BOOKKEEPING[group]

@@ -102,21 +102,30 @@ def test_attention_of_opacus_is_refused_by_name() -> None:
         check(dp_layer("multihead-attention")(4, 2))
 
 
-@pytest.mark.parametrize("width", [1, 3])
-def test_auto_takes_bookkeeping_where_it_can_and_loop_where_it_cannot(width: int) -> None:
-    layer = nn.Linear(4, width)
-    twist = same if width == 1 else lambda x: x.sin()[:, :1]
+@pytest.mark.parametrize(
+    ("width", "twist", "expected"),
+    [
+        (900, same, BookkeepingBackEnd),
+        (900, torch.sin, LoopBackEnd),
+        (1, same, LoopBackEnd),
+    ],
+    ids=["large enough", "an operation it does not know", "too small to pay for the check"],
+)
+def test_auto_takes_bookkeeping_where_it_pays_and_loop_where_it_does_not(
+    width: int, twist: Callable[[torch.Tensor], torch.Tensor], expected: type[object]
+) -> None:
+    model = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 1))
 
     made = choose_back_end(
         "auto",
-        OneLogit(layer, twist),
+        OneLogit(model, twist),
         loss=losses,
         examples=examples,
         most_records=2,
         max_records_per_chunk=16,
     )
 
-    assert isinstance(made, BookkeepingBackEnd if width == 1 else LoopBackEnd)
+    assert isinstance(made, expected)
 
 
 def test_a_place_that_rounds_otherwise_is_refused() -> None:
