@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
+from fedward_client.ports import Signer
 from fedward_client.settings import SiteSettings
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import DataError
@@ -37,15 +38,18 @@ def parse_exclusions(path: Path) -> frozenset[str]:
     return _ids(_read(path))
 
 
-def exclusions_sha256(path: Path) -> Digest:
-    """The digest of a file that is as it must be.
+def exclusions_digest(path: Path, key: Signer) -> Digest:
+    """A digest of a file that is as it must be, which only the holder of `key` can compute.
+
+    A plain one would answer a guess: who reads it tries out lists with and without a patient.
 
     Raises:
         DataError: as `excluded_patients`.
     """
     data = _read(path)
     _ids(data)
-    return Digest(sha256_hex(data))
+    # Ed25519 signs the same bytes in the same way each time.
+    return Digest(sha256_hex(key.sign(b"fedward/exclusions/v1|" + sha256_hex(data).encode())))
 
 
 def without(rows: Iterable[list[str]], excluded: frozenset[str], *, column: int) -> list[list[str]]:

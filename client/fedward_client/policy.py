@@ -87,9 +87,9 @@ class SitePolicy:
         With the `kind` of an instruction, also that its answer is an output that may leave.
 
         Checked here: the pause, ethics, hours, task, outputs, privacy unit and the column that says
-        who is one patient, declared epsilon and delta, noise, releases, approval. Not here but in the ledger: that the declared epsilon is
-        what the noise really gives, and what all studies come to together. Not here but where they
-        are counted: bytes.
+        who is one patient, declared epsilon and delta, noise, releases, approval. Not here but in
+        the ledger: that the declared epsilon is what the noise really gives, and what all studies
+        come to together. Not here but where they are counted: bytes.
 
         Raises:
             PolicyRefused: what was asked, what the limit is and where it stands.

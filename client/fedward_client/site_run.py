@@ -76,6 +76,8 @@ def _network(settings: SiteSettings, opened: ExitStack) -> PrivateNetwork | None
         return None
     opened.callback(network.close)
     _log.info("network.private", site=settings.site)
+    if not network.hides_services:
+        _log.warning("network.services-reachable")
     return network
 
 

@@ -28,6 +28,9 @@ from fedward_common.trust.words import words
 
 FORMAT: Final = "fedward-study-report/1"
 MIN_PREFIX: Final = 8
+DECIDING_PREFIX: Final = 32
+"""Of a study that is about to be approved. The coordinator chooses what lies on the shelf: another
+study with the same 8 digits is an hour's search away, with the same 32 it is out of reach."""
 MISSING: Final = "(not there)"
 Status = Literal["approved", "revoked", "waiting"]
 
@@ -63,8 +66,9 @@ def list_studies(settings: SiteSettings) -> list[dict[str, Any]]:
     ]
 
 
-def find_study(settings: SiteSettings, reference: str) -> Known:
-    """The study in the file `reference`, or on the guard's shelf by the beginning of its digest.
+def find_study(settings: SiteSettings, reference: str, *, least: int = MIN_PREFIX) -> Known:
+    """The study in the file `reference`, or on the guard's shelf by the beginning of its digest,
+    which is at least `least` digits long.
 
     Raises:
         ConfigError: there is none, or more than one.
@@ -73,9 +77,9 @@ def find_study(settings: SiteSettings, reference: str) -> Known:
     path = Path(reference)
     if path.is_file():
         return read_signed(path)
-    if len(reference) < MIN_PREFIX:
+    if len(reference) < least:
         raise ConfigError(
-            f"study {reference!r}: expected a file, or at least {MIN_PREFIX} digits of a digest"
+            f"study {reference!r}: expected a file, or at least {least} digits of a digest"
         )
     found = [
         Known(signed=signed, study=study)

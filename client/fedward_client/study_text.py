@@ -1,4 +1,8 @@
-"""A study for people who decide about it: the report of `studies` in plain language."""
+"""A study for people who decide about it: the report of `studies` in plain language.
+
+Whoever wrote the study wrote its texts: none of their signs moves the cursor or begins a line, so
+that no text of a study can stand where this module says what it costs or whose keys it names.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,7 +15,7 @@ def list_text(studies: list[dict[str, Any]]) -> str:
     if not studies:
         return "No study is approved, and none was asked for."
     lines = []
-    for study in sorted(studies, key=lambda one: one["status"] != "waiting"):
+    for study in sorted(_plain(studies), key=lambda one: one["status"] != "waiting"):
         who = "" if study["by"] is None else f" by {study['by']} at {study['at']}"
         lines.append(f"{study['digest'][:16]}  {study['status']:<9}{who}  {study['id']}")
         if study["title"]:
@@ -21,7 +25,7 @@ def list_text(studies: list[dict[str, Any]]) -> str:
 
 def study_text(report: dict[str, Any]) -> str:
     """`report` as a page: what is done, what is read, what leaves, what it costs, who else."""
-    return "\n".join(_lines(report))
+    return "\n".join(_lines(_plain(report)))
 
 
 def _lines(report: dict[str, Any]) -> Iterator[str]:
@@ -120,6 +124,7 @@ def plugin_text(report: dict[str, Any]) -> str:
 
 def diff_text(diff: dict[str, Any]) -> str:
     """The changes, one below the other."""
+    diff = _plain(diff)
     lines = [f"{diff['id']}: {diff['before'][:16]} -> {diff['after'][:16]}"]
     for change in diff["changes"]:
         lines.append(f"  {change['field']}")
@@ -128,6 +133,17 @@ def diff_text(diff: dict[str, Any]) -> str:
     if not diff["changes"]:
         lines.append("  nothing but the signature changed")
     return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    """`value` with every text in it as one printable line."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, str):
+        return "".join(sign if sign.isprintable() else " " for sign in value)
+    return value
 
 
 def _value(value: Any) -> str:

@@ -98,7 +98,9 @@ def require_free_port(port: int, *, name: str, key: str, host: str = "127.0.0.1"
 
 
 def offline_environment() -> dict[str, str]:
-    """What every child gets: no telemetry, update check or installs; loopback never by proxy."""
+    """What every child gets: no telemetry, update check or installs; loopback never by proxy; no
+    Python code from the folder that it was started in.
+    """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "FEDWARD_"))}
     known = [kept.get("NO_PROXY", ""), kept.get("no_proxy", "")]
     bypass = ",".join(dict.fromkeys(filter(None, ["127.0.0.1,localhost,::1", *known])))
@@ -110,6 +112,9 @@ def offline_environment() -> dict[str, str]:
         "NO_PROXY": bypass,
         "no_proxy": bypass,
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")]),
+        # `python -m` would look for modules in the working folder first: whoever may write there
+        # would be guard and gateway.
+        "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
     }
 

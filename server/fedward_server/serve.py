@@ -76,6 +76,8 @@ def _network(settings: CoordinatorSettings, opened: ExitStack) -> PrivateNetwork
         require_free_port(settings.superlink_port, name="SuperLink", key="superlink_port")
         return None
     opened.callback(network.close)
+    if not network.hides_services:
+        _log.warning("network.services-reachable")
     _log.info("network.private", federation=settings.federation)
     return network
 

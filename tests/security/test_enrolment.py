@@ -36,7 +36,7 @@ from fedward_server.site_commands import (
 )
 from tests.support.edge_process import wait_until
 from tests.support.enrolling import NewSite, some_invite
-from tests.support.enrolment_process import Listener, running_listener, served_chain
+from tests.support.enrolment_process import Listener, patient, running_listener, served_chain
 from tests.support.pki import Authority, now
 
 
@@ -286,7 +286,7 @@ def test_200_mb_are_not_read(hub: Listener) -> None:
 
 def test_a_flood_of_tokens_is_slowed_down_and_fills_no_log(hub: Listener) -> None:
     hub.invite(new_site().site)
-    before = len(hub.settings.enrolment_log.read_bytes())
+    before, said = len(hub.settings.enrolment_log.read_bytes()), hub.output()
 
     with hub.stub() as stub:
         words = [
@@ -297,6 +297,23 @@ def test_a_flood_of_tokens_is_slowed_down_and_fills_no_log(hub: Listener) -> Non
     assert words.count("rate") >= 80
     assert hub.logged("enrolment.refused", code="rate")
     assert len(hub.settings.enrolment_log.read_bytes()) - before < 4000
+    assert hub.output().removeprefix(said).count("enrolment.refused") < 10
+
+
+def test_bytes_that_are_no_message_are_refused_by_their_word(hub: Listener) -> None:
+    """Not answered by a traceback: strangers would write those into a file that nothing rotates."""
+    hub.invite(new_site().site)
+
+    with hub.channel() as channel:
+        submit = channel.unary_unary(
+            "/fedward.channel.v1.FedwardEnrolment/Submit",
+            response_deserializer=wire.SubmitReply.FromString,
+        )
+        word = patient(lambda: submit(b"\xff" * 64, timeout=10)).error_code
+
+    assert word == "malformed"
+    assert hub.logged("enrolment.refused", code="malformed", route="submit")
+    assert "Traceback" not in hub.output()
 
 
 def test_the_listener_shows_the_pinned_root_and_nothing_else_passes_for_it(hub: Listener) -> None:

@@ -651,9 +651,10 @@ def test_a_changed_list_of_patients_who_object_is_noted_by_its_digest_alone(
 
     events = [e for e in read_events(site.settings.audit_path) if e.action == "exclusions.changed"]
 
-    assert [event.fields for event in events] == [
-        {"sha256": sha256_hex(b"patient_id\n")},
-        {"sha256": sha256_hex(listed.read_bytes())},
+    noted = [event.fields["sha256"] for event in events]
+    assert noted == [
+        sha256_hex(KEYS["north"].sign(f"fedward/exclusions/v1|{sha256_hex(content)}".encode()))
+        for content in (b"patient_id\n", listed.read_bytes())
     ]
     assert b"p-17" not in site.settings.audit_path.read_bytes()
 

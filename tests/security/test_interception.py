@@ -1,21 +1,27 @@
 """Somebody in between at enrolment: named by the issuer of what they show, and told nothing."""
 
+import socket
+import ssl
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from fedward_client.enrol import Places, SiteOptions, enrol
 from fedward_client.enrol.flow import World
+from fedward_client.enrol.pinned import pinned_root
 from fedward_client.peer import Target, look
 from fedward_client.proxy import ProxyRefused
 from fedward_common.channel.tls import CIPHER_VARIABLE, TLS13_ONLY
 from fedward_common.errors import ChannelError, FedwardError, SignatureRefused
+from fedward_common.trust.chains import spki_sha256
 from fedward_common.trust.enrolment import Invite
 from fedward_common.trust.private_files import write_private
 from tests.support.connect_proxy import connect_proxy
 from tests.support.coordinator import Coordinator, coordinator
-from tests.support.pki import Authority
+from tests.support.pki import Authority, write_identity
 
 NAME = "edge.north.example"
 ADDRESS = f"{NAME}:8443"
@@ -103,6 +109,33 @@ def test_an_invite_with_another_pin_does_not_trust_the_real_coordinator(
 
     assert isinstance(error, SignatureRefused)
     assert far.tokens.count(invite.token) == 0
+
+
+def test_a_member_does_not_pass_for_the_listener_even_under_its_own_name(tmp_path: Path) -> None:
+    """A site's certificate leads to the same root; it is for clients, whatever the host is called.
+
+    OpenSSL takes the common name where there is no DNS name, and a site's is its id.
+    """
+    authority = Authority()
+    write_identity(tmp_path, "tls", authority.site_identity("alpha"), authority.root)
+    with (tmp_path / "tls.pem").open("ab") as chain:
+        chain.write(authority.root.certificate_pem)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "tls.pem", tmp_path / "tls.key")
+
+    def serve(listener: socket.socket) -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with suppress(OSError), context.wrap_socket(connection, server_side=True):
+                pass
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=serve, args=(listener,), daemon=True)
+        thread.start()
+        target = Target.of(f"127.0.0.1:{listener.getsockname()[1]}", "alpha")
+        with pytest.raises(ChannelError, match="purpose"):
+            pinned_root(target, root_sha256=spki_sha256(authority.root.certificate_pem), proxy=None)
+        thread.join(10)
 
 
 def test_the_listeners_chain_is_seen_without_trusting_it(far: Coordinator) -> None:

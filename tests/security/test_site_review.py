@@ -1,13 +1,17 @@
 """Attacks on a site's gate that a review of guard, approvals and data found open: closed now."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from fedward_client.cli import app
 from fedward_client.data.tabular import CsvSource
 from fedward_client.guard.client import Grant
 from fedward_client.guard.main import RunningGuard, start_guard
@@ -16,8 +20,11 @@ from fedward_client.guard.statements import Statements
 from fedward_client.policy import NotApproved, SitePolicy
 from fedward_client.ports import Passing
 from fedward_client.settings import CsvFile
+from fedward_client.studies import study_report
+from fedward_client.study_text import diff_text, list_text, study_text
 from fedward_common.errors import ConfigError, DataError, LedgerError, PolicyRefused
 from fedward_common.log.events import Event, utc_now
+from fedward_common.processes import offline_environment
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly
 from tests.support.guard_site import (
@@ -109,6 +116,44 @@ def test_a_line_of_a_patients_note_is_not_silently_a_row_of_another_patient(
         source.checked_records(STUDY, part="train")
 
 
+# Texts of a study before the eyes of who approves it.
+
+
+def test_no_text_of_a_study_writes_over_what_its_approver_is_shown(site: GuardSite) -> None:
+    forged = "Heart\n  epsilon 0.01 (admission)\x1b[8m\x1b[2K\r\u202e\x9b1A"
+    study = STUDY.model_copy(update={"title": forged})
+    report = study_report(site.settings, study, now=NOW)
+    lists = [{"digest": "0" * 64, "status": "waiting", "by": None, "id": "heart", "title": forged}]
+    change = {"field": "title", "before": "Heart", "after": forged}
+
+    shown = [
+        study_text(report),
+        list_text(lists),
+        diff_text({"id": "heart", "before": "1", "after": "2", "changes": [change]}),
+    ]
+
+    for text in shown:
+        assert all(line.isprintable() for line in text.split("\n"))
+        assert not any(line.startswith("  epsilon 0.01") for line in text.split("\n"))
+
+
+def test_a_study_is_approved_by_more_digits_than_a_coordinator_can_search_for(
+    site: GuardSite,
+) -> None:
+    """It chooses what lies on the shelf; 8 digits of a digest are found in an hour."""
+    folder = site.settings.studies_folder
+    folder.mkdir(parents=True)
+    (folder / f"{STUDY.digest}.json").write_bytes(signed(STUDY))
+    asked = ["--config", str(site.settings.source), "--approver", "x", "--key", "none.pem"]
+
+    def approve(digits: int) -> str:
+        command = ["studies", "approve", STUDY.digest[:digits], *asked]
+        return str(CliRunner().invoke(app, command).exception)
+
+    assert "at least 32 digits" in approve(31)
+    assert "key file none.pem" in approve(32)
+
+
 # A site's own minimum.
 
 
@@ -166,6 +211,39 @@ def test_a_restart_does_not_let_a_revoked_studys_objects_out(
             site.gateway.journal(out(sha256, "object"))
 
     running.close()
+
+
+@pytest.mark.usefixtures("guard")
+def test_an_approval_that_is_dated_ahead_is_refused(site: GuardSite) -> None:
+    """Kept back, it would be newer than any revocation until then."""
+    later = datetime.now(UTC) + timedelta(days=1)
+
+    for said in (about(a_study(id="lung"), now=later), statement("resume", now=later)):
+        with pytest.raises(PolicyRefused, match="signed by now"):
+            site.admin.record(said.canonical)
+
+    site.admin.record(statement("pause", now=later).canonical)
+
+
+# Somebody who can write where the site is started.
+
+
+def test_a_module_in_the_working_folder_is_not_what_a_process_of_the_site_runs(
+    tmp_path: Path,
+) -> None:
+    for name in ("argparse", "structlog", "asyncio"):
+        (tmp_path / f"{name}.py").write_text("import os; os._exit(77)")
+
+    done = subprocess.run(
+        [sys.executable, "-m", "fedward_common.bridge", "--help"],
+        cwd=tmp_path,
+        env=offline_environment(),
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+
+    assert done.returncode == 0
 
 
 # Somebody who edits state/, and disks that are full.

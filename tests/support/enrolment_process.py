@@ -72,11 +72,18 @@ class Listener:
             heard = review_site(self.settings, site)["words"]
             grant_site(self.settings, site, self.operator(name), compared=heard)
 
-    @contextlib.contextmanager
-    def stub(self, root_pem: bytes | None = None) -> Iterator[stubs.FedwardEnrolmentStub]:
+    def output(self) -> str:
+        """What the process has written on stdout and stderr."""
+        return (self.folder / "listener.out").read_text()
+
+    def channel(self, root_pem: bytes | None = None) -> grpc.Channel:
         credentials = grpc.ssl_channel_credentials(root_pem or self.root_pem)
         options = [("grpc.max_send_message_length", -1), ("grpc.enable_http_proxy", 0)]
-        with grpc.secure_channel(f"localhost:{self.port}", credentials, options) as channel:
+        return grpc.secure_channel(f"localhost:{self.port}", credentials, options)
+
+    @contextlib.contextmanager
+    def stub(self, root_pem: bytes | None = None) -> Iterator[stubs.FedwardEnrolmentStub]:
+        with self.channel(root_pem) as channel:
             yield stubs.FedwardEnrolmentStub(channel)
 
     def submit(self, token: str, data: bytes, **call: Any) -> wire.SubmitReply:

@@ -89,10 +89,10 @@ def studies_approve(
     """Approve a study with your signature; it is in force at once."""
     del debug
     from fedward_client.decisions import Person, approve
-    from fedward_client.studies import find_study
+    from fedward_client.studies import DECIDING_PREFIX, find_study
 
     settings = load(config)
-    known = find_study(settings, study)
+    known = find_study(settings, study, least=DECIDING_PREFIX)
     person = Person(name=approver, key_file=key, passphrase_file=passphrase_file)
     said = approve(settings, known, person, now=datetime.now(UTC))
     typer.echo(f"{known.study.id} {known.study.digest} is approved by {approver} ({said[:16]})")

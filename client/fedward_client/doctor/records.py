@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from datetime import datetime
 
 from fedward_client.adapters.sqlite_ledger import LedgerFile, ledger_exists
-from fedward_client.exclusions import exclusions_sha256
+from fedward_client.exclusions import parse_exclusions
 from fedward_client.guard.main import noted_head, policy_of
 from fedward_client.guard.shelf import read_studies
 from fedward_client.settings import CsvFile, SiteSettings
@@ -65,7 +65,7 @@ def exclusions(name: str, settings: SiteSettings) -> Finding:
     if settings.exclusions is None:
         return ok(name, "no list is configured")
     try:
-        exclusions_sha256(settings.exclusions)
+        parse_exclusions(settings.exclusions)
     except DataError as error:
         return fail(name, str(error), "Correct the file: a header patient_id, one id per line")
     return ok(name, "read")

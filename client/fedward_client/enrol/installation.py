@@ -83,7 +83,7 @@ def configured(
     if places.present is None:
         write_atomically(places.config, site_toml(grant, places, options), mode=0o640)
         if owner is not None:
-            os.chown(places.config, -1, owner.gid)
+            os.chown(places.config, -1, owner.gid, follow_symlinks=False)
     settings = load_site_settings(places.config)
     return Enrolment(
         site=settings.site,

@@ -36,6 +36,8 @@ secagg_key = {secagg_key}
 [[data]]
 kind = "csv"
 path = {data}
+# The column that says who is one patient: a study that takes another one is refused.
+# patient_key = "patient_id"
 
 # What this hospital allows. Anything that is not written here is refused, and no study runs before
 # a person of this list has approved it: `fedward-client approver new` makes a key and prints the

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from fedward_client.exclusions import exclusions_sha256
+from fedward_client.exclusions import exclusions_digest
 from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.guard.notes import note
 from fedward_client.guard.payloads import charged_event
@@ -165,9 +165,12 @@ class ExclusionWatch:
     A list that is not named any more is noted as the digest of no bytes.
     """
 
-    def __init__(self, settings: SiteSettings, log: Journal, *, noted: str | None) -> None:
+    def __init__(
+        self, settings: SiteSettings, log: Journal, *, key: Signer, noted: str | None
+    ) -> None:
         self._path = settings.exclusions
         self._log = log
+        self._key = key
         self._noted = noted
 
     def look(self) -> None:
@@ -178,7 +181,7 @@ class ExclusionWatch:
         """
         if self._path is None and self._noted is None:
             return
-        found = sha256_hex(b"") if self._path is None else exclusions_sha256(self._path)
+        found = sha256_hex(b"") if self._path is None else exclusions_digest(self._path, self._key)
         if found != self._noted:
             self._log.append("exclusions.changed", sha256=found)
             self._noted = found

@@ -181,7 +181,7 @@ def _open_service(
             of_round=memory.bytes_of_round,
             of_day=memory.bytes_of_day,
         ),
-        exclusions=ExclusionWatch(settings, log, noted=memory.exclusions_sha256).look,
+        exclusions=ExclusionWatch(settings, log, key=key, noted=memory.exclusions_sha256).look,
         plugin=lambda study: approved_plugin(study, standing),
     )
 

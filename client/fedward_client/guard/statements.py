@@ -7,15 +7,19 @@ crash) is checked like any other and taken in at the guard's start.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Final
 
 from fedward_client.approvals import OPENING, Standing, read_statement
 from fedward_client.guard.memory import RECORDED
 from fedward_client.ports import Clock, Journal
-from fedward_common.errors import ConfigError, FedwardError, LedgerError
+from fedward_common.errors import ConfigError, FedwardError, LedgerError, PolicyRefused
 from fedward_common.trust.private_files import write_private
 from fedward_common.trust.statements import MAX_STATEMENT_BYTES, Statement
+
+AHEAD: Final = timedelta(minutes=5)
+"""So far the clock of who signs may be before the guard's."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,6 +55,7 @@ class Statements:
         """
         try:
             statement = self.standing.check(data)
+            self._require_said(statement)
         except FedwardError as error:
             self.log.append("statement.refused", code=error.code)
             raise
@@ -71,6 +76,20 @@ class Statements:
                 path.unlink(missing_ok=True)
             raise
         return statement
+
+    def _require_said(self, statement: Statement) -> None:
+        """Returns unless the statement lets more happen and is of a time still to come.
+
+        One that is dated ahead, and kept back, would be newer than any revocation until then.
+
+        Raises:
+            PolicyRefused: it is.
+        """
+        if statement.kind in OPENING and statement.time > self.clock() + AHEAD:
+            raise PolicyRefused(
+                f"statement: expected one that was signed by now, found {statement.said_at}. Check "
+                "the clocks of this machine and of the one that signed it, and sign it again"
+            )
 
     def _take(self, statement: Statement) -> None:
         facts = {

@@ -5,9 +5,12 @@ gateway its TLS key and the loopback identity, SuperNode the node key, the worke
 are in one group, which may pass through the folders on the way and read site.toml, and no more.
 """
 
+import os
 import secrets
+import stat
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from fedward_client.adapters.key_files import read_node_key
 from fedward_client.isolation.accounts import SiteAccounts, public_node_key_file
@@ -24,6 +27,8 @@ from fedward_common.errors import ConfigError, StartError
 from fedward_common.trust.certificates import make_loopback_identity
 from fedward_common.trust.private_files import write_atomically, write_private
 from fedward_common.users import Account, acting_as
+
+SECRET_BYTES: Final = 32
 
 
 def arrange(settings: SiteSettings, accounts: SiteAccounts) -> None:
@@ -108,13 +113,29 @@ def _share_secret(settings: SiteSettings, accounts: SiteAccounts) -> None:
     known = set[bytes]()
     for path, owner in files:
         with acting_as(owner):
-            known.add(path.read_bytes() if path.exists() else b"")
+            known.add(_short(path))
     if len(known) == 1 and known != {b""}:
         return
-    secret = secrets.token_bytes(32)
+    secret = secrets.token_bytes(SECRET_BYTES)
     for path, owner in files:
         with acting_as(owner):
             write_private(path, secret)
+
+
+def _short(path: Path) -> bytes:
+    """The first bytes of a user's own file; none where it is missing, a link or something else.
+
+    Root must not wait at what that user put there (a pipe), or read without end.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return b""
+    try:
+        regular = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        return os.read(descriptor, SECRET_BYTES + 1) if regular else b""
+    finally:
+        os.close(descriptor)
 
 
 def _publish_node_key(settings: SiteSettings, accounts: SiteAccounts) -> None:

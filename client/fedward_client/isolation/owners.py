@@ -1,7 +1,8 @@
 """Giving folders and files to the users of a site's processes, as root, through descriptors only.
 
 What root hands over it hands over once: something that belongs to a third user is refused, and no
-link is followed that anybody but root could have put there.
+link is followed that anybody but root could have put there, and no file that has a second name is
+given.
 """
 
 import os
@@ -170,8 +171,13 @@ def _file(path: Path) -> Iterator[int | None]:
             yield None
             return
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise StartError(f"{path}: expected a regular file, found something else")
+            found = os.fstat(descriptor)
+            # A second name: whoever owns the folder may have linked a file of root's to here.
+            if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:
+                raise StartError(
+                    f"{path}: expected a regular file with no other name, found something else. "
+                    "Make sure that nobody else put it there, then copy it to a new file"
+                )
             yield descriptor
         finally:
             os.close(descriptor)

@@ -48,7 +48,8 @@ class Limits:
     has one delta of its own, and the deltas of studies are never added up. The total is counted by
     a Renyi filter of one order, which the first reservation fixes (see `accounting`): it holds also
     when studies are chosen after results were seen, and a limit that is raised later holds as if it
-    had been that high from the start.
+    had been that high from the start. Where results led to the rise, what holds is the highest
+    limit that any result would have led to: the total must not follow what was found.
     """
 
     max_epsilon_per_study: float

@@ -1,5 +1,6 @@
 """The tabular variants: one task, one data schema, one evaluation release."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -35,6 +36,9 @@ class NumberColumn(Strict):
     def _ordered(self) -> "NumberColumn":
         if not self.low < self.high:
             raise ValueError(f"expected low < high, found {self.low} and {self.high}")
+        if not math.isfinite(2.0 * (self.high - self.low)):
+            # The scale would overflow, and whether it does would depend on one patient's cell.
+            raise ValueError("expected low and high nearer to each other")
         if self.fill is not None and not self.low <= self.fill <= self.high:
             raise ValueError(f"expected fill between low and high, found {self.fill}")
         return self

@@ -116,6 +116,7 @@ def issue_site(
     """The certificate chain (PEM) of a site's gateway: client authentication only.
 
     Raises:
+        ConfigError: the issuing authority has ended.
         SignatureRefused: the request is not signed by its own P-256 key.
     """
     uri = x509.UniformResourceIdentifier(site_uri(parse_federation(federation), site))
@@ -135,7 +136,7 @@ def issue_server(
     """The certificate chain (PEM) of a server for `hosts` (DNS names or IP addresses).
 
     Raises:
-        ConfigError: `hosts` is empty.
+        ConfigError: `hosts` is empty, or the issuing authority has ended.
         SignatureRefused: the request is not signed by its own P-256 key.
     """
     if not hosts:
@@ -167,6 +168,11 @@ def _issue(
 ) -> bytes:
     public_key = _requested_key(request_pem)
     parent, parent_key = _load(issuing)
+    if now >= parent.not_valid_after_utc:
+        raise ConfigError(
+            "issuing authority: expected one that is valid now, found one that has ended. Make the "
+            "next one with the root"
+        )
     builder = _builder(
         public_key,
         subject=_name(common_name),

@@ -40,13 +40,17 @@ class RefusalLog:
     clock: Callable[[], float] = time.monotonic
     _written: dict[tuple[str, str, str], tuple[float, int]] = field(default_factory=dict)
 
-    def note(self, action: str, *, refusal: Refusal, site: str = "", route: str = "") -> None:
-        """Counts one refusal and writes it unless the same one was written a moment ago."""
+    def note(self, action: str, *, refusal: Refusal, site: str = "", route: str = "") -> bool:
+        """Counts one refusal and writes it unless the same one was written a moment ago.
+
+        True when it was written: a process's own output, which nothing rotates, says no more often
+        than that what strangers do.
+        """
         key, now = (refusal.value, site, route), self.clock()
         last, skipped = self._written.get(key, (float("-inf"), 0))
         if now - last < self.period_seconds:
             self._written[key] = (last, skipped + 1)
-            return
+            return False
         self._written[key] = (now, 0)
         fields = {"site": site, "route": route}
         self.log.append(
@@ -55,6 +59,7 @@ class RefusalLog:
             count=skipped + 1,
             **{name: value for name, value in fields.items() if value},
         )
+        return True
 
 
 @dataclass(kw_only=True, slots=True)
@@ -147,14 +152,15 @@ class Gate:
             self._under_way[site] -= 1
 
     async def _note(self, certificate_pem: bytes, route: str, refused: CallRefused) -> None:
-        _logger.warning("edge.refused", code=refused.refusal.value, reason=str(refused))
         site = claimed_site(certificate_pem) or ""
         try:
-            await self.in_thread(
+            written = await self.in_thread(
                 lambda: self._refusals.note(
                     "edge.refused", refusal=refused.refusal, site=site, route=route
                 )
             )
+            if written:
+                _logger.warning("edge.refused", code=refused.refusal.value, reason=str(refused))
         except FedwardError as error:
             # The caller is refused all the same, and by its own reason.
             _logger.error("edge.log-failed", code=error.code)

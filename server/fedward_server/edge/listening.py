@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
@@ -61,7 +61,8 @@ async def read_one(requests: AsyncIterator[Request]) -> Request:
 
     Raises:
         CallRefused: SLOW, it did not come in time; BODY_TOO_LARGE, none came: grpc ends a call
-            whose message is over its limit without handing it over.
+            whose message is over its limit without handing it over; MALFORMED, bytes that are not
+            the operation's message.
     """
     try:
         return await asyncio.wait_for(anext(requests), timeout=MESSAGE_SECONDS)
@@ -69,6 +70,8 @@ async def read_one(requests: AsyncIterator[Request]) -> Request:
         raise CallRefused(
             Refusal.SLOW, f"expected the message within {MESSAGE_SECONDS:g} s, found none"
         ) from error
+    except DecodeError as error:
+        raise CallRefused(Refusal.MALFORMED, "expected the message of the operation") from error
     except StopAsyncIteration as error:
         raise CallRefused(Refusal.BODY_TOO_LARGE, "expected a message, found none") from error
 

@@ -35,6 +35,7 @@ from fedward_server.settings import CoordinatorSettings, probe_host
 
 Asked = TypeVar("Asked")
 Reply = TypeVar("Reply")
+Result = TypeVar("Result")
 
 LOOK_SECONDS: Final = 0.5
 """How soon after an invite is made the port opens."""
@@ -135,15 +136,16 @@ class EnrolmentService:
             refusal, site = refused.refusal, refused.site or ""
         except CallRefused as refused:
             refusal, site = refused.refusal, ""
-        _log.warning("enrolment.refused", code=refusal.value)
-        await self._in_thread(
+        written = await self._in_thread(
             lambda: self._refusals.note(
                 "enrolment.refused", refusal=refusal, site=site, route=route
             )
         )
+        if written:
+            _log.warning("enrolment.refused", code=refusal.value)
         raise CallRefused(refusal, explain_refusal(refusal.value))
 
-    def _in_thread(self, function: Callable[[], Reply]) -> Awaitable[Reply]:
+    def _in_thread(self, function: Callable[[], Result]) -> Awaitable[Result]:
         return asyncio.get_running_loop().run_in_executor(self._disk, function)
 
 

@@ -7,12 +7,12 @@ import pytest
 
 from fedward_client import flower_app
 from fedward_client.data.tabular import CsvSource
-from fedward_client.exclusions import excluded_patients, exclusions_sha256, parse_exclusions
+from fedward_client.exclusions import excluded_patients, exclusions_digest, parse_exclusions
 from fedward_client.settings import CsvFile
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import DataError
 from fedward_common.study.statistics import Table
-from tests.support.guard_site import a_study, make_site
+from tests.support.guard_site import KEYS, a_study, make_site
 
 STUDY = a_study()
 ROWS = """patient,age,pressure,disease
@@ -84,10 +84,16 @@ def test_a_list_that_is_gone_is_an_error_and_no_list_at_all_is_none(tmp_path: Pa
     assert excluded_patients(without.settings) == frozenset()
 
 
-def test_the_digest_is_of_the_files_bytes(tmp_path: Path) -> None:
-    content = b"patient_id\np1\n"
+def test_the_digest_is_of_the_files_bytes_and_answers_no_guess(tmp_path: Path) -> None:
+    """Who reads the journal and guesses the list cannot tell whether it is that one."""
+    content, key = b"patient_id\np1\n", KEYS["north"]
+    path = listed(tmp_path / "x.csv", content)
+    digest = exclusions_digest(path, key)
 
-    assert exclusions_sha256(listed(tmp_path / "x.csv", content)) == sha256_hex(content)
+    assert digest == exclusions_digest(path, key)
+    assert digest != exclusions_digest(path, KEYS["south"])
+    assert digest != sha256_hex(content)
+    assert digest != exclusions_digest(listed(path, content + b"p2\n"), key)
 
 
 def source(folder: Path, excluded: Callable[[], frozenset[str]]) -> CsvSource:

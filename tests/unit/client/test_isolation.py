@@ -223,6 +223,45 @@ def test_a_link_that_the_guard_put_there_is_not_followed(make: Make) -> None:
 
 
 @as_root
+def test_a_file_of_roots_that_was_linked_to_a_keys_name_is_not_given_away(make: Make) -> None:
+    """Where the kernel lets anybody name any file again (fs.protected_hardlinks = 0)."""
+    settings = make()
+    arrange(settings, SiteAccounts.of(settings))
+    of_root = settings.source.parent.parent / "shadow"
+    of_root.write_text("secret")
+    settings.keys.tls_key.unlink()
+    settings.keys.tls_key.hardlink_to(of_root)
+
+    with pytest.raises(StartError, match="no other name"):
+        arrange(settings, SiteAccounts.of(settings))
+
+    assert owner(of_root) == 0
+
+
+@as_root
+@pytest.mark.parametrize("put", ["pipe", "device"])
+def test_a_pipe_or_an_endless_file_that_the_worker_left_does_not_hold_root_at_the_start(
+    make: Make, put: str
+) -> None:
+    settings = make()
+    accounts = SiteAccounts.of(settings)
+    arrange(settings, accounts)
+    secret = worker_secret(settings)
+    secret.unlink()
+    if put == "pipe":
+        os.mkfifo(secret)
+        os.chown(secret, WORKER, WORKER)
+    else:
+        secret.symlink_to("/dev/zero")
+
+    arrange(settings, accounts)
+
+    assert secret.is_file()
+    assert not secret.is_symlink()
+    assert secret.read_bytes() == node_secret(settings).read_bytes()
+
+
+@as_root
 def test_data_that_the_worker_cannot_read_are_named_at_the_start(make: Make) -> None:
     settings = make()
     settings.data[0].path.chmod(0o600)

@@ -78,6 +78,64 @@ def test_whoever_enters_stays_the_same_user(network: PrivateNetwork) -> None:
     assert done.stdout.split() == [str(os.getuid()), str(os.getgid())]
 
 
+def test_a_service_of_the_host_that_asks_the_network_for_others_is_out_of_reach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as the resolver: a name to look up is a letter, and its socket is everybody's."""
+    if (reason := private_network_refusal()) is not None:
+        pytest.skip(reason)
+    services = tmp_path / "resolve"
+    services.mkdir()
+    monkeypatch.setattr("fedward_common.namespace.SERVICES", (str(services),))
+    network = PrivateNetwork.create()
+    code = (
+        "import socket, sys; s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1])\n"
+        "print('reached')"
+    )
+    with socket.socket(socket.AF_UNIX) as service:
+        service.bind(str(services / "r.sock"))
+        service.listen()
+        asked = [sys.executable, "-c", code, str(services / "r.sock")]
+        before = subprocess.run(asked, capture_output=True, text=True, check=False, timeout=30)
+
+        after = subprocess.run(
+            asked,
+            preexec_fn=network.enter,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+
+    network.close()
+    assert before.stdout == "reached\n"
+    assert "FileNotFoundError" in after.stderr
+    assert (services / "r.sock").exists()
+
+
+@pytest.mark.usefixtures("_kernel_without_mounts")
+def test_where_services_cannot_be_hidden_auto_says_so_and_required_does_not_start() -> None:
+    network, _ = open_network(IsolationSettings())
+    if network is None:
+        raise AssertionError("expected a network")
+    network.close()
+
+    assert not network.hides_services
+    with pytest.raises(StartError, match="message bus"):
+        open_network(IsolationSettings(network="required"))
+
+
+@pytest.fixture
+def _kernel_without_mounts(monkeypatch: pytest.MonkeyPatch) -> None:
+    if (reason := private_network_refusal()) is not None:
+        pytest.skip(reason)
+
+    def refuse() -> None:
+        raise PermissionError("no mounts here")
+
+    monkeypatch.setattr("fedward_common.namespace._hide_services", refuse)
+
+
 def test_two_private_networks_are_two(network: PrivateNetwork) -> None:
     other = PrivateNetwork.create()
     code = "import os; print(os.readlink('/proc/self/ns/net'))"

@@ -124,6 +124,14 @@ def test_a_column_name_is_used_once() -> None:
     refused("every column name once", data=make_data(patient_key="age"))
 
 
+def test_a_range_too_wide_to_be_scaled_is_refused() -> None:
+    """high - low is infinite: a patient's huge cell became NaN and stopped a release for all."""
+    column = {"name": "age", "type": "number", "unit": "years", "low": -1.7e308, "high": 1.7e308}
+
+    with pytest.raises(ValidationError, match="nearer to each other"):
+        NumberColumn.model_validate(column)
+
+
 def test_inputs_are_one_per_number_and_one_less_than_the_values_of_a_category() -> None:
     data: Any = make_spec().data
 

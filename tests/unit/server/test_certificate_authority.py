@@ -9,7 +9,7 @@ import pytest
 
 from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
-from fedward_common.trust.certificates import new_request, parse_peer_certificate
+from fedward_common.trust.certificates import expires_at, new_request, parse_peer_certificate
 from fedward_server.adapters.certificate_authority import (
     ISSUING_KEY,
     ROOT_KEY,
@@ -171,3 +171,14 @@ def test_the_hosts_of_a_server_certificate_are_read_back(tmp_path: Path) -> None
     assert server_hosts(chain) == ["hub.example.org", "127.0.0.1"]
     with pytest.raises(ConfigError):
         server_hosts(b"no certificate")
+
+
+@pytest.mark.parametrize("late", [timedelta(0), timedelta(minutes=2), timedelta(days=1)])
+def test_an_issuing_authority_that_has_ended_signs_nothing_and_says_so(
+    tmp_path: Path, late: timedelta
+) -> None:
+    made = create(tmp_path / "ca")
+    ended = expires_at(made.issuing_pem) + late
+
+    with pytest.raises(ConfigError, match="found one that has ended"):
+        made.issue_site(new_request("x").request_pem, site=SiteId("alpha"), now=ended)

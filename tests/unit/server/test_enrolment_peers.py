@@ -1,12 +1,16 @@
 """How often one address may call the enrolment listener, and who counts as one address."""
 
+import asyncio
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import create_engine
 
 from fedward_common.channel.refusals import Refusal
+from fedward_common.log.events import EventLog
 from fedward_server.adapters.registry import SqlRegistry
 from fedward_server.enrolment.peers import MOST_PEERS, Peers, peer_of
 from fedward_server.enrolment_rules import EnrolmentRefused
@@ -90,3 +94,19 @@ def test_many_peers_take_bounded_memory_and_a_flooding_one_stays_known() -> None
 
     assert len(rate._buckets) <= MOST_PEERS + 1
     assert taken(rate, "flood", 1) == 0
+
+
+def test_a_database_that_does_not_answer_is_waited_out(tmp_path: Path) -> None:
+    """To pg8000 that is an interface error; a process that ended for it ends the coordinator."""
+    from fedward_server.enrolment import listener
+
+    registry = SqlRegistry(create_engine("postgresql+pg8000://nobody@127.0.0.1:1/none"))
+    log = EventLog(tmp_path / "enrolment.jsonl")
+    nothing: Any = None
+
+    pause = asyncio.run(
+        listener.look_after(registry, nothing, nothing, log, listen="127.0.0.1:9444")
+    )
+
+    log.close()
+    assert pause == listener.RETRY_SECONDS

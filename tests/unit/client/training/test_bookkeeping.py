@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -77,6 +78,8 @@ def same(values: torch.Tensor) -> torch.Tensor:
         (nn.Sequential(nn.Linear(4, 1), nn.Dropout(0.5)), same, "layer layer.1 (Dropout)"),
         (nn.Linear(4, 1), torch.sin, "the operation cos"),
         (nn.Linear(4, 1), lambda x: x * float(x.detach().sum()), "the operation _local_scalar"),
+        (nn.Linear(4, 1), lambda x: x * len(x.tolist()), "tolist"),
+        (nn.Linear(4, 1), lambda x: x / (1 + np.isnan(x.detach()).sum()), "__array__"),
         (nn.Linear(4, 1), lambda x: x - x.mean(dim=0), "a gradient that is not plain autograd's"),
         (TimeFirst(), same, "records in the first dimension"),
     ],
@@ -86,6 +89,8 @@ def same(values: torch.Tensor) -> torch.Tensor:
         "dropout",
         "sine",
         "value-read",
+        "list-read",
+        "array-read",
         "batch-mean",
         "time-first",
     ],
@@ -95,6 +100,31 @@ def test_what_it_cannot_do_exactly_is_refused_by_name(
 ) -> None:
     with pytest.raises(ModelRefused, match=reason.replace("(", r"\(").replace(")", r"\)")):
         check(OneLogit(layer, twist))
+
+
+class Mix(nn.Module):
+    """Mixes records by a constant that is zero when the model is made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("share", torch.zeros(1))
+        self.inner = nn.Linear(4, 1)
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        return self.inner(records + self.share * records.mean(dim=0))
+
+
+def test_a_buffer_that_a_round_s_weights_could_change_after_the_check_is_refused() -> None:
+    with pytest.raises(ModelRefused, match=r"layer layer.share \(buffer\)"):
+        check(OneLogit(Mix(), same))
+
+
+def test_every_batch_fills_whole_vectors() -> None:
+    """Torch rounds otherwise what is left over at the end of a tensor."""
+    sizes = [Geometry(slots=s, records=r).rows for s in range(1, 70) for r in (1, 3, 5, 8)]
+
+    assert all(rows % 32 == 0 for rows in sizes)
+    assert Geometry(slots=64, records=1).rows == 64
 
 
 def test_attention_of_opacus_is_refused_by_name() -> None:
