@@ -15,12 +15,15 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedward_common.arrays import tensors_to_bytes
 from fedward_common.errors import FedwardError
+from fedward_common.ids import SiteId
 from fedward_common.models.plugins import register_installed
 from fedward_common.study.signed import SignedStudy
 from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_grid import FlowerFleet
 from fedward_server.adapters.ledger_heads import HeadsFile
+from fedward_server.adapters.registry import SqlRegistry, open_registry
 from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study, run_path
+from fedward_server.ports import SiteStatus
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 from fedward_server.study_run import StudyRun
 
@@ -53,7 +56,13 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
     study = SignedStudy.parse(signed).verify()
     register_installed(study.model.name)
     folder.emit("run.started", study=study.digest, rounds=study.rounds)
-    fleet = FlowerFleet(grid, study=study, kick=partial(kick, settings.kick_socket))
+    registry = open_registry(settings.database)
+    fleet = FlowerFleet(
+        grid,
+        study=study,
+        kick=partial(kick, settings.kick_socket),
+        member=partial(_is_member, registry),
+    )
     result = StudyRun(
         study=study,
         signed_study=signed,
@@ -69,3 +78,9 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
         counts={site: counts.tolist() for site, counts in result.counts.items()},
         facts={"study": study.digest, **result.facts},
     )
+
+
+def _is_member(registry: SqlRegistry, site: SiteId) -> bool:
+    """Whether a site is a member now; asked before each round."""
+    record = registry.find(site)
+    return record is not None and record.status is SiteStatus.ACTIVE

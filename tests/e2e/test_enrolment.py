@@ -1,7 +1,8 @@
 """A federation from nothing: init, two hospitals join, approve, train; one is revoked in mid-run.
 
 Everything is typed as people type it, in folders and processes of their own; one hospital joins by
-carried files. `make e2e-enrol` runs this together with the installation from a bundle.
+carried files. `make e2e-enrol` runs this together with the installation from a bundle;
+in CI tests/integration has the same steps piece by piece.
 """
 
 import json
@@ -15,7 +16,7 @@ from fedward_server.sandbox.datasets import deal_breast_cancer
 from tests.support.joining import OPERATORS, Joining
 from tests.support.studies import STUDY_FILES
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.slow]
 
 SITES = ("university", "city")
 ENDED = ("finished", "failed", "cancelled")

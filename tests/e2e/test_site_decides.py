@@ -66,7 +66,7 @@ def test_every_object_that_left_for_a_study_names_its_round_and_run(live: LiveFe
         assert all(one["run"] for one in sent)
 
 
-@pytest.mark.federation
+@pytest.mark.slow
 def test_a_pause_in_mid_run_holds_that_sites_answers_and_the_others_go_on(tmp_path: Path) -> None:
     study = write_short_study(tmp_path / "study.toml", rounds=3, deadline_seconds=120)
     prepared = prepare(Inputs.parse(study=study, sites=[], data=None), out=tmp_path / "out")

@@ -36,13 +36,21 @@ class FlowerFleet:
     """The study's sites behind Flower's Grid.
 
     Addresses only nodes whose public key is named in the study (rules 15): a node that registered
-    itself gets no message. A reply that cannot be read is a lost answer, never an exception.
+    itself gets no message. A site for which `member` says no is not online: whoever was revoked is
+    asked nothing more, and no round waits for it. A reply that cannot be read is a lost answer,
+    never an exception.
     """
 
     def __init__(
-        self, grid: Grid, *, study: StudySpec, kick: Callable[[Sequence[int]], object]
+        self,
+        grid: Grid,
+        *,
+        study: StudySpec,
+        kick: Callable[[Sequence[int]], object],
+        member: Callable[[SiteId], bool] = lambda _site: True,
     ) -> None:
         self._grid = grid
+        self._member = member
         self._kick = kick
         self._ttl = study.deadline_seconds + TTL_MARGIN_SECONDS
         self._by_key = {site.node_key_sha256: SiteId(site.id) for site in study.sites}
@@ -55,6 +63,7 @@ class FlowerFleet:
             self._by_key[key]: node.node_id
             for node in self._grid.get_nodes()
             if (key := sha256_hex(node.public_key)) in self._by_key
+            and self._member(self._by_key[key])
         }
         return frozenset(self._nodes)
 

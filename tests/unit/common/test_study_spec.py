@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from fedward_common.ids import SiteId
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.tabular import NumberColumn
 from tests.support.studies import make_data, make_document, make_dp, make_spec
 
 

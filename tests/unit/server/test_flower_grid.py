@@ -93,6 +93,24 @@ def test_a_node_that_registered_itself_gets_no_message() -> None:
     assert kicked == [[100]]
 
 
+def test_a_site_that_was_revoked_is_not_online_and_gets_no_message() -> None:
+    grid, revoked = a_grid(), set[SiteId]()
+    fleet = FlowerFleet(
+        grid,  # type: ignore[arg-type]
+        study=STUDY,
+        kick=lambda _nodes: None,
+        member=lambda site: site not in revoked,
+    )
+    before = fleet.online()
+
+    revoked.add(SiteId("east"))
+    after = fleet.online()
+    fleet.send(dict.fromkeys(after, an_instruction()))
+
+    assert before - after == {"east"}
+    assert len(grid.pushed) == len(SITES) - 1
+
+
 def test_a_message_carries_the_envelope_its_kind_and_its_round() -> None:
     grid = a_grid()
     fleet, _ = a_fleet(grid)
