@@ -174,7 +174,7 @@ def test_the_hospital_fetches_and_verifies_the_signed_model(
     joining, seen = joined
     joining.server("study", "sign-model", seen["run"], "--key", seen["lead"])
 
-    listed = json.loads(joining.client("university", "model", "list", "--json"))
+    listed = json.loads(joining.client("university", "model", "list", "--json"))["models"]
     fetched = json.loads(
         joining.client("university", "model", "fetch", seen["run"], "--out", tmp_path, "--json")
     )

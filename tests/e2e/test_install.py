@@ -47,7 +47,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A prefix in which install.sh put the client, built from this tree's own wheels."""
     folder = tmp_path_factory.mktemp("install")
     key = folder / "release.pem"
-    run(sys.executable, "-m", "deploy.bundle.build", "--new-key", key, cwd=ROOT)
+    run(sys.executable, "-m", "deploy.bundle.build", "--new-key", "--key", key, cwd=ROOT)
     lines = run(
         *(sys.executable, "-m", "deploy.bundle.build", "--role", "client"),
         *("--key", key, "--out", folder / "dist"),
