@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.live import program
 
-pytestmark = pytest.mark.federation
+pytestmark = [pytest.mark.federation, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

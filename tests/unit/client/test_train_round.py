@@ -1,7 +1,7 @@
 """One instruction at a site: nothing runs before the guard says yes, only sealed bytes leave."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -181,3 +181,32 @@ def test_the_reason_of_a_refusal_stays_in_the_sites_own_log() -> None:
     (line,) = logs
     assert (line["event"], line["code"]) == ("instruction.refused", "data")
     assert line["reason"] == "table: expected the column 'age'"
+
+
+def hostile_models() -> dict[str, bytes]:
+    """Models that a coordinator may send instead of the study's."""
+    model = dict(tensors_from_bytes(MODEL))
+    name = sorted(model)[0]
+    spoiled = model[name].copy()
+    spoiled.flat[0] = np.nan
+    return {
+        "an extra tensor": tensors_to_bytes(model | {"extra": np.zeros(4, np.float32)}),
+        "another shape": tensors_to_bytes(model | {name: np.zeros((7, 7), np.float32)}),
+        "not a number": tensors_to_bytes(model | {name: spoiled}),
+        "ten times the size": tensors_to_bytes(model | {name: np.tile(model[name], 10)}),
+        "no tensors": b"\x80\x04pickled",
+    }
+
+
+@pytest.mark.parametrize("what", sorted(hostile_models()))
+def test_a_coordinators_model_that_is_not_the_studys_reads_no_record(
+    what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    guard, model = FakeGuard(), hostile_models()[what]
+    sent = instruct(model_sha256=sha256_hex(model))
+
+    answer = worker(guard).answer(replace(sent, blobs={**sent.blobs, "model": model}))
+
+    assert guard.asked == ["begin", "refuse protocol"]
+    assert answer.header == b"refusal protocol"
+    assert "instruction.refused" in capsys.readouterr().out
