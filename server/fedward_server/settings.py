@@ -22,10 +22,9 @@ from fedward_common.study.registry import Strict
 from fedward_common.trust.authority import TRUST_DOMAIN
 from fedward_common.trust.invites import ADDRESS
 from fedward_common.trust.statements import PERSON
+from fedward_common.unix_sockets import MAX_SOCKET_PATH
 
 FOLDER: Final = "folder"
-MAX_SOCKET_PATH: Final = 107
-"""What the kernel takes for a Unix socket."""
 
 
 def _resolve(value: object, info: ValidationInfo) -> object:

@@ -202,7 +202,7 @@ def test_a_guard_does_not_listen_where_another_could_take_its_place(
     folder.mkdir()
     folder.chmod(mode)
 
-    with pytest.raises(StartError, match="only the guard's user"):
+    with pytest.raises(StartError, match="only this process's user"):
         GuardServer(folder / "worker.sock", {}, access=Access(uids=frozenset({os.geteuid()})))
 
     assert list(folder.iterdir()) == []

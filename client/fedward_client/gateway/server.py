@@ -24,10 +24,10 @@ from fedward_client.gateway.web import make_app
 from fedward_client.guard.client import GuardClient
 from fedward_client.peer import Target, proven_sha256
 from fedward_client.proxy import Proxy
-from fedward_common.bridge import listen_unix
 from fedward_common.channel.credentials import prove_client
 from fedward_common.doctor import IdentityFiles
 from fedward_common.trust.certificates import LoopbackIdentity, make_loopback_identity
+from fedward_common.unix_sockets import listen_unix
 
 STOP_SECONDS: Final = 2
 KEEP_ALIVE_SECONDS: Final = 60

@@ -4,10 +4,7 @@ The socket file is 0600 (0660 for a group where worker and gateway are users of 
 kernel's word on the other side's user decides (SO_PEERCRED), whatever the file's mode.
 """
 
-import os
 import socket
-import stat
-import struct
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,20 +18,17 @@ from fedward_client.guard.frames import MAX_BLOB_BYTES, Frame, read_frame, write
 from fedward_client.guard.service import GuardService
 from fedward_client.ports import Passing
 from fedward_common.errors import (
-    ConfigError,
     FedwardError,
     PolicyRefused,
     ProtocolError,
-    StartError,
 )
 from fedward_common.ids import DIGEST
 from fedward_common.study.registry import Strict
-from fedward_common.users import group_id
+from fedward_common.unix_sockets import listen_unix, peer_uid
 from fedward_common.wire import Envelope
 
 MAX_CONNECTIONS: Final = 64
 IDLE_SECONDS: Final = 600.0
-MAX_SOCKET_PATH: Final = 107
 WORD: Final = r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$"
 
 Operation = Callable[[Frame], Frame]
@@ -160,7 +154,7 @@ class GuardServer:
         self._access = access
         self._max_blob_bytes = max_blob_bytes
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self._listener = _listen(path, access)
+        self._listener = listen_unix(path, group=access.group)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._accept, name=path.name, daemon=True)
         self._thread.start()
@@ -200,7 +194,7 @@ class GuardServer:
             self._slots.release()
 
     def _answer_all(self, connection: socket.socket) -> None:
-        uid = _peer_uid(connection)
+        uid = peer_uid(connection)
         if uid not in self._access.uids:
             refusal = PolicyRefused(
                 f"guard: expected user {sorted(self._access.uids)} at {self._path.name}, found "
@@ -233,66 +227,6 @@ class GuardServer:
                 "another operation"
             )
         return operation
-
-
-def _listen(path: Path, access: Access) -> socket.socket:
-    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
-        raise StartError(
-            f"guard socket {path}: expected at most {MAX_SOCKET_PATH} bytes of path, found "
-            f"{len(os.fsencode(path))}. Choose a shorter folders.run in site.toml"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    _require_own(path.parent)
-    draft = path.with_name(f"{path.name[:8]}.new")
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _require_unused(path)
-        draft.unlink(missing_ok=True)
-        listener.bind(str(draft))
-        draft.chmod(0o600)
-        if access.group is not None:
-            os.chown(draft, -1, group_id(access.group, key="[guard] group"))
-            draft.chmod(0o660)
-        listener.listen(MAX_CONNECTIONS)
-        # Appears under its name with its final mode, and only when it already answers.
-        draft.rename(path)
-    except OSError as error:
-        listener.close()
-        raise StartError(
-            f"guard socket {path}: expected to listen there, found {error}. Check folders.run and "
-            "[guard] in site.toml"
-        ) from error
-    except (ConfigError, StartError):
-        listener.close()
-        raise
-    return listener
-
-
-def _require_own(folder: Path) -> None:
-    found = folder.stat()
-    if found.st_uid not in (os.geteuid(), 0) or found.st_mode & 0o022:
-        # Who may write there may put a guard of their own in this one's place, which says yes.
-        raise StartError(
-            f"folder {folder}: expected that only the guard's user may write to it, found owner "
-            f"{found.st_uid} and mode {stat.S_IMODE(found.st_mode):04o}. Run: chmod go-w, or "
-            "choose another folders.run in site.toml"
-        )
-
-
-def _require_unused(path: Path) -> None:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except OSError:
-            return  # nothing there, or what a killed guard left behind
-    raise StartError(f"guard socket {path}: expected no guard to listen there, found one. Stop it")
-
-
-def _peer_uid(connection: socket.socket) -> int:
-    size = struct.calcsize("3i")
-    credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
-    uid: int = struct.unpack("3i", credentials)[1]
-    return uid
 
 
 def _request(model: type[Request], frame: Frame, *, blobs: int = 0) -> Request:

@@ -16,7 +16,6 @@ from fedward_common.doctor.certificates import (
     tls13_client,
 )
 from fedward_common.doctor.files import (
-    MAX_SOCKET_PATH,
     disk,
     event_log,
     key_file,
@@ -54,7 +53,6 @@ __all__ = [
     "EXPIRY_MARGIN",
     "FORMAT",
     "FRAMEWORKS",
-    "MAX_SOCKET_PATH",
     "NO_CHECK_TIME",
     "PEOPLE",
     "PROBE_SECONDS",

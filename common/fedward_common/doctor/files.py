@@ -6,14 +6,11 @@ import shutil
 import stat
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Final
 
 from fedward_common.doctor.findings import Finding, fail, ok, warn
 from fedward_common.errors import LedgerError
 from fedward_common.log.events import verify
-
-MAX_SOCKET_PATH: Final = 107
-"""What the kernel takes for a Unix socket, in bytes."""
+from fedward_common.unix_sockets import MAX_SOCKET_PATH
 
 
 def key_file(name: str, path: Path, *, owners: Collection[int]) -> Finding:

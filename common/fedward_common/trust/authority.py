@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from ipaddress import ip_address
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -32,6 +33,15 @@ PROCESS_LIFETIME = timedelta(days=90)
 TRUST_DOMAIN = r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?"
 BACKDATED = timedelta(minutes=5)
 """A certificate starts this much before it is made: hospital clocks differ by seconds, not more."""
+UNREADABLE: Final = (
+    ValueError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.UnsupportedGeneralNameType,
+    x509.DuplicateExtension,
+)
+"""What `cryptography` raises for certificates and requests that others made; not all are errors of
+value, and one that is not caught would end the task that a stranger's bytes reached."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -166,7 +176,7 @@ def _issue(
     now: datetime,
     lifetime: timedelta,
 ) -> bytes:
-    public_key = _requested_key(request_pem)
+    public_key = requested_key(request_pem)
     parent, parent_key = _load(issuing)
     if now >= parent.not_valid_after_utc:
         raise ConfigError(
@@ -191,18 +201,21 @@ def _issue(
     return certificate.public_bytes(Encoding.PEM) + issuing.certificate_pem
 
 
-def _requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
-    """The key of a request, after the proof that whoever asked holds its private half."""
+def requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
+    """The key of a certificate request, after the proof that the asker holds its private half.
+
+    Raises:
+        SignatureRefused: not a request that its own P-256 key signed.
+    """
     try:
         request = x509.load_pem_x509_csr(request_pem)
-        proven = request.is_signature_valid
-        key = request.public_key()
-    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
+        proven, key = request.is_signature_valid, request.public_key()
+    except UNREADABLE as error:
         raise SignatureRefused("certificate request: expected PEM, found something else") from error
-    if not proven:
-        raise SignatureRefused("certificate request: expected a signature by its own key")
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise SignatureRefused("certificate request: expected an EC P-256 key, found another kind")
+    if not proven:
+        raise SignatureRefused("certificate request: expected a signature by its own key")
     return key
 
 

@@ -15,18 +15,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from fedward_common.errors import ChannelError, SignatureRefused
 from fedward_common.ids import Digest, SiteId
+from fedward_common.trust.authority import UNREADABLE, requested_key
 from fedward_common.trust.certificates import PeerCertificate, parse_peer_certificate
 
 MAX_CHAIN_BYTES: Final = 1 << 14
-UNREADABLE: Final = (
-    ValueError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.UnsupportedGeneralNameType,
-    x509.DuplicateExtension,
-)
-"""What `cryptography` raises for certificates and requests that others made; not all are errors of
-value, and one that is not caught would end the task that a stranger's bytes reached."""
 
 
 def spki_sha256(certificate_pem: bytes) -> Digest:
@@ -47,24 +39,6 @@ def request_key_sha256(request_pem: bytes) -> Digest:
         SignatureRefused: not a request that its own P-256 key signed.
     """
     return _key_digest(requested_key(request_pem))
-
-
-def requested_key(request_pem: bytes) -> ec.EllipticCurvePublicKey:
-    """The key of a certificate request, after the proof that the asker holds its private half.
-
-    Raises:
-        SignatureRefused: not a request that its own P-256 key signed.
-    """
-    try:
-        request = x509.load_pem_x509_csr(request_pem)
-        proven, key = request.is_signature_valid, request.public_key()
-    except UNREADABLE as error:
-        raise SignatureRefused("certificate request: expected PEM, found something else") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
-        raise SignatureRefused("certificate request: expected an EC P-256 key, found another kind")
-    if not proven:
-        raise SignatureRefused("certificate request: expected a signature by its own key")
-    return key
 
 
 def verify_site_chain(

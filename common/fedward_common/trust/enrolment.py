@@ -29,9 +29,9 @@ from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ConfigError, ProtocolError, SignatureRefused
 from fedward_common.ids import DIGEST, Digest, SiteId
 from fedward_common.study.registry import Strict
-from fedward_common.trust.authority import TRUST_DOMAIN
+from fedward_common.trust.authority import TRUST_DOMAIN, requested_key
 from fedward_common.trust.certificates import PeerCertificate
-from fedward_common.trust.chains import requested_key, spki_sha256, verify_site_chain
+from fedward_common.trust.chains import spki_sha256, verify_site_chain
 from fedward_common.trust.invites import (
     ADDRESS,
     INVITE_PREFIX,

@@ -3,14 +3,13 @@
 import asyncio
 import json
 import os
-import socket
-import struct
 from pathlib import Path
 from typing import Final
 
 import structlog
 
-from fedward_common.errors import ProtocolError, StartError
+from fedward_common.errors import ProtocolError
+from fedward_common.unix_sockets import listen_unix, peer_uid
 from fedward_server.edge.bell import WorkBell
 
 MAX_LINE_BYTES: Final = 1 << 20
@@ -49,19 +48,11 @@ class KickServer:
         """Listens.
 
         Raises:
-            StartError: the socket cannot be made.
+            StartError: the socket cannot be made, or something listens there.
         """
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path.unlink(missing_ok=True)
-        before = os.umask(0o177)
-        try:
-            self._server = await asyncio.start_unix_server(
-                self._serve, path=str(self._path), limit=MAX_LINE_BYTES
-            )
-        except OSError as error:
-            raise StartError(f"edge: cannot listen on {self._path}: {error.strerror}") from error
-        finally:
-            os.umask(before)
+        self._server = await asyncio.start_unix_server(
+            self._serve, sock=listen_unix(self._path), limit=MAX_LINE_BYTES
+        )
 
     async def stop(self) -> None:
         """Stops listening and removes the socket."""
@@ -72,7 +63,7 @@ class KickServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            if _peer_user(writer) != os.getuid():
+            if peer_uid(writer.get_extra_info("socket")) != os.getuid():
                 _log.warning("edge.kick-refused", code="user")
                 return
             line = await asyncio.wait_for(reader.readline(), timeout=READ_SECONDS)
@@ -85,12 +76,3 @@ class KickServer:
             _log.warning("edge.kick-refused", code="connection")
         finally:
             writer.close()
-
-
-def _peer_user(writer: asyncio.StreamWriter) -> int:
-    connection: socket.socket = writer.get_extra_info("socket")
-    credentials = connection.getsockopt(
-        socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
-    )
-    user: int = struct.unpack("3i", credentials)[1]
-    return user

@@ -17,11 +17,11 @@ from fedward_common.bridge import (
     MAX_CONNECTIONS,
     Address,
     bridge_command,
-    listen_unix,
     parse_address,
 )
 from fedward_common.errors import StartError
 from fedward_common.processes import port_open, socket_open
+from fedward_common.unix_sockets import listen_unix
 
 Start = Callable[[Address, Address], subprocess.Popen[bytes]]
 
