@@ -7,11 +7,10 @@ from datetime import datetime
 from pathlib import Path
 
 from fedward_common.errors import ConfigError
-from fedward_common.trust.private_files import write_private
+from fedward_common.trust.private_files import read_credential, write_private
 from fedward_common.trust.signing import SigningKey
 from fedward_common.trust.statements import PERSON, Statement
 from fedward_common.trust.words import words
-from fedward_server.adapters.secret_files import read_private
 from fedward_server.settings import CoordinatorSettings
 
 
@@ -41,7 +40,7 @@ def read_operator_key(path: Path) -> SigningKey:
     Raises:
         ConfigError: no such private file, or not such a key.
     """
-    return SigningKey.from_pem(read_private(path, what="operator key"))
+    return SigningKey.from_pem(read_credential(path, what="operator key"))
 
 
 def sign_as(

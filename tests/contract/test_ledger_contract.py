@@ -253,7 +253,7 @@ class LedgerContract(abc.ABC):
 
         ledger.reserve(reservation())
 
-        charge_round(ledger, 1)
+        assert charge_round(ledger, 1).study == reservation().study
 
     def test_a_charge_can_be_found_by_its_slot(self, ledger: Ledger) -> None:
         ledger.reserve(reservation())

@@ -18,8 +18,8 @@ from fedward_common.channel import channel_pb2_grpc as stubs
 from fedward_common.log.events import read_events
 from fedward_common.processes import port_open
 from fedward_common.trust.enrolment import EnrolmentRequest, Invite
+from fedward_common.trust.private_files import MIN_PASSPHRASE
 from fedward_server.adapters.registry import SqlRegistry, open_registry
-from fedward_server.adapters.secret_files import MIN_PASSPHRASE
 from fedward_server.init import NewFederation, init_federation
 from fedward_server.operators import new_operator
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings

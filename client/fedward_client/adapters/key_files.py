@@ -4,8 +4,6 @@ A key may be encrypted (PKCS 8, AES-256 under the passphrase of `keys.passphrase
 opened in memory. The one exception is Flower's node key, see `flower_node_key`.
 """
 
-import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,95 +25,43 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import NameOID
 
 from fedward_common.errors import ConfigError
+from fedward_common.trust import private_files
 from fedward_common.trust.certificates import NodeKey
-from fedward_common.trust.private_files import write_private
+from fedward_common.trust.private_files import (
+    checked_passphrase,
+    one_line,
+    read_credential,
+    write_private,
+)
 from fedward_common.trust.signing import SigningKey
 
-MAX_KEY_BYTES: Final = 1 << 16
-MIN_PASSPHRASE: Final = 20
-"""PKCS 8 stretches a passphrase 2048 times only: what protects is its length."""
 ENCRYPTED: Final = b"-----BEGIN ENCRYPTED PRIVATE KEY-----"
 
 
 def read_private(path: Path) -> bytes:
-    """The bytes of a private file, after checking who else could read or change it.
-
-    Raises:
-        ConfigError: no such file, a link, another owner, or a mode that lets others in.
-    """
-    data, found = _read(path, what="key file")
-    if found.st_uid != os.geteuid():
-        raise ConfigError(
-            f"key file {path}: expected it to belong to this process's user ({os.geteuid()}), "
-            f"found user {found.st_uid}. Run: chown"
-        )
-    mode = stat.S_IMODE(found.st_mode)
-    if mode & 0o077:
-        raise ConfigError(
-            f"key file {path}: expected mode 0600, found {mode:04o}: others may open it. "
-            "Run: chmod 600, and replace the key if anyone could have read it"
-        )
-    return data
+    """The bytes of a key file, as `private_files.read_private` checks it."""
+    return private_files.read_private(path, what="key file")
 
 
 def read_secret_file(path: Path, *, what: str) -> bytes:
     """The one line in a file that only this user may read, or that systemd put there for it.
 
-    A systemd credential belongs to root and is opened to the service by an access list, which the
-    mode shows as group-readable; no other file of root may be.
-
     Raises:
-        ConfigError: no such file, a link, readable by others, empty or more than one line.
+        ConfigError: as `read_credential` and `one_line`.
     """
-    data, found = _read(path, what=what)
-    mode = stat.S_IMODE(found.st_mode)
-    ours = found.st_uid == os.geteuid()
-    if not (ours or found.st_uid == 0) or mode & (0o077 if ours else 0o037):
-        raise ConfigError(
-            f"{what} {path}: expected a file that only this user may read (0600), or a systemd "
-            f"credential, found mode {mode:04o} of user {found.st_uid}. Run: chmod 600"
-        )
-    line = data.removesuffix(b"\n").removesuffix(b"\r")
-    if not line or b"\n" in line or b"\0" in line:
-        raise ConfigError(f"{what} {path}: expected one line, found none or several")
-    return line
-
-
-def _read(path: Path, *, what: str) -> tuple[bytes, os.stat_result]:
-    try:
-        # The checks are made on what was opened, not on a name that could change in between.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise ConfigError(
-            f"{what} {path}: expected a readable file that is no link, found {error.strerror}"
-        ) from error
-    try:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise ConfigError(f"{what} {path}: expected a regular file, found something else")
-        data = os.read(descriptor, MAX_KEY_BYTES + 1)
-    finally:
-        os.close(descriptor)
-    if len(data) > MAX_KEY_BYTES:
-        raise ConfigError(f"{what} {path}: expected a key, found more than {MAX_KEY_BYTES} bytes")
-    return data, found
+    return one_line(read_credential(path, what=what), what=f"{what} {path}")
 
 
 def read_passphrase(path: Path | None) -> bytes | None:
     """The passphrase in `path`, or None where the keys have none.
 
     Raises:
-        ConfigError: as `read_secret_file`, or shorter than 20 characters.
+        ConfigError: as `read_credential` and `checked_passphrase`.
     """
     if path is None:
         return None
-    passphrase = read_secret_file(path, what="passphrase_file")
-    if len(passphrase) < MIN_PASSPHRASE:
-        raise ConfigError(
-            f"passphrase_file {path}: expected at least {MIN_PASSPHRASE} characters, found fewer. "
-            "Make one by chance, for instance with: openssl rand -base64 32"
-        )
-    return passphrase
+    data = read_credential(path, what="passphrase_file")
+    return checked_passphrase(data, what=f"passphrase_file {path}")
 
 
 def read_signing_key(path: Path, *, passphrase: bytes | None = None) -> SigningKey:

@@ -141,13 +141,7 @@ def _open_service(
     ledger = SqliteLedger(settings.ledger_path, limits=policy.limits, clock=utc_now)
     opened.callback(ledger.close)
     ledger.require(memory.head)
-    if not memory.events and ledger.head().seq > 1:
-        # The first line is written before the first study is admitted. Without the journal nobody
-        # knows which revocations there were.
-        raise LedgerError(
-            f"journal {settings.audit_path}: expected the one that goes with the ledger, found "
-            "none or an empty one. Restore the newest copy"
-        )
+    _require_journal(settings, ledger, events=memory.events)
     replies = Replies(
         settings.replies_folder,
         quota_bytes=settings.guard.reply_quota_bytes,
@@ -184,6 +178,19 @@ def _open_service(
         exclusions=ExclusionWatch(settings, log, key=key, noted=memory.exclusions_sha256).look,
         plugin=lambda study: approved_plugin(study, standing),
     )
+
+
+def _require_journal(settings: SiteSettings, ledger: SqliteLedger, *, events: int) -> None:
+    """Returns when the ledger has its journal, whose first line stands before the first study.
+
+    Raises:
+        LedgerError: without the journal nobody knows which revocations there were.
+    """
+    if not events and ledger.head().seq > 1:
+        raise LedgerError(
+            f"journal {settings.audit_path}: expected the one that goes with the ledger, found "
+            "none or an empty one. Restore the newest copy"
+        )
 
 
 def _note_start(settings: SiteSettings, log: EventLog, *, opened: ExitStack) -> None:

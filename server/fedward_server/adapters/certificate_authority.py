@@ -33,8 +33,8 @@ from fedward_common.trust.certificates import (
     make_issuing,
     make_root,
 )
-from fedward_common.trust.private_files import write_atomically, write_private
-from fedward_server.adapters.secret_files import read_passphrase, read_private
+from fedward_common.trust.private_files import read_credential, write_atomically, write_private
+from fedward_server.adapters.secret_files import read_passphrase
 from fedward_server.settings import CoordinatorSettings
 
 ROOT, ROOT_KEY = "root.pem", "root.p12"
@@ -104,7 +104,7 @@ class CertificateAuthority:
                     f"{folder}: expected a certificate authority, found no {name}. "
                     "Make one with `fedward-server init`"
                 )
-        key = read_private(folder / ISSUING_KEY, what="issuing key")
+        key = read_credential(folder / ISSUING_KEY, what="issuing key")
         issuing = Identity(
             certificate_pem=(folder / ISSUING).read_bytes(),
             key_pem=_opened_key(key, passphrase, path=folder / ISSUING_KEY),
@@ -128,7 +128,7 @@ class CertificateAuthority:
         Raises:
             ConfigError: `root_file` is not this federation's root, or the passphrase is another.
         """
-        root = _opened_root(read_private(root_file, what="root key"), root_passphrase)
+        root = _opened_root(read_credential(root_file, what="root key"), root_passphrase)
         if not (folder / ROOT).exists() or (folder / ROOT).read_bytes() != root.certificate_pem:
             raise ConfigError(f"{root_file}: expected the key of {folder / ROOT}, found another's")
         issuing = make_issuing(root, federation=federation, now=now)

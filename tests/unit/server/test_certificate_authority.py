@@ -91,7 +91,7 @@ def test_an_issuing_key_open_to_others_is_refused(tmp_path: Path) -> None:
     create(tmp_path / "ca")
     (tmp_path / "ca" / ISSUING_KEY).chmod(0o644)
 
-    with pytest.raises(ConfigError, match="mode 0600"):
+    with pytest.raises(ConfigError, match="0600"):
         CertificateAuthority.open(tmp_path / "ca", federation="north")
 
 
@@ -118,7 +118,9 @@ def test_the_passphrase_comes_from_the_file_that_the_settings_name(tmp_path: Pat
     settings = load_coordinator_settings(tmp_path / "coordinator.toml")
 
     secret.chmod(0o644)
-    with pytest.raises(ConfigError, match=r"passphrase file .* expected a file of this user"):
+    with pytest.raises(
+        ConfigError, match=r"passphrase file .* expected a file that only this user may read"
+    ):
         open_authority(settings)
     secret.chmod(0o600)
 
