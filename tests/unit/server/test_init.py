@@ -176,7 +176,7 @@ def test_what_is_no_passphrase_is_refused(tmp_path: Path, line: bytes) -> None:
     path.write_bytes(line)
     path.chmod(0o600)
 
-    with pytest.raises(ConfigError, match="expected (one line|at least 20 characters)"):
+    with pytest.raises(ConfigError, match=r"expected (one line|at least 20 characters)"):
         read_passphrase(path)
 
 
