@@ -85,12 +85,14 @@ class FakeFleet:
     clock: FakeClock
     offline: set[SiteId] = field(default_factory=set)
     inbox: list[Answer] = field(default_factory=list)
+    sent: list[dict[SiteId, Envelope]] = field(default_factory=list)
 
     def online(self) -> frozenset[SiteId]:
         return frozenset(self.sites) - self.offline
 
     def send(self, envelopes: Mapping[SiteId, Envelope]) -> None:
         self.inbox = []
+        self.sent.append(dict(envelopes))
         for name, envelope in envelopes.items():
             if name in self.offline:
                 continue
