@@ -4,14 +4,14 @@ It holds nobody's secrets before the survivors open the sum, and then only those
 survivors and of the mask keys of sites that are not in the sum.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fedward_common.errors import SignatureRefused
 from fedward_common.secagg.fixedpoint import Ring
-from fedward_common.secagg.masks import add_mask, agree, public_of
+from fedward_common.secagg.masks import Mask, add_masks, agree, public_of
 from fedward_common.secagg.messages import (
     Advert,
     Envelopes,
@@ -132,26 +132,28 @@ class Coordinator:
         """
         if self._total is None or not self.can_open:
             raise SecAggRefused(Reason.SHARES, "expected shares of T survivors, found fewer")
-        total, self._total = self._total, None
+        masks: list[Mask] = []
         for site in self._survivors:
             own_mask = self._rebuilt(site, "own_masks")
             if commitment(self.session, own_mask) != self._adverts[site].own_mask_sha256:
                 raise SecAggRefused(Reason.SHARES, f"expected {site}'s own mask, found another")
-            add_mask(total, own_mask_key(self.session, own_mask), sign=-1)
+            masks.append((own_mask_key(self.session, own_mask), -1))
         for site in self._ordered(set(self._boxes) - set(self._survivors)):
             private = self._rebuilt(site, "mask_keys")
             if public_of(private).hex() != self._adverts[site].mask_key:
                 raise SecAggRefused(Reason.SHARES, f"expected {site}'s mask key, found another")
-            self._take_out(total, site, private)
+            masks += self._masks_with(site, private)
+        total, self._total = self._total, None
+        add_masks(total, masks)
         return total
 
-    def _take_out(self, total: Ring, lost: str, private: bytes) -> None:
-        """Removes the masks that the survivors share with a site whose vector is not there."""
+    def _masks_with(self, lost: str, private: bytes) -> Iterator[Mask]:
+        """What takes out the masks that survivors share with a site whose vector is not there."""
         for site in self._survivors:
             secret = agree(private, bytes.fromhex(self._adverts[site].mask_key))
             key = pair_key(self.session, secret, pair=(site, lost))
             added = self.session.number(lost) > self.session.number(site)
-            add_mask(total, key, sign=-1 if added else 1)
+            yield key, -1 if added else 1
 
     def _rebuilt(self, site: str, kind: str) -> bytes:
         shares = {

@@ -3,6 +3,7 @@
 Sources: NIST SP 800-38A (CTR); RFC 5869 (HKDF); RFC 7748 (X25519).
 """
 
+from collections.abc import Sequence
 from typing import Final, Literal
 
 import numpy as np
@@ -16,8 +17,10 @@ from fedward_common.secagg.fixedpoint import Ring
 from fedward_common.secagg.refusals import Reason, SecAggRefused
 
 BLOCK_BYTES: Final = 1 << 18
-"""Measured: the keystream is added while it is still in the second-level cache."""
+"""Measured: keystream and residues are added while they are in the second-level cache."""
 KEY_BYTES: Final = 32
+Mask = tuple[bytes, Literal[1, -1]]
+"""The key of a mask, and whether it is added or taken away."""
 _ZEROS: Final = bytes(BLOCK_BYTES)
 
 
@@ -45,21 +48,39 @@ def public_of(private: bytes) -> bytes:
     return key.public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-def add_mask(residues: Ring, key: bytes, *, sign: Literal[1, -1]) -> None:
-    """Adds (or subtracts) the keystream of `key` to `residues`, in place, modulo the ring.
+def masked(residues: Ring, masks: Sequence[Mask]) -> Ring:
+    """A new vector: `residues` with every mask of `masks` added or subtracted, modulo the ring.
 
-    `key` is used for one vector only; the counter starts at zero. `residues` is contiguous.
+    Each key is used for one vector only; its counter starts at zero. `residues` is contiguous and
+    left as it is. Needs two vectors of memory, whatever the number of masks.
     """
-    stream = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
+    result = np.empty_like(residues)
+    _apply(residues, masks, into=result)
+    return result
+
+
+def add_masks(residues: Ring, masks: Sequence[Mask]) -> None:
+    """What `masked` gives, written over `residues`, which is contiguous."""
+    _apply(residues, masks, into=residues)
+
+
+def _apply(residues: Ring, masks: Sequence[Mask], *, into: Ring) -> None:
+    """Block by block and in each block mask by mask, so that the vector leaves the cache once."""
+    streams = [
+        (Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor(), sign) for key, sign in masks
+    ]
     per_block = BLOCK_BYTES // residues.itemsize
     buffer = bytearray(BLOCK_BYTES + 15)
-    view = memoryview(buffer)
     for start in range(0, residues.size, per_block):
-        part = residues[start : start + per_block]
-        size = part.nbytes
-        stream.update_into(_ZEROS[:size], view)
+        part, target = residues[start : start + per_block], into[start : start + per_block]
+        zeros = _ZEROS[: part.nbytes]
         keystream = np.frombuffer(buffer, dtype=residues.dtype, count=part.size)
-        if sign == 1:
-            np.add(part, keystream, out=part)
-        else:
-            np.subtract(part, keystream, out=part)
+        for stream, sign in streams:
+            stream.update_into(zeros, buffer)
+            if sign == 1:
+                np.add(part, keystream, out=target)
+            else:
+                np.subtract(part, keystream, out=target)
+            part = target
+        if not streams:
+            target[...] = part

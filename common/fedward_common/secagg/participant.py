@@ -17,7 +17,7 @@ from fedward_common.canonical import sha256_hex
 from fedward_common.errors import SignatureRefused
 from fedward_common.ids import SiteId
 from fedward_common.secagg.fixedpoint import Ring
-from fedward_common.secagg.masks import add_mask, agree, derive, public_of
+from fedward_common.secagg.masks import Mask, agree, derive, masked, public_of
 from fedward_common.secagg.messages import (
     Advert,
     Envelopes,
@@ -154,9 +154,12 @@ class Participant:
                 f"expected shares of {self.thresholds.fewest_survivors} sites, found "
                 f"{len(self._sharers)}",
             )
-        masked = residues.copy()
-        add_mask(masked, own_mask_key(self.session, self._own_mask), sign=1)
+        return masked(residues, self._masks())
+
+    def _masks(self) -> list[Mask]:
+        """The own mask, and one shared with each other site: the lower number adds it."""
         own = self.session.number(self.site)
+        masks: list[Mask] = [(own_mask_key(self.session, self._own_mask), 1)]
         for other in self._sharers:
             if other != self.site:
                 key = pair_key(
@@ -164,8 +167,8 @@ class Participant:
                     agree(self._mask_private, bytes.fromhex(self._adverts[other].mask_key)),
                     pair=(self.site, other),
                 )
-                add_mask(masked, key, sign=1 if self.session.number(other) > own else -1)
-        return masked
+                masks.append((key, 1 if self.session.number(other) > own else -1))
+        return masks
 
     def sign_survivors(self, survivors: Sequence[str]) -> SurvivorSignature:
         """The signature of the one survivor list that this site accepts in this round."""

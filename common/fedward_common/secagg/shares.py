@@ -3,7 +3,9 @@
 Shares are used once: each secret belongs to one round. Source: Shamir 1979.
 """
 
+import math
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 from fedward_common.secagg.refusals import Reason, SecAggRefused
@@ -46,17 +48,24 @@ def combine(shares: Mapping[int, bytes], *, threshold: int) -> bytes:
         raise SecAggRefused(
             Reason.SHARES, f"expected {threshold} shares of a secret, found {len(chosen)}"
         )
-    points = {holder: _number(share) for holder, share in chosen.items()}
-    secret = 0
-    for holder, value in points.items():
-        weight = value
-        for other in points:
-            if other != holder:
-                weight = weight * other * pow(other - holder, -1, PRIME) % PRIME
-        secret = (secret + weight) % PRIME
+    weights = _weights_at_zero(tuple(chosen))
+    secret = sum(w * _number(share) for w, share in zip(weights, chosen.values(), strict=True))
+    secret %= PRIME
     if secret >= 2**256:
         raise SecAggRefused(Reason.SHARES, "expected shares of one secret, found others")
     return secret.to_bytes(SECRET_BYTES)
+
+
+@lru_cache(maxsize=64)
+def _weights_at_zero(holders: tuple[int, ...]) -> tuple[int, ...]:
+    """What each holder's share counts for in the secret: the same for every secret of a round."""
+    weights = []
+    for holder in holders:
+        others = [other for other in holders if other != holder]
+        above = math.prod(others) % PRIME
+        below = math.prod(other - holder for other in others) % PRIME
+        weights.append(above * pow(below, -1, PRIME) % PRIME)
+    return tuple(weights)
 
 
 def _uniform(random_bytes: RandomBytes) -> int:

@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedward_common.canonical import sha256_hex
-from fedward_common.secagg.masks import BLOCK_BYTES, add_mask, agree, derive
+from fedward_common.secagg.masks import BLOCK_BYTES, Mask, add_masks, agree, derive, masked
 from fedward_common.secagg.refusals import SecAggRefused
 from fedward_common.secagg.shares import split
 from fedward_common.trust.signing import SigningKey
@@ -43,7 +43,7 @@ def test_a_mask_is_the_aes_ctr_keystream() -> None:
     given = VECTORS["mask"]
     residues = np.zeros(4, dtype=np.uint32)
 
-    add_mask(residues, bytes.fromhex(given["key"]), sign=1)
+    add_masks(residues, [(bytes.fromhex(given["key"]), 1)])
 
     assert little(residues) == given["residues_le"]
 
@@ -52,17 +52,30 @@ def test_a_mask_is_the_aes_ctr_keystream() -> None:
 def test_blocks_join_without_a_seam_and_minus_undoes_plus(extra: int) -> None:
     count = (BLOCK_BYTES + extra) // 4
     key = bytes(range(32))
-    whole, shorter = np.zeros(count, np.uint32), np.zeros(8, np.uint32)
-
-    add_mask(whole, key, sign=1)
-    add_mask(shorter, key, sign=1)
+    whole = masked(np.zeros(count, np.uint32), [(key, 1)])
+    shorter = masked(np.zeros(8, np.uint32), [(key, 1)])
     second = whole[BLOCK_BYTES // 4 :].copy()
     start = whole[:8].copy()
-    add_mask(whole, key, sign=-1)
+    add_masks(whole, [(key, -1)])
 
     assert start.tolist() == shorter.tolist()
     assert not whole.any()
     assert not len(second) or second[0] != start[0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+def test_many_masks_at_once_are_each_mask_after_the_other(dtype: type) -> None:
+    masks: list[Mask] = [(bytes([number]) * 32, 1 if number % 2 else -1) for number in range(5)]
+    vector = np.arange(BLOCK_BYTES // 4 + 3, dtype=dtype)
+    one_by_one = vector.copy()
+
+    together = masked(vector, masks)
+    for mask in masks:
+        add_masks(one_by_one, [mask])
+
+    assert (together == one_by_one).all()
+    assert (vector == np.arange(len(vector))).all()
+    assert (masked(vector, []) == vector).all()
 
 
 def test_shares_of_a_known_polynomial() -> None:
