@@ -56,6 +56,9 @@ bench-levers: $(STAMP)  ## each utility lever beside the study without it
 bench-privacy: $(STAMP)  ## the patient-level engine beside Opacus and training without privacy
 	@$(BIN)/python -m benchmarks.privacy --out runs/bench-privacy.json
 
+bench-dicom: $(STAMP)  ## indexing and decoding DICOM: speed and memory
+	@$(BIN)/python -m benchmarks.dicom --out runs/bench-dicom.json
+
 bundle: $(STAMP)  ## signed offline bundles of both roles (KEY=release.pem; python -m deploy.bundle.build --new-key makes one)
 	@$(BIN)/python -m deploy.bundle.build --role client --key $(KEY) --out dist
 	@$(BIN)/python -m deploy.bundle.build --role server --key $(KEY) --out dist
@@ -72,4 +75,4 @@ ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-heart bench-breast bench-ledger bench-levers bench-privacy e2e-enrol ci-deps clean
+.PHONY: help setup demo check test soak bundle bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom e2e-enrol ci-deps clean

@@ -2,7 +2,7 @@
 
 import typer
 
-from fedward_client.commands import decide, models, privacy, processes, site
+from fedward_client.commands import decide, images, models, privacy, processes, site
 from fedward_common.entry import run_program
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app.add_typer(decide.studies, name="studies")
 app.add_typer(decide.approver, name="approver")
 app.add_typer(decide.bundle, name="bundle")
 app.add_typer(decide.plugin, name="plugin")
+app.add_typer(images.images, name="images")
 app.add_typer(models.model, name="model")
 app.add_typer(privacy.budget, name="budget")
 app.add_typer(site.journal, name="journal")

@@ -51,7 +51,7 @@ class Role:
 
 ROLES = {
     "client": Role(
-        requirement="fedward-client",
+        requirement="fedward-client[imaging]",
         sources=("common", "client"),
         units="site",
         settings="site.toml",
