@@ -28,10 +28,30 @@ def clip_l2(vectors: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
 
     Source: Abadi et al. 2016, algorithm 1.
     """
-    wide, norms = _measured(vectors, clip_norm)
-    # A norm of zero gives C / 0 = inf, which the clamp turns into 1.
-    scaled = wide * torch.clamp(clip_norm / norms, max=1.0)
+    wide, norms = _measured(vectors)
+    scaled = wide * clip_factors(norms, clip_norm=clip_norm)
     return torch.where(torch.isfinite(norms), scaled, torch.zeros_like(scaled))
+
+
+def clip_factors(norms: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
+    """What a row of each norm is multiplied by: min(1, C / norm), and 0 where it is not finite.
+
+    Who multiplies must choose away a row with factor 0 that is not finite: 0 times NaN is NaN.
+
+    Raises:
+        ValueError: C is not positive and finite.
+    """
+    _check_bound(clip_norm)
+    # A norm of zero gives C / 0 = inf, which the clamp turns into 1.
+    factors = torch.clamp(clip_norm / norms, max=1.0)
+    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+
+def normalise_factors(norms: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
+    """C / (norm + 0.01) for each row, and 0 where the norm is not finite; see `clip_factors`."""
+    _check_bound(clip_norm)
+    factors = clip_norm / (norms + STABILITY)
+    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
 
 
 def normalise_l2(vectors: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
@@ -42,15 +62,18 @@ def normalise_l2(vectors: torch.Tensor, *, clip_norm: float) -> torch.Tensor:
 
     Source: Bu et al. 2023, "Automatic Clipping", equation AUTO-S with stability constant 0.01.
     """
-    wide, norms = _measured(vectors, clip_norm)
-    scaled = wide * (clip_norm / (norms + STABILITY))
+    wide, norms = _measured(vectors)
+    scaled = wide * normalise_factors(norms, clip_norm=clip_norm)
     return torch.where(torch.isfinite(norms), scaled, torch.zeros_like(scaled))
 
 
-def _measured(vectors: torch.Tensor, clip_norm: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """The rows as float64 and their norms [rows, 1]."""
+def _check_bound(clip_norm: float) -> None:
     if not (math.isfinite(clip_norm) and clip_norm > 0):
         raise ValueError(f"clip norm: expected a positive finite number, found {clip_norm}")
+
+
+def _measured(vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The rows as float64 and their norms [rows, 1]."""
     if vectors.dim() != 2 or not vectors.is_floating_point():
         raise ValueError(
             f"vectors: expected [rows, coordinates] of real numbers, "

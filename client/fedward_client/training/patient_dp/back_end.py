@@ -1,8 +1,8 @@
 """What a back end is: something that turns a chunk of patients into their mean gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -14,6 +14,10 @@ BackEndName = Literal["auto", "bookkeeping", "opacus", "loop"]
 """`auto` takes `bookkeeping` or `loop` (see `choice`); both give a patient's gradient the same bits
 whoever else is drawn. A site that trusts its coordinator may name `opacus`.
 """
+
+
+Factors = Callable[[torch.Tensor], torch.Tensor]
+"""Norms of patients, float64 [patients] -> what each is multiplied by; 0 where not finite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -41,6 +45,50 @@ class BackEnd(Protocol):
         Parameters are the trainable ones, flattened in the order of `trainable_parameters`.
         """
         ...
+
+
+@runtime_checkable
+class SummingBackEnd(BackEnd, Protocol):
+    """A back end that can clip and sum by itself, without a row for each patient in memory.
+
+    Further guarantees (tests/privacy/test_networks.py, test_neighbours.py):
+        each patient's part in the sum has at most the norm times the factor of that norm;
+        a patient whose norm is not finite adds exactly nothing.
+    """
+
+    def add_clipped(self, total: torch.Tensor, chunk: Chunk, factors: Factors) -> int:
+        """Adds factor times mean gradient of each patient to `total`; how many patients it were.
+
+        `total` is float64 [parameters], on the device of the model.
+        """
+        ...
+
+
+def add_clipped(back_end: BackEnd, total: torch.Tensor, chunk: Chunk, factors: Factors) -> int:
+    """The same by any `back_end`, from its rows where it cannot sum by itself.
+
+    Raises:
+        RuntimeError: the back end's rows are not one number for each parameter.
+    """
+    if isinstance(back_end, SummingBackEnd):
+        return back_end.add_clipped(total, chunk, factors)
+    patients = 0
+    for rows in back_end.patient_gradients(chunk):
+        if rows.shape[1:] != total.shape:
+            raise RuntimeError("back end: expected one number for each parameter")
+        wide = rows.to(torch.float64)
+        total += weighted_sum(wide, factors(torch.linalg.vector_norm(wide, dim=1)))
+        patients += rows.shape[0]
+    return patients
+
+
+def weighted_sum(wide: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """The sum of `scales` [rows] times the rows of `wide`; a row of scale 0 adds nothing at all."""
+    counted = scales != 0
+    if not bool(counted.all()):
+        # Chosen away, not multiplied: zero times NaN is NaN.
+        wide = torch.where(counted.unsqueeze(1), wide, torch.zeros_like(wide))
+    return scales @ wide
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

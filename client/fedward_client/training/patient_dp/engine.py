@@ -1,12 +1,14 @@
 """One step of DP-SGD whose privacy unit is the patient."""
 
+from functools import partial
+
 import numpy as np
 import torch
 
-from fedward_client.training.patient_dp.back_end import BackEnd, Chunk
+from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, add_clipped
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_client.training.patient_dp.sampling import Draw, chunks, draw_patients, draw_records
-from fedward_common.privacy.clipping import clip_l2, normalise_l2
+from fedward_common.privacy.clipping import clip_factors, normalise_factors
 from fedward_common.privacy.randomness import RandomSource
 
 
@@ -78,21 +80,16 @@ class PatientDpEngine:
         total = self._clipped_sum(patients, draw)
         total += self._draw_noise(total.device)
         self._steps += 1
-        return total / self.plan.denominator
+        return total.div_(self.plan.denominator)
 
     def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
         device = patients.features.device
         total = torch.zeros(self._parameters, dtype=torch.float64, device=device)
-        bound = clip_l2 if self.plan.clipping == "flat" else normalise_l2
+        bound = clip_factors if self.plan.clipping == "flat" else normalise_factors
+        factors = partial(bound, clip_norm=self.plan.clip_norm)
         for piece in chunks(draw, max_records=self._max_records_per_chunk):
             chunk = self._chunk(patients, piece)
-            rows_expected = len(piece.sizes)
-            for block in self._back_end.patient_gradients(chunk):
-                if block.shape[1] != self._parameters:
-                    raise RuntimeError("back end: expected one number for each parameter")
-                rows_expected -= block.shape[0]
-                total += bound(block, clip_norm=self.plan.clip_norm).sum(dim=0)
-            if rows_expected != 0:
+            if add_clipped(self._back_end, total, chunk, factors) != len(piece.sizes):
                 raise RuntimeError("back end: expected one gradient for each patient of the chunk")
         return total
 

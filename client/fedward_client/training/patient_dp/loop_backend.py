@@ -8,6 +8,7 @@ from torch import nn
 from fedward_client.tasks.task import LossFunction
 from fedward_client.training.patient_dp.back_end import (
     Chunk,
+    Factors,
     record_losses,
     trainable_parameters,
 )
@@ -15,6 +16,7 @@ from fedward_common.errors import ModelRefused
 
 _BLOCK_ELEMENTS = 1 << 20
 """Gradients are handed on in blocks of about 8 MiB, so that large models stay small in memory."""
+_PIECE_ELEMENTS = 1 << 16
 
 
 class LoopBackEnd:
@@ -33,20 +35,32 @@ class LoopBackEnd:
 
     def patient_gradients(self, chunk: Chunk) -> Iterator[torch.Tensor]:
         """Blocks [patients, parameters] that together hold one row for each patient in order."""
-        sizes: list[int] = chunk.sizes.tolist()
-        pairs = zip(
-            torch.split(chunk.features, sizes), torch.split(chunk.labels, sizes), strict=True
-        )
         rows: list[torch.Tensor] = []
-        for features, labels in pairs:
-            rows.append(self._gradient(features, labels))
+        for features, labels in _patients(chunk):
+            gradients = self._gradients(features, labels)
+            rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
             if len(rows) == self._rows_per_block:
                 yield torch.stack(rows)
                 rows = []
         if rows:
             yield torch.stack(rows)
 
-    def _gradient(self, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def add_clipped(self, total: torch.Tensor, chunk: Chunk, factors: Factors) -> int:
+        """Adds factor times mean gradient of each patient to `total`; how many patients it were.
+
+        Norms and sums are in float64; no more than one patient's gradient is in memory.
+        """
+        for features, labels in _patients(chunk):
+            gradients = [g.reshape(-1) for g in self._gradients(features, labels)]
+            # One number read out, so that a patient who adds nothing is left out, not multiplied.
+            scale = float(factors(_norm(gradients)))
+            if scale:
+                sizes = [len(gradient) for gradient in gradients]
+                for into, gradient in zip(torch.split(total, sizes), gradients, strict=True):
+                    _add_scaled(into, gradient, scale)
+        return len(chunk.sizes)
+
+    def _gradients(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # A copy is aligned alike wherever the patient stands in the chunk; kernels may round by it.
         features, labels = features.clone(), labels.clone()
         losses = record_losses(self._model, loss=self._loss, features=features, labels=labels)
@@ -57,4 +71,29 @@ class LoopBackEnd:
         for name, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is None:
                 raise ModelRefused(f"parameter {name}: expected a gradient, found none")
-        return torch.cat([gradient.flatten() for gradient in gradients])
+        return gradients
+
+
+def _patients(chunk: Chunk) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The records and labels of one patient after another."""
+    sizes: list[int] = chunk.sizes.tolist()
+    return zip(torch.split(chunk.features, sizes), torch.split(chunk.labels, sizes), strict=True)
+
+
+def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """The norm over all of them, float64 [1]."""
+    squares = []
+    for gradient in gradients:
+        for piece in torch.split(gradient, _PIECE_ELEMENTS):
+            wide = piece.double()
+            squares.append(torch.dot(wide, wide))
+    return torch.stack(squares).sum().sqrt().view(1)
+
+
+def _add_scaled(total: torch.Tensor, gradient: torch.Tensor, scale: float) -> None:
+    """Adds scale times gradient in float64, in pieces that stay in the cache."""
+    pieces = zip(
+        torch.split(total, _PIECE_ELEMENTS), torch.split(gradient, _PIECE_ELEMENTS), strict=True
+    )
+    for into, piece in pieces:
+        into.add_(piece.double(), alpha=scale)

@@ -38,24 +38,23 @@ _TOLERANCE = 1e-4
 _NAMES = """
 _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d
 _adaptive_avg_pool3d_backward _log_softmax _log_softmax_backward_data _softmax
-_softmax_backward_data _to_copy _unsafe_view abs add add_ addmm alias arange avg_pool1d
-avg_pool2d avg_pool2d_backward avg_pool3d avg_pool3d_backward baddbmm
-binary_cross_entropy_with_logits bmm cat chunk clamp clamp_min clone constant_pad_nd convolution
-convolution_backward copy_ detach div elu elu_backward embedding empty empty_like empty_strided
-eq exp expand fill fill_ full full_like gather ge gelu gelu_backward gt hardtanh
-hardtanh_backward index_add_ index_select isfinite le leaky_relu leaky_relu_backward log log1p
-log_sigmoid_backward log_sigmoid_forward logical_and logical_not lt masked_fill
-max_pool2d_with_indices max_pool2d_with_indices_backward max_pool3d_with_indices
-max_pool3d_with_indices_backward maximum mean minimum mm mul mul_ native_batch_norm
-native_batch_norm_backward native_group_norm native_group_norm_backward native_layer_norm
-native_layer_norm_backward ne neg new_zeros nll_loss2d_backward nll_loss2d_forward
-nll_loss_backward nll_loss_forward ones ones_like permute pow reciprocal relu repeat rsqrt rsub
-scalar_tensor scatter select select_backward sigmoid sigmoid_backward sign silu silu_backward
-slice slice_backward smooth_l1_loss smooth_l1_loss_backward softplus softplus_backward split
-split_with_sizes sqrt squeeze stack sub sum t tanh tanh_backward threshold_backward transpose
-unbind unsafe_split unsqueeze upsample_nearest1d upsample_nearest1d_backward upsample_nearest2d
-upsample_nearest2d_backward upsample_nearest3d upsample_nearest3d_backward view where zero_
-zeros zeros_like
+_softmax_backward_data _to_copy _unsafe_view abs add add_ addmm alias arange avg_pool1d avg_pool2d
+avg_pool2d_backward avg_pool3d avg_pool3d_backward baddbmm binary_cross_entropy_with_logits bmm cat
+chunk clamp clamp_min clone constant_pad_nd convolution convolution_backward copy_ detach diagonal
+div elu elu_backward embedding empty empty_like empty_strided eq exp expand fill fill_ full
+full_like gather ge gelu gelu_backward gt hardtanh hardtanh_backward index_add_ index_select
+isfinite le leaky_relu leaky_relu_backward linalg_vector_norm log log1p log_sigmoid_backward
+log_sigmoid_forward logical_and logical_not lt masked_fill max_pool2d_with_indices
+max_pool2d_with_indices_backward max_pool3d_with_indices max_pool3d_with_indices_backward maximum
+mean minimum mm mul mul_ native_batch_norm native_batch_norm_backward native_group_norm
+native_group_norm_backward native_layer_norm native_layer_norm_backward ne neg new_zeros
+nll_loss2d_backward nll_loss2d_forward nll_loss_backward nll_loss_forward ones ones_like permute pow
+reciprocal relu repeat rsqrt rsub scalar_tensor scatter select select_backward sigmoid
+sigmoid_backward sign silu silu_backward slice slice_backward smooth_l1_loss smooth_l1_loss_backward
+softplus softplus_backward split split_with_sizes sqrt squeeze stack sub sum t tanh tanh_backward
+threshold_backward transpose unbind unsafe_split unsqueeze upsample_nearest1d
+upsample_nearest1d_backward upsample_nearest2d upsample_nearest2d_backward upsample_nearest3d
+upsample_nearest3d_backward view where zero_ zeros zeros_like
 """
 _OPERATIONS = frozenset(_NAMES.split())
 """Operations whose kernels do the same work on any numbers. Batch norms are here because torch
@@ -74,8 +73,8 @@ def check_slots(
     The model gets made-up weights for the check and its own back afterwards.
 
     1. Only operations of the list are used, and no number is read out of a tensor.
-    2. Every place gives plain autograd's gradient of its own patient.
-    3. One patient in all places has the same bits in each.
+    2. Every place gives plain autograd's gradient of its own patient, and a sum is their sum.
+    3. One patient in all places has the same bits in each: gradients or their factors, and norms.
     4. Moved to another place, with other company and with empty places, patients keep their bits.
     5. Company of NaN, infinities, huge and subnormal numbers changes no bit of a patient.
 
@@ -89,24 +88,31 @@ def check_slots(
             starts = torch.cumsum(people.sizes, 0) - people.sizes
             batch = back_end.batch(people, sizes=people.sizes, starts=starts)
             with _NoReading(), _Recorded() as recorded:
-                base = back_end.gradients(batch)
+                base = back_end.evidence(batch)
             unknown = sorted(recorded.names - _OPERATIONS)  # 1
             if unknown:
                 raise _refusal(f"the operation {unknown[0]}, which is not on its list")
             if magnitude == _MAGNITUDES[0]:
-                _check_values(base, torch.cat(list(reference.patient_gradients(people))))  # 2
+                _check_values(back_end, people, reference)  # 2
             _check_places(back_end, people, base)  # 3
             _check_moves(back_end, people, base)  # 4
             _check_company(back_end, people, base)  # 5
 
 
-def _check_values(found: torch.Tensor, expected: torch.Tensor) -> None:
-    wide = expected.double()
+def _check_values(back_end: BookkeepingBackEnd, people: Chunk, reference: LoopBackEnd) -> None:
+    found = torch.cat(list(back_end.patient_gradients(people)))
+    wide = torch.cat(list(reference.patient_gradients(people))).double()
     off = torch.linalg.vector_norm(found.double() - wide, dim=1)
     allowed = _TOLERANCE * torch.linalg.vector_norm(wide, dim=1)
     finite = torch.isfinite(wide).all(dim=1)
     if not bool((off <= allowed)[finite].all()):
         raise _refusal("a gradient that is not plain autograd's; something mixes records")
+    whole = wide.sum(dim=0)
+    summed = torch.zeros_like(whole)
+    back_end.add_clipped(summed, people, torch.ones_like)
+    sizes = torch.linalg.vector_norm(wide, dim=1).sum()
+    if bool(finite.all()) and bool(torch.linalg.vector_norm(summed - whole) > _TOLERANCE * sizes):
+        raise _refusal("a sum that is not the sum of its patients' gradients")
 
 
 def _check_places(back_end: BookkeepingBackEnd, people: Chunk, base: torch.Tensor) -> None:
@@ -185,7 +191,10 @@ def _chosen(people: Chunk, order: list[int]) -> Chunk:
 
 
 def _rows(back_end: BookkeepingBackEnd, chunk: Chunk) -> torch.Tensor:
-    return torch.cat(list(back_end.patient_gradients(chunk)))
+    """What each patient of at most one batch leaves in a sum, bit for bit."""
+    starts = torch.cumsum(chunk.sizes, 0) - chunk.sizes
+    batch = back_end.batch(chunk, sizes=chunk.sizes, starts=starts)
+    return back_end.evidence(batch)[: len(chunk.sizes)]
 
 
 class _NoReading(TorchFunctionMode):

@@ -162,8 +162,8 @@ def test_a_place_that_rounds_otherwise_is_refused() -> None:
     """A fault of the smallest size: one place's result off by one unit in the last place."""
 
     class OneUlp(BookkeepingBackEnd):
-        def gradients(self, batch: object) -> torch.Tensor:
-            rows = super().gradients(batch).clone()
+        def evidence(self, batch: object) -> torch.Tensor:
+            rows = super().evidence(batch).clone()
             rows[2] = rows[2] * (1 + 2**-23)
             return rows
 
