@@ -189,7 +189,7 @@ def test_a_masked_vector_tells_nothing_by_its_bytes() -> None:
     one.advertised()
     one.shared()
     vectors = {site: np.zeros(40_000, np.uint32) for site in one.parties}
-    sent = one.parties["s1"].mask(one.coordinator.boxes_for("s1"), vectors["s1"])  # type: ignore[index]
+    sent = one.parties["s1"].mask(one.coordinator.boxes_for("s1"), vectors["s1"].copy())  # type: ignore[index]
 
     counts = np.bincount((sent >> np.uint32(28)).astype(np.int64), minlength=16)
 

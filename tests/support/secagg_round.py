@@ -87,7 +87,7 @@ class Round:
         for site in list(self.coordinator._boxes):
             if site not in set(without):
                 boxes = self.coordinator.boxes_for(site)
-                sent = self.parties[SiteId(site)].mask(boxes, vectors[site])
+                sent = self.parties[SiteId(site)].mask(boxes, vectors[site].copy())
                 self.coordinator.take_masked(site, sent)
 
     def opened(self, *, unsigned: Iterable[str] = (), silent: Iterable[str] = ()) -> Ring:

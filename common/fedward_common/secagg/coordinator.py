@@ -82,8 +82,9 @@ class Coordinator:
                 Reason.VECTOR, f"expected {self.size} residues of {self.dtype.__name__}"
             )
         if self._total is None:
-            self._total = np.zeros(self.size, dtype=self.dtype)
-        np.add(self._total, masked, out=self._total)
+            self._total = masked.copy()
+        else:
+            np.add(self._total, masked, out=self._total)
         self._masked.append(site)
 
     def close(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from fedward_common.canonical import sha256_hex
 from fedward_common.errors import SignatureRefused
 from fedward_common.ids import SiteId
 from fedward_common.secagg.fixedpoint import Ring
-from fedward_common.secagg.masks import Mask, agree, derive, masked, public_of
+from fedward_common.secagg.masks import Mask, add_masks, agree, derive, public_of
 from fedward_common.secagg.messages import (
     Advert,
     Envelopes,
@@ -136,7 +136,7 @@ class Participant:
         )
 
     def mask(self, boxes: Mapping[str, str], residues: Ring) -> Ring:
-        """`residues` under this site's masks, a new vector; what the coordinator may see.
+        """`residues` under this site's masks, written over them: what the coordinator may see.
 
         `boxes`: by sender, the envelope meant for this site. Those senders and this site are the
         ones whose pairwise masks are in the vector.
@@ -154,7 +154,8 @@ class Participant:
                 f"expected shares of {self.thresholds.fewest_survivors} sites, found "
                 f"{len(self._sharers)}",
             )
-        return masked(residues, self._masks())
+        add_masks(residues, self._masks())
+        return residues
 
     def _masks(self) -> list[Mask]:
         """The own mask, and one shared with each other site: the lower number adds it."""

@@ -7,9 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from fedward_common.canonical import sha256_hex
-from fedward_common.secagg.masks import BLOCK_BYTES, Mask, add_masks, agree, derive, masked
+from fedward_common.secagg.fixedpoint import Ring
+from fedward_common.secagg.masks import BLOCK_BYTES, Mask, add_masks, agree, derive
 from fedward_common.secagg.refusals import SecAggRefused
 from fedward_common.secagg.shares import split
 from fedward_common.trust.signing import SigningKey
@@ -48,12 +52,25 @@ def test_a_mask_is_the_aes_ctr_keystream() -> None:
     assert little(residues) == given["residues_le"]
 
 
+def test_the_keystream_is_plain_counter_mode_over_block_borders() -> None:
+    """Another implementation of the same keystream: CTR, counter blocks from 2 on."""
+    key, count = bytes(range(32)), BLOCK_BYTES // 4 + 5
+    residues = np.zeros(count, np.uint32)
+    plain = Cipher(AES256(key), CTR(bytes(15) + b"\x02")).encryptor()
+
+    add_masks(residues, [(key, 1)])
+
+    assert residues.tobytes() == plain.update(bytes(4 * count))
+
+
 @pytest.mark.parametrize("extra", [-4, 0, 4, 1000])
 def test_blocks_join_without_a_seam_and_minus_undoes_plus(extra: int) -> None:
     count = (BLOCK_BYTES + extra) // 4
     key = bytes(range(32))
-    whole = masked(np.zeros(count, np.uint32), [(key, 1)])
-    shorter = masked(np.zeros(8, np.uint32), [(key, 1)])
+    whole, shorter = np.zeros(count, np.uint32), np.zeros(8, np.uint32)
+
+    add_masks(whole, [(key, 1)])
+    add_masks(shorter, [(key, 1)])
     second = whole[BLOCK_BYTES // 4 :].copy()
     start = whole[:8].copy()
     add_masks(whole, [(key, -1)])
@@ -64,18 +81,21 @@ def test_blocks_join_without_a_seam_and_minus_undoes_plus(extra: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
-def test_many_masks_at_once_are_each_mask_after_the_other(dtype: type) -> None:
+def test_many_masks_at_once_are_each_mask_after_the_other(
+    dtype: type[np.uint32] | type[np.uint64],
+) -> None:
     masks: list[Mask] = [(bytes([number]) * 32, 1 if number % 2 else -1) for number in range(5)]
-    vector = np.arange(BLOCK_BYTES // 4 + 3, dtype=dtype)
-    one_by_one = vector.copy()
+    together: Ring = np.arange(BLOCK_BYTES // 4 + 3, dtype=dtype)
+    one_by_one, untouched = together.copy(), together.copy()
 
-    together = masked(vector, masks)
+    add_masks(together, masks)
     for mask in masks:
         add_masks(one_by_one, [mask])
+    add_masks(untouched, [])
 
     assert (together == one_by_one).all()
-    assert (vector == np.arange(len(vector))).all()
-    assert (masked(vector, []) == vector).all()
+    assert (untouched == np.arange(len(untouched))).all()
+    assert (together != untouched).any()
 
 
 def test_shares_of_a_known_polynomial() -> None:
