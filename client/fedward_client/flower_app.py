@@ -39,6 +39,8 @@ def site_worker() -> Worker:
             device=settings.device,
             backend=settings.backend,
             max_records_per_chunk=settings.max_records_per_chunk,
+            precision=settings.precision,
+            replicas=settings.replicas,
         ),
     )
 

@@ -247,6 +247,12 @@ class SiteSettings(Strict):
     device: Literal["cpu", "cuda"] = "cpu"
     backend: Literal["auto", "bookkeeping", "opacus", "loop"] = "auto"
     max_records_per_chunk: int = Field(default=4096, ge=1)
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the model's forward pass; clipping is always wider"
+    )
+    replicas: int = Field(
+        default=1, ge=1, le=64, description="GPUs, or threads on the CPU, that share the patients"
+    )
 
     _source: Path = PrivateAttr(default=Path("site.toml"))
 

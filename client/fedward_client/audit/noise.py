@@ -215,6 +215,8 @@ def run_block_steps(
         examples=task.examples(device=device),
         most_records=probe.plan.most_records,
         max_records_per_chunk=flags.max_records_per_chunk,
+        precision=flags.precision,
+        replicas=flags.replicas,
     )
     width = sum(p.numel() for p in trainable_parameters(model).values())
     back_end = CanaryBackEnd(inner, width=width, size=_CANARY_SIZE * probe.plan.clip_norm)

@@ -35,7 +35,12 @@ def rehearse(
 
     settings = load(config)
     study = SignedStudy.parse(read_study(signed_study)).verify()
-    flags = PerformanceFlags(device=settings.device, backend=settings.backend)
+    flags = PerformanceFlags(
+        device=settings.device,
+        backend=settings.backend,
+        precision=settings.precision,
+        replicas=settings.replicas,
+    )
     models = run_rehearsal(
         study,
         SiteId(settings.site),
@@ -67,7 +72,12 @@ def audit(
 
     settings = load(config)
     study = SignedStudy.parse(read_study(signed_study)).verify()
-    flags = PerformanceFlags(device=settings.device, backend=settings.backend)
+    flags = PerformanceFlags(
+        device=settings.device,
+        backend=settings.backend,
+        precision=settings.precision,
+        replicas=settings.replicas,
+    )
     report = audit_study(study, SiteId(settings.site), flags=flags, canaries=canaries)
     typer.echo(json.dumps(audit_json(report)) if as_json else audit_text(report))
     if not report.passed:

@@ -9,6 +9,7 @@ from fedward_client.tasks.registry import task_of
 from fedward_client.training.descent import LocalDescent, freeze
 from fedward_client.training.patient_dp.back_end import (
     BackEndName,
+    Precision,
     trainable_parameters,
 )
 from fedward_client.training.patient_dp.choice import choose_back_end
@@ -38,6 +39,8 @@ class PerformanceFlags:
     device: str = "cpu"
     backend: BackEndName = "auto"
     max_records_per_chunk: int = 256
+    precision: Precision = "float32"
+    replicas: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +114,8 @@ class LocalTrainer:
             examples=examples,
             most_records=self._plan.most_records,
             max_records_per_chunk=self._flags.max_records_per_chunk,
+            precision=self._flags.precision,
+            replicas=self._flags.replicas,
         )
         load_weights(model, weights)
         engine = PatientDpEngine(

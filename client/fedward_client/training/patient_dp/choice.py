@@ -1,19 +1,22 @@
 """Which back end runs: by name, or by `auto` from a short measured table of 2026-11-20."""
 
+import torch
 from torch import nn
 
 from fedward_client.tasks.task import ExampleRecords, LossFunction
 from fedward_client.training.patient_dp.back_end import (
     BackEnd,
     BackEndName,
+    Precision,
     trainable_parameters,
 )
 from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBackEnd, Geometry
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.model_check import checked_back_end
 from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
+from fedward_client.training.patient_dp.replicated_backend import ReplicatedBackEnd
 from fedward_client.training.patient_dp.slot_check import check_slots
-from fedward_common.errors import ModelRefused
+from fedward_common.errors import ConfigError, ModelRefused
 
 _LARGEST_FOR_BOOKKEEPING = {"dense": 20_000, "recurrent": 30_000, "convolution": 0}
 """The most trainable numbers for which `auto` tries bookkeeping first; none beyond the measured.
@@ -40,14 +43,18 @@ def choose_back_end(
     examples: ExampleRecords,
     most_records: int,
     max_records_per_chunk: int,
+    precision: Precision = "float32",
+    replicas: int = 1,
 ) -> BackEnd:
     """The back end `name` on `model`, checked on made-up patients; `auto` falls back to `loop`.
 
     `most_records` is what one patient brings at most, by the plan. What is chosen depends on the
     model, the plan and the machine, never on the site's patients. `auto` never takes `opacus`.
+    With bfloat16 or several replicas it takes `loop`.
 
     Raises:
         ModelRefused: the named back end, or `loop` under `auto`, cannot keep patients apart.
+        ConfigError: another back end than `loop` with bfloat16 or replicas, or too few devices.
     """
 
     def bookkeeping() -> BackEnd:
@@ -58,13 +65,30 @@ def choose_back_end(
         check_slots(made, model, loss=loss, examples=examples)
         return made
 
+    def loop() -> BackEnd:
+        if replicas == 1:
+            return LoopBackEnd(model, loss=loss, precision=precision)
+        return ReplicatedBackEnd(
+            model,
+            make=lambda replica: LoopBackEnd(replica, loss=loss, precision=precision),
+            devices=_devices(model, replicas),
+            examples=examples,
+        )
+
     makers = {
         "bookkeeping": bookkeeping,
-        "loop": lambda: LoopBackEnd(model, loss=loss),
+        "loop": loop,
         "opacus": lambda: OpacusBackEnd(model, loss=loss),
     }
+    only_loop = precision != "float32" or replicas > 1
+    if only_loop and name not in ("auto", "loop"):
+        raise ConfigError(
+            f"backend: expected 'loop' or 'auto' with bfloat16 or replicas, found {name!r}"
+        )
     if name == "auto":
-        if _bookkeeping_is_faster(model, places=max_records_per_chunk // most_records):
+        if not only_loop and _bookkeeping_is_faster(
+            model, places=max_records_per_chunk // most_records
+        ):
             try:
                 return checked_back_end(
                     bookkeeping, model, loss=loss, examples=examples, most_records=most_records
@@ -73,8 +97,28 @@ def choose_back_end(
                 pass  # the loop below takes any model that autograd can differentiate
         name = "loop"
     return checked_back_end(
-        makers[name], model, loss=loss, examples=examples, most_records=most_records
+        makers[name],
+        model,
+        loss=loss,
+        examples=examples,
+        most_records=most_records,
+        precision=precision,
     )
+
+
+def _devices(model: nn.Module, replicas: int) -> list[torch.device]:
+    """The devices of the replicas: GPUs in order, or the CPU again and again."""
+    first = next(model.parameters()).device
+    if first.type != "cuda":
+        return [first] * replicas
+    found = torch.cuda.device_count()
+    if found < replicas:
+        raise ConfigError(
+            f"replicas: expected at most the {found} GPUs that are here, found {replicas}"
+        )
+    return [first, *(torch.device("cuda", n) for n in range(found) if n != (first.index or 0))][
+        :replicas
+    ]
 
 
 def _bookkeeping_is_faster(model: nn.Module, *, places: int) -> bool:

@@ -9,6 +9,7 @@ from fedward_client.tasks.task import LossFunction
 from fedward_client.training.patient_dp.back_end import (
     Chunk,
     Factors,
+    Precision,
     record_losses,
     trainable_parameters,
 )
@@ -26,8 +27,11 @@ class LoopBackEnd:
     patients ever meet in one tensor, so that not even rounding depends on who else is drawn.
     """
 
-    def __init__(self, model: nn.Module, *, loss: LossFunction) -> None:
+    def __init__(
+        self, model: nn.Module, *, loss: LossFunction, precision: Precision = "float32"
+    ) -> None:
         self._model = model
+        self._precision: Precision = precision
         self._loss = loss
         self._parameters = trainable_parameters(model)
         width = sum(p.numel() for p in self._parameters.values())
@@ -63,7 +67,13 @@ class LoopBackEnd:
     def _gradients(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
         # A copy is aligned alike wherever the patient stands in the chunk; kernels may round by it.
         features, labels = features.clone(), labels.clone()
-        losses = record_losses(self._model, loss=self._loss, features=features, labels=labels)
+        losses = record_losses(
+            self._model,
+            loss=self._loss,
+            features=features,
+            labels=labels,
+            precision=self._precision,
+        )
         # The gradient of the mean is the mean of the gradients, in one backward pass.
         gradients = torch.autograd.grad(
             losses.mean(), list(self._parameters.values()), allow_unused=True

@@ -18,6 +18,7 @@ from fedward_client.tasks.task import ExampleRecords, LossFunction
 from fedward_client.training.patient_dp.back_end import (
     BackEnd,
     Chunk,
+    Precision,
     record_losses,
     trainable_parameters,
 )
@@ -69,10 +70,11 @@ def checked_back_end(
     loss: LossFunction,
     examples: ExampleRecords,
     most_records: int = max(_PROBE_SIZES),
+    precision: Precision = "float32",
 ) -> BackEnd:
     """The back end that `make` puts on `model`, once it was right on made-up patients.
 
-    1. A patient alone has the gradient that plain autograd gives.
+    1. A patient alone has the gradient that plain autograd gives in this precision.
     2. A patient's gradient is the same whoever else is in the chunk.
 
     No probe has more than `most_records` records a patient.
@@ -92,7 +94,8 @@ def checked_back_end(
         labels=torch.cat([labels[:first], 1 - others_labels[first:]]),
     )
     with _explained(model):
-        expected = _first_gradient(LoopBackEnd(model, loss=loss), alone)
+        reference = LoopBackEnd(model, loss=loss, precision=precision)
+        expected = _first_gradient(reference, alone)
         back_end = make()
         _compare(model, _first_gradient(back_end, alone), expected)  # 1
         with_some = _first_gradient(back_end, together)
