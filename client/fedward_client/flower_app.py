@@ -14,7 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedward_client.adapters.flower_records import from_records, to_records
-from fedward_client.data.tabular import CsvSource
+from fedward_client.data.site import SiteSource
 from fedward_client.exclusions import excluded_patients
 from fedward_client.guard.client import GuardClient
 from fedward_client.settings import load_site_settings
@@ -34,7 +34,7 @@ def site_worker() -> Worker:
     settings = load_site_settings(Path(os.environ[SETTINGS_VARIABLE]))
     return Worker(
         guard=GuardClient(settings.worker_socket),
-        source=CsvSource(settings.data, excluded=partial(excluded_patients, settings)),
+        source=SiteSource(settings, excluded=partial(excluded_patients, settings)),
         flags=PerformanceFlags(
             device=settings.device,
             backend=settings.backend,

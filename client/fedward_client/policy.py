@@ -68,7 +68,7 @@ class SitePolicy:
             source=str(settings.source),
             standing=nobody if standing is None else standing,
             patient_keys=frozenset(
-                table.patient_key for table in settings.data if table.patient_key is not None
+                table.patient_key for table in settings.tables if table.patient_key is not None
             ),
         )
 

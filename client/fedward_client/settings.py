@@ -9,8 +9,10 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
     BeforeValidator,
+    Discriminator,
     Field,
     PrivateAttr,
+    Tag,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -108,6 +110,76 @@ class CsvFile(Strict):
     path: Location
     delimiter: str = Field(default=",", min_length=1, max_length=1)
     patient_key: str | None = Field(default=None, min_length=1, max_length=256)
+
+
+def _known_zone_name(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+        raise ValueError("expected a time zone such as Europe/Zurich, found another") from error
+    return name
+
+
+class _Clinical(Strict):
+    """A source of clinical events. `time_zone`: whose wall clock its times are compared in."""
+
+    time_zone: str = "UTC"
+
+    @field_validator("time_zone")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        return _known_zone_name(name)
+
+
+class EventFiles(_Clinical):
+    """Two tables (CSV, or Parquet by their ending): patients, and their coded events."""
+
+    kind: Literal["events"] = "events"
+    patients: Location
+    events: Location
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+
+
+class FhirFolder(_Clinical):
+    """FHIR R4: a folder (or one file) of bulk export ndjson and bundles."""
+
+    kind: Literal["fhir"] = "fhir"
+    path: Location
+
+
+class OmopUrl(_Clinical):
+    """An OMOP CDM 5.4 database by its SQLAlchemy URL.
+
+    `url_file` holds the URL instead, where it has a password. `patient_id` says which column of
+    `person` is a patient's id, for the list of exclusions and the held-out split.
+    """
+
+    kind: Literal["omop"] = "omop"
+    url: str | None = Field(default=None, min_length=1, max_length=1024)
+    url_file: Location | None = None
+    schema_name: str | None = Field(default=None, min_length=1, max_length=64)
+    patient_id: Literal["person_id", "person_source_value"] = "person_id"
+
+    @model_validator(mode="after")
+    def _one_url(self) -> "OmopUrl":
+        if (self.url is None) == (self.url_file is None):
+            raise ValueError("expected exactly one of url and url_file")
+        return self
+
+
+def _data_kind(value: object) -> str:
+    """The kind of a [[data]] table; without one it is a CSV table, as before there were others."""
+    kind = value.get("kind", "csv") if isinstance(value, dict) else getattr(value, "kind", "csv")
+    return kind if isinstance(kind, str) else "csv"
+
+
+DataEntry = Annotated[
+    Annotated[CsvFile, Tag("csv")]
+    | Annotated[EventFiles, Tag("events")]
+    | Annotated[FhirFolder, Tag("fhir")]
+    | Annotated[OmopUrl, Tag("omop")],
+    Discriminator(_data_kind),
+]
 
 
 class LoopbackPorts(Strict):
@@ -211,11 +283,7 @@ class PolicyRules(Strict):
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-            raise ValueError("expected a time zone such as Europe/Zurich, found another") from error
-        return name
+        return _known_zone_name(name)
 
     @model_validator(mode="after")
     def _consistent(self) -> "PolicyRules":
@@ -235,7 +303,7 @@ class SiteSettings(Strict):
     coordinator: CoordinatorAddress
     folders: Folders = Field(default_factory=dict, validate_default=True)
     keys: KeyPaths
-    data: tuple[CsvFile, ...] = Field(min_length=1, strict=False)
+    data: tuple[DataEntry, ...] = Field(min_length=1, strict=False)
     exclusions: Location | None = Field(
         default=None, description="patients who object: a header `patient_id`, one id per line"
     )
@@ -266,12 +334,36 @@ class SiteSettings(Strict):
 
     @model_validator(mode="after")
     def _exclusions_by_the_right_column(self) -> "SiteSettings":
-        if self.exclusions is not None and any(one.patient_key is None for one in self.data):
+        if self.exclusions is not None and any(one.patient_key is None for one in self.tables):
             raise ValueError(
                 "exclusions: expected patient_key in every [[data]] beside it, found none: a study "
                 "could name another column, in which nobody of the list stands"
             )
         return self
+
+    @property
+    def tables(self) -> tuple[CsvFile, ...]:
+        """The [[data]] that are CSV tables."""
+        return tuple(one for one in self.data if isinstance(one, CsvFile))
+
+    @property
+    def clinical(self) -> tuple[EventFiles | FhirFolder | OmopUrl, ...]:
+        """The [[data]] that are sources of clinical events."""
+        return tuple(one for one in self.data if not isinstance(one, CsvFile))
+
+    @property
+    def data_files(self) -> tuple[Path, ...]:
+        """The files of [[data]] that the worker opens; the files of a folder are not listed."""
+        found: list[Path | None] = []
+        for one in self.data:
+            match one:
+                case CsvFile() | FhirFolder():
+                    found.append(one.path)
+                case EventFiles():
+                    found += [one.patients, one.events]
+                case OmopUrl():
+                    found.append(one.url_file)
+        return tuple(path for path in found if path is not None)
 
     @property
     def source(self) -> Path:

@@ -20,6 +20,7 @@ from fedward_common.errors import ConfigError
 from fedward_common.models.plugins import find_plugin
 from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.ledger import Reservation, StudyAccount
+from fedward_common.study.clinical import ClinicalData, Measured, Present
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
@@ -221,6 +222,9 @@ def _standing(policy: SitePolicy, digest: str) -> dict[str, Any]:
 def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
     """The columns that are read, each with what it is for."""
     data = study.data
+    if isinstance(data, ClinicalData):
+        yield from _clinical_fields(data)
+        return
     if not isinstance(data, TabularData | Table):
         return
     yield {"name": data.patient_key, "use": "which rows are one patient; never leaves"}
@@ -238,6 +242,28 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
         }
         if data.split.kind == "column":
             yield {"name": data.split.column, "use": "who is held out"}
+
+
+def _clinical_fields(data: ClinicalData) -> Iterator[dict[str, str]]:
+    """The codes that are read, each with every use of it."""
+    yield {"name": "patient id, birth date, sex, death", "use": "cohort; the id never leaves"}
+    uses: dict[str, list[str]] = {concept: [] for concept in data.concepts}
+    cohort = data.cohort
+    named: list[tuple[str, tuple[str, ...]]] = [("the index event", cohort.index.concepts)]
+    named += [("inclusion", one.concepts) for one in cohort.include]
+    named += [("exclusion", one.concepts) for one in cohort.exclude]
+    for feature in data.features:
+        if isinstance(feature, Measured):
+            how = f"{feature.name}: {feature.aggregation} in {feature.unit} before the index"
+            named.append((how, feature.concepts))
+        elif isinstance(feature, Present):
+            named.append((f"{feature.name}: whether there before the index", feature.concepts))
+    named.append(("the outcome after the index", data.outcome.concepts))
+    for how, concepts in named:
+        for concept in concepts:
+            uses[concept].append(how)
+    for concept, found in uses.items():
+        yield {"name": concept, "use": "; ".join(found) or "length of follow-up"}
 
 
 def _leaves(study: StudySpec) -> Iterator[dict[str, Any]]:

@@ -14,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.arrays import Array, tensors_from_bytes, tensors_to_bytes
-from fedward_common.errors import ProtocolError, StudyFailed
+from fedward_common.errors import ConfigError, ProtocolError, StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
 from fedward_common.models.registry import initial_tensors, model_shapes
+from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import is_statistics, statistics_releases
-from fedward_common.study.tabular import BinnedScores, TabularData
+from fedward_common.study.tabular import BinnedScores
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.exchange import Ask, Exchanges
 from fedward_server.fleet import Clock, Fleet, RunEvents, RunStore
@@ -155,12 +156,10 @@ class StudyRun:
 
     @property
     def _inputs(self) -> int:
-        if not isinstance(self.study.data, TabularData):
-            raise StudyFailed(
-                f"study {self.study.id}: expected data of kind 'tabular', found "
-                f"{self.study.data.kind!r}, which this coordinator cannot run"
-            )
-        return self.study.data.input_size
+        try:
+            return input_size(self.study.data)
+        except ConfigError as error:
+            raise StudyFailed(f"study {self.study.id}: {error}") from error
 
     def _train_round(self, number: int, model: bytes) -> dict[str, Array] | None:
         """The mean of the sites' models, or None for an abandoned round."""

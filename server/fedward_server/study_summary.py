@@ -4,11 +4,13 @@ from typing import Any
 
 from fedward_common.models.registry import model_shapes
 from fedward_common.privacy import accounting, mechanism
+from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.files import SiteKeys
+from fedward_common.study.inputs import input_size
 from fedward_common.study.registry import ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, declared, is_statistics
-from fedward_common.study.tabular import BinnedScores, TabularData
+from fedward_common.study.tabular import BinnedScores
 from fedward_server.report.figures import delta_text, epsilon_number, unit_text
 from fedward_server.study_files import key_words
 
@@ -47,7 +49,9 @@ def summary(study: StudySpec, *, final: bool) -> dict[str, Any]:
 
 
 def reads(study: StudySpec) -> list[str]:
-    """The names of the columns that are read."""
+    """The names of the columns that are read, or the codes of clinical data."""
+    if isinstance(study.data, ClinicalData):
+        return list(study.data.concepts)
     return [column.name for column in getattr(study.data, "columns", ())]
 
 
@@ -80,9 +84,9 @@ def summary_text(facts: dict[str, Any]) -> str:
 
 
 def _updates(study: StudySpec) -> str:
-    if not isinstance(study.data, TabularData) or not isinstance(study.dp, DpSgd):
+    if not isinstance(study.dp, DpSgd):
         return f"in each of {study.rounds} rounds: an update of the model"
-    shapes = model_shapes(study.model, inputs=study.data.input_size)
+    shapes = model_shapes(study.model, inputs=input_size(study.data))
     numbers = 0
     for shape in shapes.values():
         size = 1

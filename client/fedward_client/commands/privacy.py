@@ -26,7 +26,7 @@ def rehearse(
     del debug
     from functools import partial
 
-    from fedward_client.data.tabular import CsvSource
+    from fedward_client.data.site import SiteSource
     from fedward_client.exclusions import excluded_patients
     from fedward_client.rehearse import rehearse as run_rehearsal
     from fedward_client.rehearse import write_models
@@ -44,7 +44,7 @@ def rehearse(
     models = run_rehearsal(
         study,
         SiteId(settings.site),
-        CsvSource(settings.data, excluded=partial(excluded_patients, settings)),
+        SiteSource(settings, excluded=partial(excluded_patients, settings)),
         flags=flags,
         draws=draws,
     )

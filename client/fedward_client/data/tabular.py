@@ -148,7 +148,10 @@ class CsvSource:
 
     def _readable(self, schema: TabularData | Table) -> list[list[str]]:
         """Header and readable rows of the one table, without the patients who object."""
-        table = self._table(schema, [_readable_lines(table) for table in self._tables])
+        table = self._table(
+            schema,
+            [readable_lines(table.path, delimiter=table.delimiter) for table in self._tables],
+        )
         return self._without_excluded(schema, table)
 
     def _without_excluded(
@@ -159,6 +162,8 @@ class CsvSource:
 
     def _table(self, schema: TabularData | Table, tables: list[list[list[str]]]) -> list[list[str]]:
         """Header and rows of the one table that has the columns of `schema`."""
+        if not tables:
+            raise DataError(f"{FILE}: expected a [[data]] of kind csv in site.toml, found none")
         needed = set(required_columns(schema))
         fitting = [number for number, table in enumerate(tables) if needed <= set(table[0])]
         if len(fitting) == 1:
@@ -197,7 +202,7 @@ def _single(study: StudySpec) -> bool:
     return isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
 
 
-def _readable_lines(table: CsvTable) -> list[list[str]]:
+def readable_lines(path: Path, *, delimiter: str) -> list[list[str]]:
     """The header and every row that can be read by itself and has the header's length.
 
     Line by line: a broken quote or foreign bytes in one patient's row must not touch another's.
@@ -206,12 +211,12 @@ def _readable_lines(table: CsvTable) -> list[list[str]]:
         DataError: there is no such file, or no header that can be read.
     """
     try:
-        lines = table.path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise DataError(f"{FILE}: expected a readable table, found: {error.strerror}") from error
-    cells = [row for line in lines if (row := _row(line, delimiter=table.delimiter)) is not None]
+    cells = [row for line in lines if (row := _row(line, delimiter=delimiter)) is not None]
     first = next((line for line in lines if line.strip()), b"")
-    header = _row(first, delimiter=table.delimiter)
+    header = _row(first, delimiter=delimiter)
     if header is None:
         raise DataError(f"{FILE}: expected a header line, found none that can be read")
     _check_header(header)

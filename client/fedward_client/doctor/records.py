@@ -3,12 +3,13 @@
 import csv
 from collections.abc import Iterator
 from datetime import datetime
+from pathlib import Path
 
 from fedward_client.adapters.sqlite_ledger import LedgerFile, ledger_exists
 from fedward_client.exclusions import parse_exclusions
 from fedward_client.guard.main import noted_head, policy_of
 from fedward_client.guard.shelf import read_studies
-from fedward_client.settings import CsvFile, SiteSettings
+from fedward_client.settings import CsvFile, DataEntry, OmopUrl, SiteSettings
 from fedward_common.doctor import Finding, fail, ok, warn
 from fedward_common.errors import DataError, FedwardError, LedgerError
 from fedward_common.privacy.ledger import Head
@@ -86,14 +87,26 @@ def approved_studies(settings: SiteSettings, *, now: datetime) -> Iterator[Study
         yield study
 
 
-def data_source(name: str, table: CsvFile) -> Finding:
+def data_source(name: str, entry: DataEntry) -> Finding:
+    """Whether a [[data]] is there to be read; whether it fits is a study's question."""
+    if isinstance(entry, CsvFile):
+        return csv_table(name, entry)
+    if isinstance(entry, OmopUrl):
+        return ok(name, "an OMOP database; `fedward-client data check STUDY` reads it")
+    paths = [entry.path] if entry.kind == "fhir" else [entry.patients, entry.events]
+    if not all(path.exists() for path in paths):
+        return fail(name, "not there", "Correct the paths in this [[data]]")
+    if any(_open_to_all(path) for path in paths):
+        found = "every user of this host may read the patients' records"
+        return warn(name, found, "Run: chmod -R o-rwx on the files of this [[data]]")
+    return ok(name, f"{entry.kind}, there; `fedward-client data check STUDY` reads it")
+
+
+def csv_table(name: str, table: CsvFile) -> Finding:
     """Whether the table can be read and has a header; whether it fits is a study's question."""
     path = table.path
     try:
-        way = [
-            path.stat().st_mode & 0o004,
-            *(above.stat().st_mode & 0o001 for above in path.parents),
-        ]
+        open_to_all = _open_to_all(path)
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = csv.reader(file, delimiter=table.delimiter, strict=True)
             header = next((row for row in rows if row), None)
@@ -103,7 +116,14 @@ def data_source(name: str, table: CsvFile) -> Finding:
         return fail(name, "no CSV text in UTF-8", "Save the table as CSV in UTF-8")
     if header is None:
         return fail(name, "empty", "Put in a header line and one line per record")
-    if all(way):
+    if open_to_all:
         found = "every user of this host may read the patients' table"
         return warn(name, found, "Run: chmod o-rwx on the file of this [[data]]")
     return ok(name, f"readable, {len(header)} columns")
+
+
+def _open_to_all(path: Path) -> bool:
+    """Whether every user of this host may read the file, through every folder above it."""
+    return bool(path.stat().st_mode & 0o004) and all(
+        above.stat().st_mode & 0o001 for above in path.parents
+    )

@@ -54,8 +54,8 @@ def _all(settings: SiteSettings, study: Path | None) -> Iterator[Finding]:
     yield ledger("ledger", settings)
     yield approvals("approvals", settings)
     yield exclusions("exclusions", settings)
-    for number, table in enumerate(settings.data, start=1):
-        yield data_source(f"data.{number}", table)
+    for number, entry in enumerate(settings.data, start=1):
+        yield data_source(f"data.{number}", entry)
     for approved in approved_studies(settings, now=now):
         yield study_data(f"data.schema.{approved.id}", settings, approved, part="train")
     if study is not None:

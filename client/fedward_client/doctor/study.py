@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fedward_client.adapters.key_files import read_passphrase, read_signing_key
-from fedward_client.data.tabular import CsvSource
+from fedward_client.data.site import SiteSource
 from fedward_client.guard.main import policy_of
 from fedward_client.isolation.accounts import node_public_key
 from fedward_client.settings import SiteSettings
@@ -80,9 +80,9 @@ def study_data(name: str, settings: SiteSettings, study: StudySpec, *, part: Tab
     """
     try:
         if is_statistics(study):
-            CsvSource(settings.data).rows(study)
+            SiteSource(settings).rows(study)
             return ok(name, "the study's columns are there")
-        CsvSource(settings.data).checked_records(study, part=part)
+        SiteSource(settings).checked_records(study, part=part)
     except FedwardError as error:
         return fail(
             name,

@@ -31,13 +31,13 @@ from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, ObjectIds, Shapes
 from fedward_client.settings import SiteSettings
 from fedward_common.canonical import canonical_json, sha256_hex
-from fedward_common.errors import ConfigError, LedgerError
+from fedward_common.errors import LedgerError
 from fedward_common.ids import SiteId
 from fedward_common.log.events import EventLog, utc_now
 from fedward_common.privacy.ledger import Head
+from fedward_common.study.inputs import input_size
 from fedward_common.study.signed import MAX_STUDY_BYTES
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.tabular import TabularData
 from fedward_common.trust.statements import MAX_STATEMENT_BYTES
 from fedward_common.users import user_id
 
@@ -239,9 +239,7 @@ def study_shapes(study: StudySpec) -> Mapping[str, tuple[int, ...]]:
     # Not at the top: it loads torch, and the guard's sockets must answer soon after its start.
     from fedward_common.models.registry import model_shapes  # noqa: PLC0415
 
-    if not isinstance(study.data, TabularData):
-        raise ConfigError(f"data.kind: expected tabular, found {study.data.kind!r}")
-    return model_shapes(study.model, inputs=study.data.input_size)
+    return model_shapes(study.model, inputs=input_size(study.data))
 
 
 def flower_object_ids() -> ObjectIds:

@@ -48,7 +48,7 @@ def arrange(settings: SiteSettings, accounts: SiteAccounts) -> None:
     _share_secret(settings, accounts)
     _publish_node_key(settings, accounts)
     if accounts.guard is not None and accounts.worker is not None:
-        _require_readable([table.path for table in settings.data], "worker", accounts.worker)
+        _require_readable(settings.data_files, "worker", accounts.worker)
         if settings.exclusions is not None:
             # The worker leaves these patients out, the guard notes which list it was.
             owners.shared(settings.exclusions, accounts.guard, reader=accounts.worker)

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 # Registers the tabular kinds, so that a study file with them parses wherever this module is used.
 import fedward_common.study.tabular  # noqa: F401
 from fedward_common.errors import ConfigError
+from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.registry import DpSpec, Variant
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import (
@@ -213,10 +214,13 @@ def _check_model(study: StudySpec, *, source: str) -> None:
     # As `derive`: torch costs seconds, and only who signs a study comes this way.
     from fedward_common.models.registry import build_model  # noqa: PLC0415
     from fedward_common.study.tabular import TabularData  # noqa: PLC0415
+    from fedward_common.study.units import check_unit  # noqa: PLC0415
 
-    if isinstance(study.data, TabularData):
+    if isinstance(study.data, TabularData | ClinicalData):
         try:
             build_model(study.model, study.data.input_size)
+            for unit in study.data.units if isinstance(study.data, ClinicalData) else ():
+                check_unit(unit)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
 

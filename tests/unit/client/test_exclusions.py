@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from fedward_client import flower_app
+from fedward_client.data.site import SiteSource
 from fedward_client.data.tabular import CsvSource
 from fedward_client.exclusions import excluded_patients, exclusions_digest, parse_exclusions
 from fedward_client.settings import CsvFile
@@ -169,6 +170,6 @@ def test_the_worker_that_a_hospital_runs_leaves_them_out(
 
     source = flower_app.site_worker().source
 
-    assert isinstance(source, CsvSource)
+    assert isinstance(source, SiteSource)
     assert [row["patient"] for row in source.rows(STUDY)] == ["p2", "p3", "p4"]
     flower_app.site_worker.cache_clear()

@@ -1,0 +1,17 @@
+"""How many inputs a model of a study has, whatever kind of data it is about."""
+
+from fedward_common.errors import ConfigError
+from fedward_common.study.clinical import ClinicalData
+from fedward_common.study.registry import DataSpec
+from fedward_common.study.tabular import TabularData
+
+
+def input_size(data: DataSpec) -> int:
+    """The number of inputs of one record.
+
+    Raises:
+        ConfigError: data from which nothing is learned.
+    """
+    if not isinstance(data, TabularData | ClinicalData):
+        raise ConfigError(f"data.kind: expected tabular or clinical, found {data.kind!r}")
+    return data.input_size
