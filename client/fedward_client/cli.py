@@ -2,7 +2,7 @@
 
 import typer
 
-from fedward_client.commands import decide, images, models, privacy, processes, site
+from fedward_client.commands import decide, deidentify, images, models, privacy, processes, site
 from fedward_common.entry import run_program
 
 app = typer.Typer(
@@ -12,7 +12,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The hospital's side of a Fedward federation.",
 )
-for group in (processes.app, site.app, decide.app, privacy.app):
+for group in (processes.app, site.app, decide.app, privacy.app, deidentify.app):
     app.add_typer(group)
 app.add_typer(decide.studies, name="studies")
 app.add_typer(decide.approver, name="approver")

@@ -25,7 +25,7 @@ from fedward_client.data.dicom.reasons import BadObject, Reason, class_reason
 MAX_UNPACKED: Final = 1 << 30
 """No more than this many bytes come out of one gzip file."""
 
-_UNREADABLE: Final = (
+UNREADABLE_ERRORS: Final = (
     InvalidDicomError,
     BytesLengthException,
     EOFError,
@@ -135,7 +135,7 @@ def read_header(path: Path) -> ImageHeader:
             return _checked(file)
         except BadObject:
             raise
-        except _UNREADABLE as error:
+        except UNREADABLE_ERRORS as error:
             raise BadObject(Reason.UNREADABLE) from error
 
 
