@@ -133,6 +133,7 @@ def site_limits(settings: SiteSettings) -> Limits:
         max_epsilon_per_study=rules.max_epsilon_per_study,
         max_epsilon_total=rules.max_epsilon_total,
         delta=rules.delta,
+        max_epsilon_if_all_others_collude=rules.max_epsilon_if_all_others_collude,
     )
 
 

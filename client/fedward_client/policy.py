@@ -79,6 +79,7 @@ class SitePolicy:
             max_epsilon_per_study=self.rules.max_epsilon_per_study,
             max_epsilon_total=self.rules.max_epsilon_total,
             delta=self.rules.delta,
+            max_epsilon_if_all_others_collude=self.rules.max_epsilon_if_all_others_collude,
         )
 
     def permits(self, study: StudySpec, *, now: datetime, kind: str | None = None) -> None:
@@ -105,6 +106,7 @@ class SitePolicy:
         yield from self._moment(study, now)
         yield from self._outputs(study, kind)
         yield from self._privacy(study)
+        yield from self._secure_sum(study)
         yield from self._releases(study)
         yield from self._approval(study)
 
@@ -208,6 +210,22 @@ class SitePolicy:
                 study,
                 f"its noise multiplier is {dp.noise_multiplier:g}, the least (min_noise) in "
                 f"{self.source} is {rules.min_noise:g}. {STEWARD}",
+            )
+
+    def _secure_sum(self, study: StudySpec) -> Iterator[PolicyRefused]:
+        rules = self.rules
+        if rules.require_secure_sum and not study.secure_sum:
+            yield self._refused(
+                study,
+                f"it shows this site's numbers to the coordinator, require_secure_sum in "
+                f"{self.source} is true. {STEWARD}",
+            )
+        semi_honest = study.secure_sum and study.thresholds.mode != "malicious"
+        if semi_honest and not rules.allow_semi_honest:
+            yield self._refused(
+                study,
+                "its secure sum trusts the coordinator to follow the protocol (semi-honest), "
+                f"allow_semi_honest in {self.source} is false. {STEWARD}",
             )
 
     def _releases(self, study: StudySpec) -> Iterator[PolicyRefused]:

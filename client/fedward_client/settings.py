@@ -249,6 +249,16 @@ class PolicyRules(Strict):
     min_noise: float = Field(gt=0, allow_inf_nan=False, description="smallest noise multiplier")
     max_epsilon_per_study: Epsilon
     max_epsilon_total: Epsilon
+    max_epsilon_if_all_others_collude: Epsilon | None = Field(
+        default=None,
+        description="as max_epsilon_total, for distributed noise of which only the own share counts",
+    )
+    require_secure_sum: bool = Field(
+        default=False, description="only studies whose coordinator sees sums over hospitals"
+    )
+    allow_semi_honest: bool = Field(
+        default=False, description="secure sums that trust the coordinator to follow the protocol"
+    )
     delta: float = Field(gt=0, lt=0.01)
     approved_bundles: tuple[DigestText, ...] = Field(default=(), strict=False)
     allow_evaluation: bool = False
@@ -291,6 +301,12 @@ class PolicyRules(Strict):
             raise ValueError(
                 f"max_epsilon_per_study: expected at most max_epsilon_total = "
                 f"{self.max_epsilon_total}, found {self.max_epsilon_per_study}"
+            )
+        colluding = self.max_epsilon_if_all_others_collude
+        if colluding is not None and colluding < self.max_epsilon_total:
+            raise ValueError(
+                f"max_epsilon_if_all_others_collude: expected at least max_epsilon_total = "
+                f"{self.max_epsilon_total}, found {colluding}: a share of noise never protects more"
             )
         return self
 

@@ -6,7 +6,7 @@ is the business of the two Flower adapters.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -20,9 +20,14 @@ MAX_HEADER_BYTES = 1 << 20
 
 T = TypeVar("T", bound=Strict)
 
-Kind = Literal["train", "evaluate", "statistics"]
-"""What an instruction asks for. A statistics instruction's round counts the study's releases."""
-ReplyKind = Literal["train", "evaluate", "statistics", "refusal"]
+Kind = Literal["train", "evaluate", "statistics", "advertise", "share", "sign", "unmask"]
+"""What an instruction asks for. A statistics instruction's round counts the study's releases; that
+of the four steps of secure aggregation counts its secret sums."""
+ReplyKind = Literal[
+    "train", "evaluate", "statistics", "advertise", "share", "sign", "unmask", "refusal"
+]
+CONTROL_KINDS: Final[frozenset[Kind]] = frozenset({"advertise", "share", "sign", "unmask"})
+"""Steps of secure aggregation without patient data: nothing is charged for them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

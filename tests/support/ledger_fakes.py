@@ -61,7 +61,14 @@ class InMemoryLedger:
                 self._append(dict(entry))
 
     def charge(
-        self, events: Sequence[DpEvent], *, study: Digest, slot: str, key: Digest, purpose: Purpose
+        self,
+        events: Sequence[DpEvent],
+        *,
+        study: Digest,
+        slot: str,
+        key: Digest,
+        purpose: Purpose,
+        alone: Sequence[DpEvent] = (),
     ) -> Charge:
         with self._lock:
             result = self._state.draw(
@@ -72,6 +79,7 @@ class InMemoryLedger:
                 purpose=purpose,
                 limits=self._limits,
                 time=self._now(),
+                alone=alone,
             )
             if isinstance(result, Charge):
                 return result

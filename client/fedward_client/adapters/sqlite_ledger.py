@@ -145,7 +145,14 @@ class SqliteLedger:
             self._file.committed(entry, head)
 
     def charge(
-        self, events: Sequence[DpEvent], *, study: Digest, slot: str, key: Digest, purpose: Purpose
+        self,
+        events: Sequence[DpEvent],
+        *,
+        study: Digest,
+        slot: str,
+        key: Digest,
+        purpose: Purpose,
+        alone: Sequence[DpEvent] = (),
     ) -> Charge:
         """Charges `events`, durably; see `Ledger.charge`."""
         with self._lock:
@@ -159,6 +166,7 @@ class SqliteLedger:
                     purpose=purpose,
                     limits=self._limits,
                     time=self._now(),
+                    alone=alone,
                 )
                 if isinstance(result, Charge):
                     return result

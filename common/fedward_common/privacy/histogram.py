@@ -43,13 +43,50 @@ def binned_counts(
         DataError: arrays of different lengths, a label other than 0 and 1, or a score outside
             [0, 1].
     """
+    place, whole, share = _places(scores, labels, patient, bins=bins)
+    counts = np.zeros((2, bins), dtype=np.float64)
+    np.add.at(counts, place, np.where(whole, 1.0 / share, 0.0))
+    return counts
+
+
+def binned_units(
+    scores: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.floating],
+    patient: npt.NDArray[np.integer],
+    *,
+    bins: int,
+    scale: float,
+) -> npt.NDArray[np.int64]:
+    """`binned_counts` in whole units of 1 / `scale`, each record's share rounded down.
+
+    Guarantees: a patient contributes at most `scale` units in all, so at most that much in L2.
+    """
+    place, whole, share = _places(scores, labels, patient, bins=bins)
+    counts = np.zeros((2, bins), dtype=np.int64)
+    np.add.at(counts, place, np.where(whole, np.floor(scale / share), 0.0).astype(np.int64))
+    return counts
+
+
+def _places(
+    scores: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.floating],
+    patient: npt.NDArray[np.integer],
+    *,
+    bins: int,
+) -> tuple[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.bool_], Counts]:
+    """For each record: its cell, whether its patient's scores are all finite, and how many records
+    its patient has.
+
+    Raises:
+        ConfigError, DataError: as `binned_counts`.
+    """
     if bins < 2:
         raise ConfigError(f"releases.bins: expected at least 2, found {bins}")
     if not scores.shape == labels.shape == patient.shape or scores.ndim != 1:
         raise DataError("evaluation: expected one score, label and patient per record")
-    counts = np.zeros((2, bins), dtype=np.float64)
     if not len(scores):
-        return counts
+        nothing = np.zeros(0, dtype=np.int64)
+        return (nothing, nothing), np.zeros(0, dtype=bool), np.zeros(0)
     if not np.isin(labels, (0, 1)).all():
         raise DataError("evaluation: expected labels 0 or 1, found others")
     finite = np.isfinite(scores)
@@ -58,10 +95,8 @@ def binned_counts(
     _, group, records = np.unique(patient, return_inverse=True, return_counts=True)
     whole = np.ones(len(records), dtype=bool)
     np.logical_and.at(whole, group, finite)
-    weight = np.where(whole, 1.0 / records, 0.0)[group]
     place = np.minimum(np.where(finite, scores, 0.0) * bins, bins - 1).astype(np.int64)
-    np.add.at(counts, (labels.astype(np.int64), place), weight)
-    return counts
+    return (labels.astype(np.int64), place), whole[group], records[group].astype(np.float64)
 
 
 def noisy_counts(counts: Counts, *, noise_multiplier: float, noise: RandomSource) -> Counts:

@@ -28,7 +28,13 @@ from fedward_common.privacy.accounting import (
     filter_order,
     renyi_curve,
 )
-from fedward_common.privacy.mechanism import decode_event, encode_event, leaf_counts, study_event
+from fedward_common.privacy.mechanism import (
+    alone_event,
+    decode_event,
+    encode_event,
+    leaf_counts,
+    study_event,
+)
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly, declared, statistics_releases
 
@@ -50,11 +56,21 @@ class Limits:
     when studies are chosen after results were seen, and a limit that is raised later holds as if it
     had been that high from the start. Where results led to the rise, what holds is the highest
     limit that any result would have led to: the total must not follow what was found.
+
+    `max_epsilon_if_all_others_collude` is the total for the case that of distributed noise only this
+    hospital's own share protects (rules 2), by a filter of its own; unset, it is the same limit.
     """
 
     max_epsilon_per_study: float
     max_epsilon_total: float
     delta: float
+    max_epsilon_if_all_others_collude: float | None = None
+
+    @property
+    def colluding(self) -> float:
+        """The limit of the total if all others collude."""
+        limit = self.max_epsilon_if_all_others_collude
+        return self.max_epsilon_total if limit is None else limit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +78,8 @@ class Reservation:
     """What a study may cost at most: its whole T_max and every release, whatever happens later.
 
     `event` is recomputed by the site from the study's parameters; `epsilon` is what the study
-    declares at `delta` by the accountant `epsilon_is`, and is checked, never believed.
+    declares at `delta` by the accountant `epsilon_is`, and is checked, never believed. `alone` is
+    what it costs if all others collude; None where that is the same.
     """
 
     study: Digest
@@ -74,6 +91,12 @@ class Reservation:
     epsilon_is: EpsilonKind
     rounds: int
     releases: int
+    alone: DpEvent | None = None
+
+    @property
+    def alone_or_event(self) -> DpEvent:
+        """What counts if all others collude."""
+        return self.event if self.alone is None else self.alone
 
     @classmethod
     def of(cls, study: StudySpec) -> "Reservation":
@@ -95,12 +118,16 @@ class Reservation:
             epsilon_is=dp.epsilon_is,
             rounds=study.rounds if isinstance(dp, DpSgd) else 0,
             releases=len(study.releases),
+            alone=alone_event(study),
         )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Charge:
-    """A durable charge. `repeated` says that it was there before: nothing was charged now."""
+    """A durable charge. `repeated` says that it was there before: nothing was charged now.
+
+    `alone` is what the same answer costs if all others collude; None where that is the same.
+    """
 
     study: Digest
     slot: str
@@ -109,6 +136,7 @@ class Charge:
     event: DpEvent
     time: str
     repeated: bool = False
+    alone: DpEvent | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,10 +180,18 @@ class Ledger(Protocol):
         ...
 
     def charge(
-        self, events: Sequence[DpEvent], *, study: Digest, slot: str, key: Digest, purpose: Purpose
+        self,
+        events: Sequence[DpEvent],
+        *,
+        study: Digest,
+        slot: str,
+        key: Digest,
+        purpose: Purpose,
+        alone: Sequence[DpEvent] = (),
     ) -> Charge:
         """Charges `events` against the study's reservation; durable when it returns.
 
+        `alone` is what they cost if all others collude: given exactly where the reservation has it.
         The same slot and key again: the charge of the first time, nothing more.
 
         Raises:
@@ -187,6 +223,7 @@ class _Account:
     reservation: Reservation
     reserved_at: str
     left: Counter[str]
+    left_alone: Counter[str]
     charges: list[Charge] = field(default_factory=list)
 
 
@@ -202,6 +239,8 @@ class LedgerState:
         self._slots: dict[str, Charge] = {}
         self._curve: Curve = renyi_curve([])
         self._order: float | None = None
+        self._alone_curve: Curve = renyi_curve([])
+        self._alone_order: float | None = None
 
     @property
     def order(self) -> float | None:
@@ -211,6 +250,14 @@ class LedgerState:
         before that, after seeing results, is covered by no theorem.
         """
         return self._order
+
+    @property
+    def alone_order(self) -> float | None:
+        """The order of the filter for the case that all others collude.
+
+        Fixed with the first reservation where that case has a limit of its own; otherwise `order`.
+        """
+        return self._order if self._alone_order is None else self._alone_order
 
     def apply(self, entry: Entry) -> None:
         """Adds an entry that is in the ledger.
@@ -243,6 +290,7 @@ class LedgerState:
             epsilon_is=entry["epsilon_is"],
             rounds=entry["rounds"],
             releases=entry["releases"],
+            alone=decode_event(entry["alone"]) if "alone" in entry else None,
         )
         if reservation.study in self._accounts:
             raise LedgerError("ledger: expected one reservation per study, found a second")
@@ -250,9 +298,17 @@ class LedgerState:
             if self._order is not None or entry["order"] not in ORDERS:
                 raise LedgerError("ledger: expected one known Renyi order, found another")
             self._order = float(entry["order"])
+        if "alone_order" in entry:
+            if "order" not in entry or entry["alone_order"] not in ORDERS:
+                raise LedgerError("ledger: expected one known Renyi order, found another")
+            self._alone_order = float(entry["alone_order"])
+        self._alone_curve = self._alone_curve + renyi_curve([reservation.alone_or_event])
         self._curve = self._curve + renyi_curve([event])
         self._accounts[reservation.study] = _Account(
-            reservation=reservation, reserved_at=entry["time"], left=leaf_counts([event])
+            reservation=reservation,
+            reserved_at=entry["time"],
+            left=leaf_counts([event]),
+            left_alone=leaf_counts([reservation.alone_or_event]),
         )
 
     def _apply_charge(self, entry: Entry) -> None:
@@ -263,12 +319,20 @@ class LedgerState:
             purpose=entry["purpose"],
             event=decode_event(entry["event"]),
             time=entry["time"],
+            alone=decode_event(entry["alone"]) if "alone" in entry else None,
         )
         account = self._accounts.get(charge.study)
         costs = leaf_counts([charge.event])
-        if account is None or charge.slot in self._slots or not costs <= account.left:
+        alone = costs if charge.alone is None else leaf_counts([charge.alone])
+        if (
+            account is None
+            or charge.slot in self._slots
+            or (charge.alone is None) != (account.reservation.alone is None)
+            or not (costs <= account.left and alone <= account.left_alone)
+        ):
             raise LedgerError("ledger: expected a charge that its reservation covers, found none")
         account.left = account.left - costs
+        account.left_alone = account.left_alone - alone
         account.charges.append(charge)
         self._slots[charge.slot] = charge
 
@@ -295,7 +359,18 @@ class LedgerState:
         if order is None:
             order = filter_order(curve, epsilon=limits.max_epsilon_total, delta=limits.delta)
             entry["order"] = order
-        self._check_total(curve, order=order, studies=len(self._accounts) + 1, limits=limits)
+        alone_curve = self._alone_curve + renyi_curve([reservation.alone_or_event])
+        alone_order = self.alone_order
+        if alone_order is None:
+            alone_order = order
+            if limits.max_epsilon_if_all_others_collude is not None:
+                alone_order = filter_order(
+                    alone_curve, epsilon=limits.colluding, delta=limits.delta
+                )
+                entry["alone_order"] = alone_order
+        studies = len(self._accounts) + 1
+        self._check_total(curve, order=order, studies=studies, limits=limits)
+        self._check_alone(alone_curve, order=alone_order, limits=limits)
         return entry
 
     def draw(
@@ -308,6 +383,7 @@ class LedgerState:
         purpose: Purpose,
         limits: Limits,
         time: str,
+        alone: Sequence[DpEvent] = (),
     ) -> Entry | Charge:
         """The entry that charges `events`, or the charge of before when it is the same.
 
@@ -316,13 +392,14 @@ class LedgerState:
             BudgetExceeded: no reservation, not enough left of it, or a limit has been lowered.
         """
         event = ComposedDpEvent(list(events))
-        costs = leaf_counts(events)
+        costs, costs_alone = leaf_counts(events), leaf_counts(alone or events)
         if not costs:
             raise ProtocolError("charge: expected at least one mechanism, found none")
         before = self._slots.get(slot)
         if before is not None:
             if (before.study, before.key, before.purpose) != (study, key, purpose) or (
                 leaf_counts([before.event]) != costs
+                or leaf_counts([before.alone or before.event]) != costs_alone
             ):
                 raise ProtocolError(
                     f"charge: expected the instruction that {slot} was charged for, found another. "
@@ -332,7 +409,12 @@ class LedgerState:
         account = self._accounts.get(study)
         if account is None:
             raise BudgetExceeded("charge: expected a study that was admitted, found another")
-        if not costs <= account.left:
+        if (account.reservation.alone is None) != (not alone):
+            raise ProtocolError(
+                f"study {account.reservation.study_id}: expected a charge for the case that all "
+                "others collude exactly where the study reserved it, found otherwise"
+            )
+        if not (costs <= account.left and costs_alone <= account.left_alone):
             raise BudgetExceeded(
                 f"study {account.reservation.study_id}: expected a charge within what it reserved "
                 f"({account.reservation.rounds} rounds and {account.reservation.releases} "
@@ -342,7 +424,8 @@ class LedgerState:
         self._check_total(
             self._curve, order=self._order, studies=len(self._accounts), limits=limits
         )
-        return {
+        self._check_alone(self._alone_curve, order=self.alone_order, limits=limits)
+        entry = {
             "kind": "charge",
             "time": time,
             "study": study,
@@ -351,6 +434,9 @@ class LedgerState:
             "purpose": purpose,
             "event": encode_event(event),
         }
+        if alone:
+            entry["alone"] = encode_event(ComposedDpEvent(list(alone)))
+        return entry
 
     def find(self, slot: str) -> Charge | None:
         """The charge of a slot, or None."""
@@ -384,6 +470,24 @@ class LedgerState:
                 f"over all its studies (policy.max_epsilon_total), found {total:.4g} at delta "
                 f"{limits.delta:g} (admission figure, filter of order {order:g}) with {studies} "
                 "studies. Nothing is ever refunded; the data steward may raise the limit"
+            )
+
+    def _check_alone(self, curve: Curve, *, order: float | None, limits: Limits) -> None:
+        """Returns when everything reserved is within the limit also if all others collude.
+
+        Raises:
+            BudgetExceeded: it is not.
+        """
+        if order is None:  # as in `_check_total`
+            order = filter_order(curve, epsilon=limits.colluding, delta=limits.delta)
+        total = filter_epsilon(curve, order=order, delta=limits.delta)
+        if not total <= limits.colluding:
+            raise BudgetExceeded(
+                f"this hospital's budget: expected at most epsilon {limits.colluding:g} over all its "
+                "studies if all others collude (policy.max_epsilon_if_all_others_collude), found "
+                f"{total:.4g} at delta {limits.delta:g} (admission figure, filter of order "
+                f"{order:g}). Of distributed noise only this hospital's own share protects then; "
+                "set that limit, or choose a study with local noise"
             )
 
 
@@ -434,7 +538,9 @@ def entry_body(entry: Entry) -> bytes:
 
 
 def _identity(reservation: Reservation) -> dict[str, Any]:
+    alone = reservation.alone
     return {
+        **({} if alone is None else {"alone": encode_event(alone)}),
         "study": reservation.study,
         "study_id": reservation.study_id,
         "unit": reservation.unit,
@@ -456,4 +562,5 @@ def _again(charge: Charge) -> Charge:
         event=charge.event,
         time=charge.time,
         repeated=True,
+        alone=charge.alone,
     )

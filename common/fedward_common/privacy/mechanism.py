@@ -111,6 +111,29 @@ def round_event(study: StudySpec) -> DpEvent:
     return training_event(study.dp, steps=study.local_steps)
 
 
+def alone_study(study: StudySpec) -> StudySpec | None:
+    """The study as a site has to count it if all others collude: with its own share of the noise.
+
+    None where each site adds the whole noise: nobody's collusion changes anything then (rules 2).
+    """
+    if getattr(study.dp, "placement", "local") != "distributed":
+        return None
+    share = study.thresholds.site_noise_factor
+
+    def less(part: DpSpec | ReleaseSpec) -> DpSpec | ReleaseSpec:
+        noise = getattr(part, "noise_multiplier", None)
+        return part if noise is None else part.model_copy(update={"noise_multiplier": noise * share})
+
+    releases = tuple(less(release) for release in study.releases)
+    return study.model_copy(update={"dp": less(study.dp), "releases": releases})
+
+
+def alone_event(study: StudySpec) -> DpEvent | None:
+    """What `alone_study` costs; None where it is what the study costs anyway."""
+    alone = alone_study(study)
+    return None if alone is None else study_event(alone)
+
+
 def encode_event(event: DpEvent) -> str:
     """The canonical JSON text of `event`; equal events give equal text.
 

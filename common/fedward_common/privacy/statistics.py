@@ -64,8 +64,13 @@ class SystemIntegers:
         return secrets.randbelow(bound)
 
 
-def exact_sums(release: ColumnStatistics, data: DataSpec, rows: Iterable[Row]) -> Exact:
+def exact_sums(
+    release: ColumnStatistics, data: DataSpec, rows: Iterable[Row], *, scale: float | None = None
+) -> Exact:
     """The sums over all patients in `rows`, one for each of `cells(release, data)`. Private.
+
+    With `scale` every patient's share is first rounded towards zero to a multiple of 1 / scale, so
+    that the sums are exact on that grid and no patient's share grows.
 
     Guarantees:
         Adding or removing one patient with all rows changes no entry by more than 1, at most
@@ -91,7 +96,8 @@ def exact_sums(release: ColumnStatistics, data: DataSpec, rows: Iterable[Row]) -
             )
             for cell, share in shares:
                 if cell in place:
-                    sums[place[cell]] += share
+                    kept = share if scale is None else math.trunc(share * scale) / scale
+                    sums[place[cell]] += kept
     return sums
 
 

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator, model_validator
 
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.ids import DIGEST, LABEL, Digest, SiteId
+from fedward_common.secagg.refusals import SecAggRefused
+from fedward_common.secagg.thresholds import Thresholds
 from fedward_common.study.registry import (
     AnyData,
     AnyDp,
@@ -37,7 +39,11 @@ class DpSgd(DpSpec):
 
     kind: Literal["dp-sgd"] = "dp-sgd"
     unit: Literal["patient"] = "patient"
-    placement: Literal["local"] = "local"
+    placement: Literal["local", "distributed"] = Field(
+        default="local",
+        description="local: each site adds the whole noise; distributed: the sites' shares add up "
+        "to it in a secure sum, one step a round",
+    )
     epsilon: Positive
     epsilon_is: Literal["admission", "pld"] = "admission"
     delta: float = Field(gt=0, lt=0.01)
@@ -148,6 +154,19 @@ class FedAdam(_Averaged):
 Aggregation = Annotated[FedAvg | FedProx | FedAdam, Field(discriminator="name")]
 
 
+class SecureAggregation(Strict):
+    """How the sites' numbers are added so that nobody sees one of them.
+
+    `mode`: what the coordinator is trusted with; the weaker word has to be written. Of the sites
+    `malicious_sites` may work with the coordinator: their noise does not count. `ring_bits`: sums
+    are modulo 2^32 or 2^64.
+    """
+
+    mode: Literal["malicious", "semi-honest"] = "malicious"
+    malicious_sites: int = Field(default=1, ge=1, le=1000)
+    ring_bits: Literal[32, 64] = 32
+
+
 class StudySite(Strict):
     """A hospital in the study.
 
@@ -164,7 +183,7 @@ class StudySite(Strict):
 class StudySpec(Extensible):
     """Everything public about a study. Frozen; equal studies have equal canonical bytes."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"ethics_valid_until"})
+    added: ClassVar[frozenset[str]] = frozenset({"ethics_valid_until", "secure_sum", "secagg"})
 
     format: Literal["fedward-study/1"] = "fedward-study/1"
     id: str = Field(pattern=LABEL)
@@ -185,6 +204,12 @@ class StudySpec(Extensible):
     uncovered_evaluation: Literal[False] = False
     ethics_valid_until: str | None = Field(
         default=None, description="the last day (UTC) of the ethics approval; no round after it"
+    )
+    secure_sum: bool = Field(
+        default=False, description="the coordinator learns sums over the sites and nothing else"
+    )
+    secagg: SecureAggregation | None = Field(
+        default=None, description="how, where the defaults of secure_sum do not fit"
     )
 
     @property
@@ -235,6 +260,7 @@ class StudySpec(Extensible):
             raise ValueError(
                 f"quorum: expected at most {len(self.sites)} (the sites), found {self.quorum}"
             )
+        self._check_secure_sum()
         if self.aggregation.average_last > self.rounds:
             raise ValueError("aggregation.average_last: expected at most the number of rounds")
         if isinstance(self.dp, DpSgd):
@@ -243,9 +269,53 @@ class StudySpec(Extensible):
                     f"dp.steps: expected rounds x local_steps = "
                     f"{self.rounds * self.local_steps}, found {self.dp.steps}"
                 )
+            self._check_distributed(self.dp)
             limit = 1 / (10 * self.public_patients) if self.public_patients < 10_000 else 1e-5
             if self.dp.delta > limit and not math.isclose(self.dp.delta, limit):
                 raise ValueError(
                     f"dp.delta: expected at most {limit:.3g} (1 / (10 N)), found {self.dp.delta}"
                 )
         return self
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What the secure sum over the study's sites needs and bears (rules 1).
+
+        Raises:
+            SecAggRefused: too few sites.
+        """
+        how = self.secagg or SecureAggregation()
+        return Thresholds.of(
+            len(self.sites), malicious_sites=how.malicious_sites, mode=how.mode
+        )
+
+    def _check_secure_sum(self) -> None:
+        if not self.secure_sum:
+            if self.secagg is not None:
+                raise ValueError("secagg: expected secure_sum = true with it, found none")
+            return
+        try:
+            fewest = self.thresholds.fewest_survivors
+        except SecAggRefused as error:
+            raise ValueError(f"secure_sum: {error}") from error
+        if self.quorum < fewest:
+            raise ValueError(
+                f"quorum: expected at least {fewest} with secure_sum and {len(self.sites)} sites "
+                f"(fewer are never unmasked), found {self.quorum}"
+            )
+
+    def _check_distributed(self, dp: DpSgd) -> None:
+        if dp.placement != "distributed":
+            return
+        if not self.secure_sum:
+            raise ValueError("dp.placement: expected secure_sum = true with distributed noise")
+        if self.local_steps != 1:
+            raise ValueError(
+                "local_steps: expected 1 with distributed noise (a second step would depend on a "
+                f"first one without noise), found {self.local_steps}"
+            )
+        if not isinstance(self.aggregation, FedAvg):
+            raise ValueError(
+                "aggregation.name: expected fedavg with distributed noise (a round is one step of "
+                f"[training] over all sites' patients), found {self.aggregation.name}"
+            )

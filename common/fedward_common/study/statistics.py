@@ -59,12 +59,13 @@ class ReleasesOnly(DpSpec):
     """No training: the study costs what its releases cost.
 
     `epsilon` bounds all of them together for one patient of one site at `delta`, by the accountant
-    `epsilon_is`. Each site adds the whole noise itself.
+    `epsilon_is`. With `placement = "local"` each site adds the whole noise itself; distributed, the
+    sites' shares add up to it in a secure sum.
     """
 
     kind: Literal["releases-only"] = "releases-only"
     unit: Literal["patient"] = "patient"
-    placement: Literal["local"] = "local"
+    placement: Literal["local", "distributed"] = "local"
     epsilon: Positive
     epsilon_is: Literal["admission", "pld"] = "admission"
     delta: float = Field(gt=0, lt=0.01)
@@ -213,6 +214,13 @@ def statistics_releases(study: StudySpec) -> tuple[ColumnStatistics, ...]:
             "leave rounds, local_steps and model out of the file"
         )
     check_delta(study, study.dp.delta)
+    if study.dp.placement == "distributed" and not study.secure_sum:
+        raise ConfigError("dp.placement: expected secure_sum = true with distributed noise")
+    if study.secure_sum and any(release.mechanism != "gaussian" for release in releases):
+        raise ConfigError(
+            "releases.mechanism: expected gaussian with secure_sum: its noise is added to the "
+            "masked sum"
+        )
     for release in releases:
         cells(release, study.data)
     return tuple(releases)
