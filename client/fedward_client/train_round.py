@@ -11,9 +11,14 @@ from typing import Protocol
 import structlog
 
 from fedward_client.guard.client import Grant, StoredReply
+from fedward_client.secure_payload import (
+    evaluation_numbers,
+    statistics_numbers,
+    training_numbers,
+)
 from fedward_client.statistics import RowSource, release_of, statistics_payload
 from fedward_client.tasks.registry import task_of
-from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
+from fedward_client.training.trainer import ExecutedPlan, LocalTrainer, PerformanceFlags
 from fedward_client.training.weights import record_scores
 from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
@@ -24,10 +29,11 @@ from fedward_common.models.registry import model_shapes
 from fedward_common.privacy.histogram import binned_counts, noisy_counts
 from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.privacy.statistics import IntegerSource, SystemIntegers
+from fedward_common.secagg.sums import sum_plan
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import BinnedScores
-from fedward_common.wire import Envelope, Instruction
+from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction
 
 _log = structlog.get_logger(__name__)
 
@@ -39,8 +45,12 @@ class Guard(Protocol):
         """A single-use receipt after the charge is durable, or the reply that was sealed before."""
         ...
 
-    def seal(self, receipt: str, payload: bytes) -> Envelope:
-        """The signed envelope that may leave."""
+    def seal(self, receipt: str, payload: bytes, boxes: bytes = b"") -> Envelope:
+        """The signed envelope that may leave; in a secure study with the payload masked."""
+        ...
+
+    def step(self, instruction: bytes, signed_study: bytes, message: bytes) -> Envelope:
+        """The signed answer to a step of secure aggregation that may leave."""
         ...
 
     def refuse(self, instruction: bytes, code: str) -> Envelope:
@@ -75,6 +85,8 @@ class Worker:
     def _answer(self, envelope: Envelope) -> Envelope:
         instruction = Instruction.parse(envelope.header)
         model, signed = _blob(envelope, "model"), _blob(envelope, "study")
+        if instruction.kind in CONTROL_KINDS:
+            return self.guard.step(envelope.header, signed, model)
         # Before the charge: a model damaged on the way must not cost a patient anything.
         if sha256_hex(model) != instruction.model_sha256:
             raise SignatureRefused("model: expected the digest of the instruction, found another")
@@ -84,30 +96,62 @@ class Worker:
         # The guard verified signature and approval; here the same bytes only become a value.
         study = SignedStudy.parse(signed).verify()
         register_installed(study.model.name, sha256=grant.plugin_sha256)
+        if study.secure_sum:
+            numbers = self._numbers(study, SiteId(grant.site), instruction, model)
+            return self.guard.seal(grant.receipt, numbers, _blob(envelope, "boxes"))
+        payload = self._payload(study, SiteId(grant.site), instruction, model)
+        return self.guard.seal(grant.receipt, payload)
+
+    def _payload(
+        self, study: StudySpec, site: SiteId, instruction: Instruction, model: bytes
+    ) -> bytes:
+        """What leaves as it is: noised here."""
         match instruction.kind:
             case "train":
-                payload = self._train(study, SiteId(grant.site), model)
+                return self._train(study, site, model)
             case "evaluate":
-                payload = self._evaluate(study, model)
+                return self._evaluate(study, model)
             case "statistics":
-                payload = self._statistics(study, instruction)
-        return self.guard.seal(grant.receipt, payload)
+                return self._statistics(study, instruction)
+        raise ProtocolError(f"instruction: expected a known kind, found {instruction.kind}")
+
+    def _numbers(
+        self, study: StudySpec, site: SiteId, instruction: Instruction, model: bytes
+    ) -> bytes:
+        """What the guard noises and masks."""
+        shapes = {} if instruction.kind == "statistics" else _shapes(study)
+        plan = sum_plan(study, instruction.kind, instruction.round, shapes=shapes)
+        match instruction.kind:
+            case "train":
+                numbers, ran = training_numbers(
+                    study,
+                    site,
+                    self._trainer(study, site),
+                    weights=tensors_from_bytes(model, shapes=shapes),
+                    records=self.source.records(study, part="train"),
+                    plan=plan,
+                )
+                _require_executed(study, ran)
+                return numbers
+            case "evaluate":
+                records = self.source.records(study, part="test")
+                weights = tensors_from_bytes(model, shapes=shapes)
+                scores = record_scores(study, weights, records.features)
+                return evaluation_numbers(scores, records, plan=plan)
+        release = release_of(instruction, study)
+        return statistics_numbers(study, release, list(self.source.rows(study)), plan=plan)
 
     def _train(self, study: StudySpec, site: SiteId, model: bytes) -> bytes:
         weights = tensors_from_bytes(model, shapes=_shapes(study))
-        trainer = LocalTrainer(
+        trainer = self._trainer(study, site)
+        update = trainer.train(weights, self.source.records(study, part="train"))
+        _require_executed(study, update.executed)
+        return tensors_to_bytes(update.tensors)
+
+    def _trainer(self, study: StudySpec, site: SiteId) -> LocalTrainer:
+        return LocalTrainer(
             study, site, sampling=self.randomness(), noise=self.randomness(), flags=self.flags
         )
-        update = trainer.train(weights, self.source.records(study, part="train"))
-        plan, ran = study.dp, update.executed
-        if not isinstance(plan, DpSgd) or (
-            ran.steps != study.local_steps
-            or ran.noise_multiplier != plan.noise_multiplier
-            or ran.clip_norm != plan.clip_norm
-            or ran.sampling_probability != plan.sampling_probability
-        ):
-            raise ProtocolError("training: expected the study's plan to have run, found otherwise")
-        return tensors_to_bytes(update.tensors)
 
     def _statistics(self, study: StudySpec, instruction: Instruction) -> bytes:
         return statistics_payload(
@@ -134,6 +178,18 @@ class Worker:
             counts, noise_multiplier=release.noise_multiplier, noise=self.randomness()
         )
         return canonical_json({"counts": noised.tolist()})
+
+
+def _require_executed(study: StudySpec, ran: ExecutedPlan) -> None:
+    """Returns when what ran is what the study planned, and so what was charged."""
+    plan = study.dp
+    if not isinstance(plan, DpSgd) or (
+        ran.steps != study.local_steps
+        or ran.noise_multiplier != plan.noise_multiplier
+        or ran.clip_norm != plan.clip_norm
+        or ran.sampling_probability != plan.sampling_probability
+    ):
+        raise ProtocolError("training: expected the study's plan to have run, found otherwise")
 
 
 def _shapes(study: StudySpec) -> dict[str, tuple[int, ...]]:

@@ -15,10 +15,12 @@ from fedward_common.errors import ProtocolError, SignatureRefused
 from fedward_common.ids import SiteId
 from fedward_common.privacy.accounting import epsilon_admission
 from fedward_common.privacy.ledger import Charge, Ledger, Purpose, Reservation
+from fedward_common.privacy.mechanism import alone_study
+from fedward_common.secagg.sums import last_sum
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import key_sha256
-from fedward_common.wire import Instruction
+from fedward_common.wire import CONTROL_KINDS, Instruction
 
 
 def verified_study(signed_study: bytes, *, site: SiteId, key: Signer) -> StudySpec:
@@ -65,6 +67,10 @@ def require_of_study(instruction: Instruction, study: StudySpec, *, site: SiteId
             "once, found another"
         )
     # 3.
+    if instruction.kind in CONTROL_KINDS:
+        if not study.secure_sum or instruction.round > last_sum(study):
+            raise ProtocolError("instruction: expected a secret sum of the study, found another")
+        return
     if instruction.round > study.rounds:
         raise ProtocolError(
             f"instruction: expected a round of 1 to {study.rounds}, found {instruction.round}"
@@ -117,8 +123,10 @@ class Admission:
         """
         self._reserve(study)
         purpose: Purpose = "round" if instruction.kind == "train" else "release"
+        alone = alone_study(study)
         charge = self.ledger.charge(
             [charged_event(instruction, study)],
+            alone=[] if alone is None else [charged_event(instruction, alone)],
             study=study.digest,
             slot=instruction.slot,
             key=instruction.key,

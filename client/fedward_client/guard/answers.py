@@ -5,14 +5,25 @@ from dataclasses import dataclass
 
 from fedward_client.guard.notes import note
 from fedward_client.guard.payloads import check_payload
-from fedward_client.guard.receipts import Live, Reasons, Receipts, Refusal, Refusals
+from fedward_client.guard.receipts import (
+    Live,
+    Reasons,
+    Receipts,
+    Refusal,
+    Refusals,
+    Step,
+    Steps,
+)
 from fedward_client.guard.replies import PAYLOAD, Replies, SealedReply
+from fedward_client.guard.secure import SecureSums
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, ObjectIds, Shapes, Signer
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import REFUSAL_CODES, LedgerError, PolicyRefused, ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.privacy.ledger import Charge, Head, Ledger
+from fedward_common.secagg.refusals import Reason, SecAggRefused
+from fedward_common.study.spec import StudySpec
 from fedward_common.wire import Envelope, Instruction, Reply, ReplyKind
 
 
@@ -33,9 +44,14 @@ class Answers:
     object_ids: ObjectIds
     clock: Clock
     lock: threading.RLock
+    secure: SecureSums
+    steps: Steps
 
-    def seal(self, receipt: str, payload: bytes) -> Envelope:
+    def seal(self, receipt: str, payload: bytes, boxes: bytes = b"") -> Envelope:
         """The signed reply with `payload`; it may leave once, unchanged. Uses the receipt up.
+
+        In a study with secure sums `payload` is whole numbers for this process alone, and what is
+        signed is their noised and masked form; `boxes` are the other sites' encrypted shares.
 
         Raises:
             PolicyRefused: the policy does not permit the study any more, or not now.
@@ -45,7 +61,13 @@ class Answers:
         """
         with self.lock:
             live = self._live(receipt)
+            if live.study.secure_sum:
+                payload = self.secure.mask(live, payload, boxes)
+                return self._sealed(receipt, live, payload)
         check_payload(live, payload, shapes=self.shapes)
+        return self._sealed(receipt, live, payload)
+
+    def _sealed(self, receipt: str, live: Live, payload: bytes) -> Envelope:
         kind = live.instruction.kind
         envelope = self._signed(live.instruction, kind=kind, payload=payload)
         object_ids = self.object_ids(envelope)
@@ -53,6 +75,43 @@ class Answers:
             self._live(receipt)  # not voided, and nobody paused, while the payload was looked at
             self._keep(live.instruction, kind, envelope, object_ids)
         return envelope
+
+    def step(self, instruction: Instruction, study: StudySpec, message: bytes) -> Envelope:
+        """The signed answer to a step of secure aggregation; it may leave once, unchanged.
+
+        The same instruction again gets the same bytes. A signature of a survivor list and shares
+        are given once; a set-up that did not mask anything may be repeated in another attempt.
+
+        Raises:
+            SecAggRefused: as `SecureSums.answer`.
+        """
+        with self.lock:
+            before = self.steps.find(instruction.slot)
+            if before is not None and before.key == instruction.key:
+                before.released_to = None
+                return before.envelope
+            if before is not None and instruction.kind in ("sign", "unmask"):
+                raise SecAggRefused(
+                    Reason.ANSWERED_BEFORE,
+                    "expected what this step was answered for, found something else",
+                )
+            payload = self.secure.answer(instruction, study, message)
+            kind = instruction.kind
+            envelope = self._signed(instruction, kind=kind, payload=payload)
+            self.steps.keep(
+                instruction.slot,
+                Step(
+                    key=instruction.key,
+                    envelope=envelope,
+                    object_ids=self.object_ids(envelope),
+                    study=instruction.study,
+                    round=instruction.round,
+                    kind=kind,
+                ),
+            )
+            digest = sha256_hex(payload)
+            note(self.log, "secagg.answered", instruction, payload_sha256=digest)
+            return envelope
 
     def refuse(self, instruction: Instruction, code: str) -> Envelope:
         """The signed refusal of an instruction; it may leave once, unchanged.

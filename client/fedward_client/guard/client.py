@@ -62,13 +62,23 @@ class GuardClient:
             )
         return StoredReply(envelope=_envelope(answer))
 
-    def seal(self, receipt: str, payload: bytes) -> Envelope:
+    def seal(self, receipt: str, payload: bytes, boxes: bytes = b"") -> Envelope:
         """The signed envelope with `payload` that must leave unchanged.
+
+        In a study with secure sums: with its noised and masked form; `boxes` opens the masks.
 
         Raises:
             FedwardError: the receipt is void or the payload is not what the study releases.
         """
-        return _envelope(self._ask({"op": "seal", "receipt": receipt}, payload))
+        return _envelope(self._ask({"op": "seal", "receipt": receipt}, payload, boxes))
+
+    def step(self, instruction: bytes, signed_study: bytes, message: bytes) -> Envelope:
+        """The signed answer to a step of secure aggregation that must leave unchanged.
+
+        Raises:
+            FedwardError: what the guard refuses, as its class.
+        """
+        return _envelope(self._ask({"op": "step"}, instruction, signed_study, message))
 
     def refuse(self, instruction: bytes, code: str) -> Envelope:
         """The signed refusal that must leave unchanged.

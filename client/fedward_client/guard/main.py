@@ -177,6 +177,7 @@ def _open_service(
         ),
         exclusions=ExclusionWatch(settings, log, key=key, noted=memory.exclusions_sha256).look,
         plugin=lambda study: approved_plugin(study, standing),
+        unmasked=set(memory.unmasked),
     )
 
 

@@ -10,6 +10,8 @@ from fedward_common.privacy.ledger import Head
 
 RECORDED = "statement.recorded"
 OBJECT = "object"
+UNMASKED = "secagg.unmasked"
+"""A secret sum that this site opened or was about to open: once, also over restarts."""
 ANSWERED = frozenset({"reply.sealed", "reply.repeated"})
 """Either says that a slot has its answer: a full disk may have kept the first out of the journal.
 """
@@ -20,6 +22,7 @@ class Remembered:
     """What the journal says was done before.
 
     `statements` are the digests of accepted statements with the times of acceptance, oldest first;
+    `unmasked` the secret sums (study, number) that were opened;
     `bytes_of_round` and `bytes_of_day` what left, by (study, round) and by UTC day.
     """
 
@@ -28,6 +31,7 @@ class Remembered:
     answered: set[str] = field(default_factory=set)
     statements: dict[str, datetime] = field(default_factory=dict)
     exclusions_sha256: str | None = None
+    unmasked: set[tuple[str, int]] = field(default_factory=set)
     bytes_of_round: Counter[tuple[str, int]] = field(default_factory=Counter)
     bytes_of_day: Counter[str] = field(default_factory=Counter)
 
@@ -41,6 +45,8 @@ class Remembered:
             self.answered.add(f"{fields['study']}/{fields['kind']}/{fields['round']}")
         elif event.action == RECORDED:
             self.statements[fields["sha256"]] = datetime.fromisoformat(event.time)
+        elif event.action == UNMASKED:
+            self.unmasked.add((fields["study"], fields["round"]))
         elif event.action == "exclusions.changed":
             self.exclusions_sha256 = fields["sha256"]
         elif event.action == OBJECT and fields["direction"] == "out":

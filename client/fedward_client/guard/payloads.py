@@ -39,6 +39,7 @@ def charged_event(instruction: Instruction, study: StudySpec) -> DpEvent:
             return release_event(_evaluation(study))
         case "statistics":
             return release_event(release_of(instruction, study))
+    raise ProtocolError(f"instruction: expected one that costs something, found {instruction.kind}")
 
 
 def _evaluation(study: StudySpec) -> BinnedScores:

@@ -17,6 +17,7 @@ MAX_REFUSALS: Final = 64
 """Refusals that wait at once. Each carries one of a few words; more of them would be a way out for
 bits that a hijacked worker chooses."""
 MAX_REASONS: Final = 256
+MAX_STEPS: Final = 64
 GUARD_WORDS: Final = frozenset(
     {"policy", "budget", "ledger", "paused", "hours", "ethics", "not-approved"}
 )
@@ -106,6 +107,48 @@ class Reasons:
         if own is not None:
             return own if own in REFUSAL_CODES else PolicyRefused.code
         return "internal" if said in GUARD_WORDS else said
+
+
+@dataclass(kw_only=True, slots=True)
+class Step:
+    """The signed answer to one step of secure aggregation, and the message it left with."""
+
+    key: str
+    envelope: Envelope
+    object_ids: frozenset[str]
+    study: str
+    round: int
+    kind: str
+    released_to: str | None = None
+
+    @property
+    def bytes(self) -> int:
+        """The size of its header and blobs."""
+        return len(self.envelope.header) + sum(map(len, self.envelope.blobs.values()))
+
+
+class Steps:
+    """The latest answers to steps of secure aggregation, by slot. They are gone with the process:
+    so are the secrets that they are about.
+    """
+
+    def __init__(self) -> None:
+        self._by_slot: OrderedDict[str, Step] = OrderedDict()
+
+    def find(self, slot: str) -> Step | None:
+        """The answer of a slot, or None."""
+        return self._by_slot.get(slot)
+
+    def keep(self, slot: str, step: Step) -> None:
+        """Remembers an answer; the oldest one beyond the limit is forgotten."""
+        self._by_slot[slot] = step
+        self._by_slot.move_to_end(slot)
+        while len(self._by_slot) > MAX_STEPS:
+            self._by_slot.popitem(last=False)
+
+    def find_by_objects(self, object_ids: frozenset[str]) -> Step | None:
+        """The answer that is carried by exactly these objects, or None."""
+        return next((s for s in self._by_slot.values() if s.object_ids == object_ids), None)
 
 
 class Refusals:

@@ -12,13 +12,14 @@ from typing import Final
 
 from fedward_client.guard.memory import OBJECT
 from fedward_client.guard.notes import reason
-from fedward_client.guard.receipts import Refusals
+from fedward_client.guard.receipts import Refusals, Steps
 from fedward_client.guard.replies import Replies
 from fedward_client.guard.shelf import StudyShelf
 from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, Passing
 from fedward_common.errors import PolicyRefused
+from fedward_common.wire import CONTROL_KINDS
 
 MAX_MESSAGES: Final = 64
 ERROR: Final = "error-reply"
@@ -47,6 +48,7 @@ class Release:
     policy: SitePolicy
     replies: Replies
     refusals: Refusals
+    steps: Steps
     shelf: StudyShelf
     traffic: Traffic
     log: Journal
@@ -73,15 +75,19 @@ class Release:
         """
         wanted = frozenset(object_ids)
         sealed = self.replies.find_by_objects(wanted)
+        step = self.steps.find_by_objects(wanted) if sealed is None else None
         refusal = self.refusals.find_by_objects(wanted) if sealed is None else None
-        found = sealed or refusal
+        found = sealed or step or refusal
         if found is None or found.released_to not in (None, message_id):
             self.log.append("reply.held", message_id=message_id, objects=len(wanted))
             return False
         carried = Carried(study=found.study, round=found.round, kind=found.kind)
-        if not carried.is_refusal and sealed is not None:
+        size = 0 if step is None else step.bytes
+        if sealed is not None:
+            size = self.replies.size(sealed)
+        if not carried.is_refusal:
             try:
-                self._require(carried, self.replies.size(sealed))
+                self._require(carried, size)
             except PolicyRefused as error:
                 self.log.append(
                     "reply.held", message_id=message_id, objects=len(wanted), **reason(error)
@@ -89,6 +95,8 @@ class Release:
                 raise
         if sealed is not None and sealed.released_to is None:
             self.replies.set_released(sealed, message_id)
+        elif step is not None:
+            step.released_to = message_id
         elif refusal is not None:
             refusal.released_to = message_id
         self._carry(message_id, wanted, carried)
@@ -149,7 +157,8 @@ class Release:
                 f"Site policy keeps a message back: its study {carried.study} is not in the "
                 "guard's folder of studies any more"
             )
-        self.policy.permits(study, now=self.clock(), kind=carried.kind)
+        kind = None if carried.kind in CONTROL_KINDS else carried.kind
+        self.policy.permits(study, now=self.clock(), kind=kind)
         self.traffic.check(carried.study, carried.round, size_bytes)
 
     def _carry(self, message_id: str, object_ids: frozenset[str], carried: Carried) -> None:

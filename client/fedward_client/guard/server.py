@@ -44,6 +44,10 @@ class _Seal(Strict):
     receipt: str = Field(pattern=DIGEST)
 
 
+class _Step(Strict):
+    op: Literal["step"]
+
+
 class _Refuse(Strict):
     op: Literal["refuse"]
     code: str = Field(max_length=32)
@@ -76,7 +80,7 @@ class _Record(Strict):
 
 
 def worker_operations(service: GuardService) -> dict[str, Operation]:
-    """What the worker may ask: begin, seal, refuse. Never release."""
+    """What the worker may ask: begin, seal, step, refuse. Never release."""
 
     def begin(frame: Frame) -> Frame:
         _request(_Begin, frame, blobs=2)
@@ -87,12 +91,17 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
         return _envelope(result.envelope)
 
     def seal(frame: Frame) -> Frame:
-        return _envelope(service.seal(_request(_Seal, frame, blobs=1).receipt, frame.blobs[0]))
+        receipt = _request(_Seal, frame, blobs=2).receipt
+        return _envelope(service.seal(receipt, frame.blobs[0], frame.blobs[1]))
+
+    def step(frame: Frame) -> Frame:
+        _request(_Step, frame, blobs=3)
+        return _envelope(service.step(*frame.blobs))
 
     def refuse(frame: Frame) -> Frame:
         return _envelope(service.refuse(frame.blobs[0], _request(_Refuse, frame, blobs=1).code))
 
-    return {"begin": begin, "seal": seal, "refuse": refuse}
+    return {"begin": begin, "seal": seal, "step": step, "refuse": refuse}
 
 
 def gateway_operations(service: GuardService) -> dict[str, Operation]:

@@ -6,6 +6,7 @@ Trusted for a study's data is nevertheless the worker itself: the guard sees tha
 study's shapes, not that noise is in it.
 """
 
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,20 +17,23 @@ from fedward_client.guard.admission import Admission, require_of_study, verified
 from fedward_client.guard.answers import Answers
 from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.guard.notes import note, reason
-from fedward_client.guard.receipts import Reasons, Receipts, Refusals
+from fedward_client.guard.receipts import Reasons, Receipts, Refusals, Steps
 from fedward_client.guard.release import Release
 from fedward_client.guard.replies import Replies
+from fedward_client.guard.secure import SecureSums
 from fedward_client.guard.shelf import StudyShelf
 from fedward_client.guard.statements import Statements
 from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, ObjectIds, Passing, Shapes, Signer
+from fedward_common.canonical import sha256_hex
 from fedward_common.errors import FedwardError, ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.privacy.ledger import Ledger
+from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.statements import Statement
-from fedward_common.wire import Envelope, Instruction
+from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,10 @@ class GuardService:
     traffic: Traffic
     exclusions: Callable[[], None]
     plugin: Callable[[StudySpec], str | None]
+    unmasked: set[tuple[str, int]] = field(default_factory=set)
+    noise: Callable[[], RandomSource] = Csprng
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    _steps: Steps = field(default_factory=Steps)
     _receipts: Receipts = field(default_factory=Receipts)
     _refusals: Refusals = field(default_factory=Refusals)
     _reasons: Reasons = field(default_factory=Reasons)
@@ -67,22 +75,27 @@ class GuardService:
            that builds its model if one does;
         7. the list of patients who object is as it must be;
         8. the slot was not answered; if it was, under the same key, the stored bytes come again;
-        9. the study's whole T_max is reserved and this round is charged, on disk; an instruction
+        9. a secret sum is set up, so that the answer can be masked, where the study asks for one;
+        10. the study's whole T_max is reserved and this round is charged, on disk; an instruction
            that was charged before is not charged again;
-        10. no older receipt of the slot is good any more.
+        11. no older receipt of the slot is good any more.
 
         Raises:
             FedwardError: the class says which: protocol (1, 2, 4, 5, 8), signature (2, 3), policy
-                (6), data (7), budget or ledger (9).
+                (6), data (7), protocol (9), budget or ledger (10).
         """
         parsed = Instruction.parse(instruction)
         try:
             with self._lock:
                 study = self._verified(parsed, signed_study)
+                if parsed.kind in CONTROL_KINDS:
+                    raise ProtocolError("instruction: expected one to begin, found a step")
                 self.policy.permits(study, now=self.clock(), kind=parsed.kind)  # 6.
                 plugin = self.plugin(study)
                 self.exclusions()  # 7.
                 stored = self._admission.stored(parsed)
+                if stored is None and study.secure_sum:
+                    self._secure.require_ready(parsed, study)  # 9.
                 answer = stored or self._admission.grant(parsed, study, plugin_sha256=plugin)
                 self._reasons.forget(parsed.key)
                 return answer
@@ -91,9 +104,36 @@ class GuardService:
             note(self.log, "instruction.refused", parsed, **reason(error))
             raise
 
-    def seal(self, receipt: str, payload: bytes) -> Envelope:
+    def seal(self, receipt: str, payload: bytes, boxes: bytes = b"") -> Envelope:
         """As `Answers.seal`."""
-        return self._answers.seal(receipt, payload)
+        return self._answers.seal(receipt, payload, boxes)
+
+    def step(self, instruction: bytes, signed_study: bytes, message: bytes) -> Envelope:
+        """The signed answer to a step of secure aggregation. When it returns:
+
+        1. as in `begin`, the instruction parses, is of this signed study and of this site, and the
+        policy permits and a person approved it; 2. the message has the digest in the instruction;
+        3. the protocol's rules were kept (`SecureSums`).
+
+        Raises:
+            FedwardError: the class says which; SecAggRefused: 3.
+        """
+        parsed = Instruction.parse(instruction)
+        try:
+            with self._lock:
+                study = self._verified(parsed, signed_study)
+                if parsed.kind not in CONTROL_KINDS:
+                    raise ProtocolError("instruction: expected a step of secure aggregation")
+                self.policy.permits(study, now=self.clock())
+                if sha256_hex(message) != parsed.model_sha256:
+                    raise ProtocolError("step: expected the message that the instruction names")
+                answer = self._answers.step(parsed, study, message)
+                self._reasons.forget(parsed.key)
+                return answer
+        except FedwardError as error:
+            self._reasons.keep(parsed.key, error.code)
+            note(self.log, "instruction.refused", parsed, **reason(error))
+            raise
 
     def refuse(self, instruction: bytes, code: str) -> Envelope:
         """As `Answers.refuse`, of an instruction that still must parse."""
@@ -159,6 +199,18 @@ class GuardService:
         )
 
     @cached_property
+    def _secure(self) -> SecureSums:
+        return SecureSums(
+            site=self.site,
+            key=self.key,
+            log=self.log,
+            shapes=self.shapes,
+            noise=self.noise,
+            random_bytes=self.random_bytes,
+            unmasked=self.unmasked,
+        )
+
+    @cached_property
     def _answers(self) -> Answers:
         return Answers(
             site=self.site,
@@ -174,6 +226,8 @@ class GuardService:
             object_ids=self.object_ids,
             clock=self.clock,
             lock=self._lock,
+            secure=self._secure,
+            steps=self._steps,
         )
 
     @cached_property
@@ -182,6 +236,7 @@ class GuardService:
             policy=self.policy,
             replies=self.replies,
             refusals=self._refusals,
+            steps=self._steps,
             shelf=self.shelf,
             traffic=self.traffic,
             log=self.log,

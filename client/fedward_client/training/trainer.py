@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,13 +20,15 @@ from fedward_client.training.patient_dp.model_check import (
     check_untrained_state,
     untrained_state,
 )
-from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
+from fedward_client.training.patient_dp.plan import Int64Array, PatientDpPlan, PatientTensors
 from fedward_client.training.weights import load_weights
 from fedward_common.arrays import Array, Tensors
-from fedward_common.errors import ConfigError, ProtocolError
+from fedward_common.errors import ConfigError, ModelRefused, ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.privacy.randomness import RandomSource
+from fedward_common.secagg.fixedpoint import FixedPoint
+from fedward_common.secagg.sums import summed
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.spec import DpSgd, StudySpec
 
@@ -66,6 +69,17 @@ class TrainedUpdate:
     executed: ExecutedPlan
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class IntegerSum:
+    """A site's part of a pooled step: whole numbers in the order of the study's secret sum.
+
+    They are patient data, without noise: they go to the guard and nowhere else.
+    """
+
+    vector: Int64Array
+    executed: ExecutedPlan
+
+
 class LocalTrainer:
     """Runs the local steps of one round of `study` at one site.
 
@@ -103,6 +117,40 @@ class LocalTrainer:
             DataError: `records` are not grouped by patient.
             ConfigError: the weights overflowed; the study's learning rate is too high.
         """
+        model, engine = self._prepared(weights)
+        untrained = untrained_state(model)
+        patients = PatientTensors.from_records(records, device=self._device)
+        self._descend(model, engine, patients)
+        check_untrained_state(model, before=untrained)
+        return TrainedUpdate(tensors=_finite(model), executed=_executed(engine))
+
+    def integer_sum(
+        self, weights: Tensors, records: PatientRecords, *, grid: FixedPoint
+    ) -> IntegerSum:
+        """One draw's clipped gradients on `grid`, added up, without noise: for the guard alone.
+
+        The model is checked as in `train`, and after the step that it has not changed at all.
+
+        Raises:
+            ModelRefused, ProtocolError, DataError: as `train`.
+        """
+        model, engine = self._prepared(weights)
+        before = model_tensors(model)
+        patients = PatientTensors.from_records(records, device=self._device)
+        total = engine.integer_sum(patients, grid.quantise)
+        after = model_tensors(model)
+        if any(not np.array_equal(before[name], after[name]) for name in before):
+            raise ModelRefused("model: expected a gradient to change nothing, found it otherwise")
+        trained = trainable_parameters(model)
+        ends = np.cumsum([parameter.numel() for parameter in trained.values()])
+        parts = dict(zip(trained, np.split(total, ends[:-1]), strict=True))
+        # A tensor without a gradient (a buffer) adds zeros.
+        names = [name for name, _ in summed(self._study, {n: a.shape for n, a in before.items()})]
+        vector = [parts.get(name, np.zeros(before[name].size, np.int64)) for name in names]
+        return IntegerSum(vector=np.concatenate(vector), executed=_executed(engine))
+
+    def _prepared(self, weights: Tensors) -> tuple[nn.Module, PatientDpEngine]:
+        """The checked model with `weights`, and a fresh engine for it."""
         model = build_model(self._study.model, self._task.inputs).to(self._device).train()
         freeze(model, self._study.training)
         examples = self._task.examples(device=self._device)
@@ -126,10 +174,7 @@ class LocalTrainer:
             noise=self._noise,
             max_records_per_chunk=self._flags.max_records_per_chunk,
         )
-        untrained = untrained_state(model)
-        self._descend(model, engine, PatientTensors.from_records(records, device=self._device))
-        check_untrained_state(model, before=untrained)
-        return TrainedUpdate(tensors=_finite(model), executed=_executed(engine))
+        return model, engine
 
     def _descend(self, model: nn.Module, engine: PatientDpEngine, patients: PatientTensors) -> None:
         descent = LocalDescent(self._study, list(trainable_parameters(model).values()))

@@ -123,6 +123,51 @@ class Unmasking(Message):
     mask_keys: Mapping[Site, Annotated[str, Field(pattern=r"^[0-9a-f]{66}$")]]
 
 
+class Keys(Message):
+    """Every site's Ed25519 key, to be checked by its digest in the signed study."""
+
+    keys: Mapping[Site, Key]
+
+
+class Adverts(Message):
+    """The adverts of all sites of a sum."""
+
+    adverts: tuple[Advert, ...] = Field(max_length=4096, strict=False)
+
+
+class Boxes(Message):
+    """The encrypted shares that one site may open, by their sender."""
+
+    boxes: Mapping[Site, Annotated[str, Field(pattern=r"^[0-9a-f]{2,512}$")]]
+
+
+class Survivors(Message):
+    """The sites whose vectors are in the sum."""
+
+    survivors: tuple[Site, ...] = Field(max_length=4096, strict=False)
+
+
+class Signed(Message):
+    """A survivor's signature, and its keys for the next sum if there is one."""
+
+    signature: SurvivorSignature
+    advert: Advert | None = None
+
+
+class Opening(Message):
+    """The signatures of the survivor list, and the adverts of the next sum if there is one."""
+
+    signatures: tuple[SurvivorSignature, ...] = Field(max_length=4096, strict=False)
+    adverts: tuple[Advert, ...] = Field(default=(), max_length=4096, strict=False)
+
+
+class Opened(Message):
+    """A survivor's shares, and its envelopes for the next sum if there is one."""
+
+    unmasking: Unmasking
+    envelopes: Envelopes | None = None
+
+
 def survivors_bytes(session: Session, survivors: Sequence[str]) -> bytes:
     """What a site signs about a survivor list."""
     return session.context("survivors") + canonical_json(list(survivors))

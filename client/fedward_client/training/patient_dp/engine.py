@@ -1,15 +1,25 @@
 """One step of DP-SGD whose privacy unit is the patient."""
 
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, add_clipped
-from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
+from fedward_client.training.patient_dp.plan import Int64Array, PatientDpPlan, PatientTensors
 from fedward_client.training.patient_dp.sampling import Draw, chunks, draw_patients, draw_records
-from fedward_common.privacy.clipping import clip_factors, normalise_factors
+from fedward_common.privacy.clipping import (
+    clip_factors,
+    clip_l2,
+    normalise_factors,
+    normalise_l2,
+)
 from fedward_common.privacy.randomness import RandomSource
+
+Quantise = Callable[[npt.NDArray[np.float64]], Int64Array]
+"""Rows of real numbers -> whole numbers of no larger norm."""
 
 
 class PatientDpEngine:
@@ -66,21 +76,44 @@ class PatientDpEngine:
 
         Source: McMahan et al. 2018 (the unit is a person); Abadi et al. 2016 (the step).
         """
+        total = self._clipped_sum(patients, self._drawn(patients))
+        total += self._draw_noise(total.device)
+        self._steps += 1
+        return total.div_(self.plan.denominator)
+
+    def integer_sum(self, patients: PatientTensors, quantise: Quantise) -> Int64Array:
+        """The sum over one Poisson draw in whole numbers, WITHOUT noise: int64 [parameters].
+
+        Steps 1 and 2 of `step`; each patient's clipped gradient is then put on a grid by itself, so
+        that the bound holds on the whole numbers. Saturation, noise and masks are the guard's.
+        """
+        total = np.zeros(self._parameters, dtype=np.int64)
+        bound = clip_l2 if self.plan.clipping == "flat" else normalise_l2
+        for piece in chunks(self._drawn(patients), max_records=self._max_records_per_chunk):
+            rows = 0
+            for block in self._back_end.patient_gradients(self._chunk(patients, piece)):
+                if block.shape[1] != self._parameters:
+                    raise RuntimeError("back end: expected one number for each parameter")
+                clipped = bound(block, clip_norm=self.plan.clip_norm)
+                total += quantise(clipped.cpu().numpy()).sum(axis=0)
+                rows += block.shape[0]
+            if rows != len(piece.sizes):
+                raise RuntimeError("back end: expected one gradient for each patient of the chunk")
+        self._steps += 1
+        return total
+
+    def _drawn(self, patients: PatientTensors) -> Draw:
         chosen = draw_patients(
             self._sampling,
             patients=patients.patients,
             probability=self.plan.sampling_probability,
         )
-        draw = draw_records(
+        return draw_records(
             self._sampling,
             starts=patients.starts,
             chosen=chosen,
             limit=self.plan.max_records_per_patient,
         )
-        total = self._clipped_sum(patients, draw)
-        total += self._draw_noise(total.device)
-        self._steps += 1
-        return total.div_(self.plan.denominator)
 
     def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
         device = patients.features.device

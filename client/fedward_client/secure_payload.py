@@ -1,0 +1,64 @@
+"""What a worker hands its guard in a study with secure sums: whole numbers, one for each of the sum.
+
+Nothing here leaves the site as it is: the guard saturates, adds the site's noise and the masks.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from fedward_client.training.trainer import ExecutedPlan, LocalTrainer
+from fedward_common.arrays import Tensors
+from fedward_common.ids import SiteId
+from fedward_common.privacy.histogram import binned_units
+from fedward_common.privacy.statistics import exact_sums
+from fedward_common.secagg.sums import SumPlan, flat, is_distributed
+from fedward_common.study.encoding import PatientRecords, Row
+from fedward_common.study.spec import StudySpec
+from fedward_common.study.statistics import ColumnStatistics
+
+LARGEST = 2.0**62
+
+
+def training_numbers(
+    study: StudySpec,
+    site: SiteId,
+    trainer: LocalTrainer,
+    *,
+    weights: Tensors,
+    records: PatientRecords,
+    plan: SumPlan,
+) -> tuple[bytes, ExecutedPlan]:
+    """The site's clipped patient sum (distributed noise), or its noised, weighted update (local).
+
+    The update is (model after - model before) times the site's public weight; what did not run as
+    planned is for the caller to find in the executed plan.
+    """
+    if is_distributed(study):
+        found = trainer.integer_sum(weights, records, grid=plan.grid)
+        return _bytes(found.vector), found.executed
+    update = trainer.train(weights, records)
+    moved = flat(study, update.tensors) - flat(study, weights)
+    scaled = np.rint(moved * study.weight(site) * plan.grid.scale)
+    return _bytes(np.clip(scaled, -LARGEST, LARGEST).astype(np.int64)), update.executed
+
+
+def evaluation_numbers(
+    scores: npt.NDArray[np.floating], records: PatientRecords, *, plan: SumPlan
+) -> bytes:
+    """How many held-out patients score where, in units of the sum's grid."""
+    units = binned_units(
+        scores, records.labels, records.patient, bins=plan.size // 2, scale=plan.grid.scale
+    )
+    return _bytes(units.reshape(-1))
+
+
+def statistics_numbers(
+    study: StudySpec, release: ColumnStatistics, rows: list[Row], *, plan: SumPlan
+) -> bytes:
+    """The sums of a release over the site's patients, in units of the sum's grid."""
+    exact = exact_sums(release, study.data, rows, scale=plan.grid.scale)
+    return _bytes(np.rint(exact * plan.grid.scale).astype(np.int64))
+
+
+def _bytes(values: npt.NDArray[np.int64]) -> bytes:
+    return values.astype("<i8").tobytes()
