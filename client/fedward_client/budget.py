@@ -71,9 +71,18 @@ def budget_text(report: dict[str, Any]) -> str:
             f"  used up ({study['rounds_charged']} rounds, {study['releases_charged']} releases): "
             f"epsilon {number_text(study['epsilon_used_pld'])} (PLD), "
             f"{number_text(study['epsilon_used_admission'])} (admission) {at}",
+            *_alone_lines(study),
             f"  the study declares epsilon {study['epsilon_declared']:g} ({study['epsilon_is']})",
         ]
     total = report["total"]
+    if "epsilon_if_all_others_collude" in total:
+        lines += [
+            "",
+            "If all others collude, of distributed noise only this hospital's own share protects: "
+            f"epsilon {number_text(total['epsilon_if_all_others_collude'])} of "
+            f"{total['max_epsilon_if_all_others_collude']:g} (admission) at delta "
+            f"{total['delta']:g} over all studies.",
+        ]
     lines += [
         "",
         f"All studies together: {share_text(total['share'])} of the budget of epsilon "
@@ -84,6 +93,13 @@ def budget_text(report: dict[str, Any]) -> str:
         "up to what both hospitals charge together.",
     ]
     return "\n".join(lines)
+
+
+def _alone_lines(study: dict[str, Any]) -> list[str]:
+    if "epsilon_if_all_others_collude" not in study:
+        return []
+    alone = number_text(study["epsilon_if_all_others_collude"])
+    return [f"  if all others collude: epsilon {alone} (admission) at delta {study['delta']:g}"]
 
 
 def total_after(
@@ -168,6 +184,7 @@ def _study(account: StudyAccount) -> dict[str, Any]:
         "epsilon_used_admission": (
             0.0 if used is None else finite(epsilon_admission([used], delta=delta))
         ),
+        **_alone(reserved),
         "epsilon_declared": reserved.epsilon,
         "epsilon_is": reserved.epsilon_is,
         "rounds_reserved": reserved.rounds,
@@ -175,6 +192,25 @@ def _study(account: StudyAccount) -> dict[str, Any]:
         "releases_reserved": reserved.releases,
         "releases_charged": account.charged("release"),
         "reserved_at": account.reserved_at,
+    }
+
+
+def _alone(reserved: Reservation) -> dict[str, Any]:
+    """What a study costs if all others collude, where that is another figure."""
+    if reserved.alone is None:
+        return {}
+    alone = epsilon_admission([reserved.alone], delta=reserved.delta)
+    return {"epsilon_if_all_others_collude": finite(alone)}
+
+
+def _alone_total(view: LedgerView, *, limits: Limits) -> dict[str, Any]:
+    """The total if all others collude, once a study has a share of noise only."""
+    if all(account.reservation.alone is None for account in view.accounts):
+        return {}
+    events = [account.reservation.alone_or_event for account in view.accounts]
+    return {
+        "epsilon_if_all_others_collude": finite(epsilon_admission(events, delta=limits.delta)),
+        "max_epsilon_if_all_others_collude": limits.colluding,
     }
 
 
@@ -188,6 +224,7 @@ def _total(view: LedgerView, *, settings: SiteSettings) -> dict[str, Any]:
         "epsilon_admission": finite(total),
         "epsilon_used_admission": finite(epsilon_admission(used, delta=limits.delta)),
         "max_epsilon": limits.max_epsilon_total,
+        **_alone_total(view, limits=limits),
         "left": max(0.0, limits.max_epsilon_total - total),
         # What the limit is enforced by; see accounting.
         "share": finite(filter_share(view, limits=limits)),

@@ -1,4 +1,4 @@
-"""What a worker hands its guard in a study with secure sums: whole numbers, one for each of the sum.
+"""What a worker hands its guard in a study with secure sums: one whole number for each of the sum.
 
 Nothing here leaves the site as it is: the guard saturates, adds the site's noise and the masks.
 """

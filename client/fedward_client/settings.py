@@ -251,7 +251,7 @@ class PolicyRules(Strict):
     max_epsilon_total: Epsilon
     max_epsilon_if_all_others_collude: Epsilon | None = Field(
         default=None,
-        description="as max_epsilon_total, for distributed noise of which only the own share counts",
+        description="as max_epsilon_total, if of distributed noise only the own share counts",
     )
     require_secure_sum: bool = Field(
         default=False, description="only studies whose coordinator sees sums over hospitals"

@@ -19,6 +19,7 @@ from fedward_client.settings import SiteSettings
 from fedward_common.errors import ConfigError
 from fedward_common.models.plugins import find_plugin
 from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
+from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.clinical import ClinicalData, Measured, Present
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
@@ -312,6 +313,7 @@ def _privacy(settings: SiteSettings, policy: SitePolicy, study: StudySpec) -> di
         "epsilon_is": reservation.epsilon_is,
         "epsilon_admission": finite(epsilon_admission([event], delta=delta)),
         "epsilon_pld": finite(epsilon_pld(event, delta=delta)),
+        "distributed_noise": collusion_facts(study),
         "reserved_already": len(others) < len(view.accounts),
         "total_afterwards": finite(
             epsilon_admission(

@@ -99,6 +99,14 @@ def _privacy(privacy: dict[str, Any]) -> Iterator[str]:
         f"{number_text(privacy['epsilon_pld'])} (PLD); it declares "
         f"{privacy['epsilon_declared']:g} ({privacy['epsilon_is']})"
     )
+    noise = privacy.get("distributed_noise")
+    if noise is not None:
+        yield (
+            f"  The noise is distributed over {noise['sites']} hospitals. That epsilon holds "
+            f"against the coordinator and {noise['colluding_sites_borne']} of them, with up to "
+            f"{noise['dropouts_borne']} lost. If ALL others collude, only this hospital's share "
+            f"protects: epsilon {number_text(noise['epsilon_if_all_others_collude'])} (admission)."
+        )
     with_it = "has reserved that" if privacy["reserved_already"] else "would reserve that at once"
     yield f"  It {with_it}, also if it ends early. Nothing is refunded."
     yield (

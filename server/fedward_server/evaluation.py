@@ -13,7 +13,7 @@ Sources: Dorfman and Alf 1969 (binormal ROC from rating data); the grid posterio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -76,6 +76,37 @@ class PrivateEvaluation:
 
     pooled: PrivateFigures
     per_site: dict[SiteId, PrivateFigures]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class PooledCounts:
+    """Noised counts [2, bins] over the `sites` of a secret sum; `noise` is their deviation."""
+
+    counts: Numbers
+    sites: tuple[SiteId, ...]
+    noise: float
+
+    @property
+    def figures(self) -> PrivateFigures:
+        """What the counts say about all sites together; nothing is known of one alone."""
+        return figures(self.counts, noise=self.noise)
+
+    def as_json(self) -> dict[str, Any]:
+        """The counts as a JSON value."""
+        return {
+            "counts": self.counts.tolist(),
+            "sites": list(self.sites),
+            "noise": self.noise,
+        }
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Self:
+        """The counts in what `as_json` gave."""
+        return cls(
+            counts=np.asarray(value["counts"], dtype=np.float64),
+            sites=tuple(SiteId(site) for site in value["sites"]),
+            noise=float(value["noise"]),
+        )
 
 
 def evaluate(counts: Mapping[SiteId, Numbers], *, release: BinnedScores) -> PrivateEvaluation:

@@ -20,7 +20,7 @@ from fedward_common.ids import SiteId
 from fedward_common.privacy.ledger import Head
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import key_sha256, verify
-from fedward_common.wire import Envelope, Instruction, Kind, Reply
+from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction, Kind, Reply
 from fedward_server.fleet import Answer, Clock, Fleet, RunEvents
 from fedward_server.ledger_heads import LedgerHeads
 from fedward_server.round_state import RoundState, describe
@@ -97,7 +97,7 @@ class Exchanges:
             StudyFailed: so many sites refuse for good that the quorum is out of reach.
         """
         study, opened = self.study, self.clock.now()
-        cohort = ask.cohort or self._cohort(opened)
+        cohort = ask.cohort or self.cohort()
         asked = cohort if ask.to is None else ask.to
         state = RoundState(
             number=ask.round,
@@ -109,8 +109,9 @@ class Exchanges:
             ),
         )
         instruction = ask.instruction(study, cohort)
+        action = "step.opened" if ask.kind in CONTROL_KINDS else "round.opened"
         self.events.emit(
-            "round.opened", kind=ask.kind, round=ask.round, rounds=study.rounds, sites=list(asked)
+            action, kind=ask.kind, round=ask.round, rounds=study.rounds, sites=list(asked)
         )
         self._floors = self.heads.newest()
         self.fleet.send({site: self._envelope(ask, instruction, site) for site in asked})
@@ -126,12 +127,18 @@ class Exchanges:
             )
         return state
 
-    def abandon(self, state: RoundState) -> None:
-        """Burns a round below its quorum, loudly."""
+    def abandon(
+        self, state: RoundState, *, round_number: int | None = None, reason: str | None = None
+    ) -> None:
+        """Burns a round below its quorum, or one that cannot be opened (`reason`), loudly.
+
+        `round_number` names the round where the exchange that failed is not its own.
+        """
         state.abandon()
         self.events.emit(
             "round.abandoned",
-            round=state.number,
+            **({} if reason is None else {"reason": one_line(reason)}),
+            round=state.number if round_number is None else round_number,
             good=len(state.accepted),
             quorum=state.quorum,
             refused=describe(sorted(state.refused)),
@@ -165,9 +172,9 @@ class Exchanges:
             blobs={**ask.own.get(site, {}), "study": self.signed_study, "model": ask.model},
         )
 
-    def _cohort(self, opened: float) -> tuple[SiteId, ...]:
+    def cohort(self) -> tuple[SiteId, ...]:
         """The sites to ask: online, not refused for good; waits for the quorum, not forever."""
-        willing = self.willing()
+        opened, willing = self.clock.now(), self.willing()
         while True:
             online = self.fleet.online()
             cohort = tuple(site for site in willing if site in online)
@@ -201,14 +208,19 @@ class Exchanges:
                 return
             take(site, answer.envelope.blobs["payload"])
             state.accept(site)
-            self.events.emit("site.replied", kind=instruction.kind, round=number, site=site)
+            if instruction.kind not in CONTROL_KINDS:
+                self.events.emit("site.replied", kind=instruction.kind, round=number, site=site)
         except (FedwardError, KeyError) as error:
             if isinstance(error, LedgerError):  # nothing of it counts until somebody restores it
                 self.refusals[site] = error.code
             if site in state.missing:
                 state.lose(site, type(error).__name__)
             self.events.emit(
-                "site.lost", kind=instruction.kind, round=number, site=site, reason=_one_line(error)
+                "site.lost",
+                kind=instruction.kind,
+                round=number,
+                site=site,
+                reason=one_line(str(error)),
             )
 
     def _observe(self, site: SiteId, reply: Reply) -> None:
@@ -255,7 +267,7 @@ class Exchanges:
         return reply
 
 
-def _one_line(error: Exception) -> str:
-    """The text of an error as a log takes it: one printable line of at most 400 characters."""
-    printable = "".join(c if c.isprintable() else " " for c in str(error))
+def one_line(text: str) -> str:
+    """`text` as a log takes it: one printable line of at most 400 characters."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(printable.split())[:400]

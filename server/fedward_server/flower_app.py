@@ -18,6 +18,7 @@ from fedward_common.errors import FedwardError
 from fedward_common.ids import SiteId
 from fedward_common.models.plugins import register_installed
 from fedward_common.study.signed import SignedStudy
+from fedward_common.study.spec import StudySpec
 from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_grid import FlowerFleet
 from fedward_server.adapters.ledger_heads import HeadsFile
@@ -71,6 +72,7 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
         store=folder,
         events=folder,
         heads=HeadsFile(settings.state),
+        site_keys=_site_keys(registry, study),
     ).run()
     folder.emit("run.finished", study=study.digest, rounds=result.committed_rounds)
     folder.finish(
@@ -78,6 +80,12 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
         counts={site: counts.tolist() for site, counts in result.counts.items()},
         facts={"study": study.digest, **result.facts},
     )
+
+
+def _site_keys(registry: SqlRegistry, study: StudySpec) -> dict[SiteId, str]:
+    """The Ed25519 keys of the study's sites as the registry has them; checked by their digests."""
+    found = {SiteId(site.id): registry.find(SiteId(site.id)) for site in study.sites}
+    return {site: record.signing_public_key for site, record in found.items() if record}
 
 
 def _is_member(registry: SqlRegistry, site: SiteId) -> bool:

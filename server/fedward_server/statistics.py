@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
-from fedward_common.privacy.statistics import check_values, noise_deviation
+from fedward_common.privacy.statistics import check_values, noise_deviation, withheld
+from fedward_common.secagg.sums import noise_share
 from fedward_common.study.registry import DataSpec
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Part, cells, columns_of
@@ -37,12 +38,14 @@ class Totals:
     """One release summed over the sites that answered.
 
     `values`: one total for each number of the release; `shown`: how many sites are in it;
-    `answered`: how many sites answered at all.
+    `answered`: how many sites answered at all; `noise_share`: what each site's noise is of the
+    declared one (less than 1 where the shares of all add up to it).
     """
 
     values: tuple[float, ...]
     shown: tuple[int, ...]
     answered: int
+    noise_share: float = 1.0
 
     def as_json(self) -> dict[str, Any]:
         """The totals as a JSON value."""
@@ -50,6 +53,7 @@ class Totals:
             "values": list(self.values),
             "shown": list(self.shown),
             "answered": self.answered,
+            **({} if self.noise_share == 1.0 else {"noise_share": self.noise_share}),
         }
 
     @classmethod
@@ -59,6 +63,7 @@ class Totals:
             values=tuple(float(v) for v in value["values"]),
             shown=tuple(int(n) for n in value["shown"]),
             answered=int(value["answered"]),
+            noise_share=float(value.get("noise_share", 1.0)),
         )
 
 
@@ -98,6 +103,23 @@ class StatisticsSum:
             shown=tuple(round(n) for n in shown.tolist()),
             answered=self._answered,
         )
+
+
+def opened_totals(
+    study: StudySpec, release: ColumnStatistics, values: Numbers, *, answered: int
+) -> Totals:
+    """The totals of a release whose sum was secret until it was opened.
+
+    No site's own numbers exist here, so the minimum cell size cuts the totals: a small one is given
+    as 0 shown by no site. That is post-processing of noised numbers.
+    """
+    kept = withheld(release, study.data, [float(v) for v in np.round(values, 3)])
+    return Totals(
+        values=tuple(0.0 if value is None else float(value) for value in kept),
+        shown=tuple(0 if value is None else answered for value in kept),
+        answered=answered,
+        noise_share=noise_share(study),
+    )
 
 
 def parse_values(
@@ -153,7 +175,7 @@ def column_figures(
 
     With `exact` the totals carry no noise (the sandbox's parent, its own copy): no standard errors.
     """
-    deviation = 0.0 if exact else noise_deviation(release, data)
+    deviation = 0.0 if exact else noise_deviation(release, data) * totals.noise_share
     layout, known = cells(release, data), columns_of(data)
     columns = []
     for name in release.columns:

@@ -6,6 +6,7 @@ burnt.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -20,13 +21,19 @@ from fedward_common.models.averages import released_models
 from fedward_common.models.registry import initial_tensors, model_shapes
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.statistics import is_statistics, statistics_releases
+from fedward_common.study.statistics import (
+    ColumnStatistics,
+    is_statistics,
+    statistics_releases,
+)
 from fedward_common.study.tabular import BinnedScores
 from fedward_server.aggregation import plain_sum, server_optimiser
+from fedward_server.evaluation import PooledCounts
 from fedward_server.exchange import Ask, Exchanges
 from fedward_server.fleet import Clock, Fleet, RunEvents, RunStore
 from fedward_server.ledger_heads import HeadsInMemory, LedgerHeads
-from fedward_server.statistics import StatisticsSum, Totals
+from fedward_server.secure_round import SecureRounds
+from fedward_server.statistics import StatisticsSum, Totals, opened_totals
 
 Counts = npt.NDArray[np.float64]
 
@@ -35,7 +42,8 @@ Counts = npt.NDArray[np.float64]
 class StudyResult:
     """What a study gives: the final model, the noised counts per site, and how its rounds went.
 
-    A study of statistics has no model; `statistics` then holds the totals of each release, None
+    With secure sums there are no counts of a site, but `pooled` ones. A study of statistics has no
+    model; `statistics` then holds the totals of each release, None
     for a release that did not reach the quorum.
     """
 
@@ -45,6 +53,7 @@ class StudyResult:
     abandoned_rounds: int
     refusals: dict[SiteId, str]
     statistics: tuple[Totals | None, ...] = ()
+    pooled: PooledCounts | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -54,6 +63,8 @@ class StudyResult:
             "abandoned_rounds": self.abandoned_rounds,
             "refusals": dict(self.refusals),
         }
+        if self.pooled is not None:
+            facts["pooled"] = self.pooled.as_json()
         if self.statistics:
             facts["statistics"] = [t and t.as_json() for t in self.statistics]
         return facts
@@ -61,7 +72,10 @@ class StudyResult:
 
 @dataclass(kw_only=True)
 class StudyRun:
-    """One run of one signed study over a fleet. `signed_study`: the bytes every site verifies."""
+    """One run of one signed study over a fleet. `signed_study`: the bytes every site verifies.
+
+    `site_keys` are the sites' Ed25519 keys in hexadecimal; only secure sums need them.
+    """
 
     study: StudySpec
     signed_study: bytes
@@ -70,6 +84,7 @@ class StudyRun:
     store: RunStore
     events: RunEvents
     heads: LedgerHeads = field(default_factory=HeadsInMemory)
+    site_keys: Mapping[SiteId, str] = field(default_factory=dict)
 
     @cached_property
     def exchanges(self) -> Exchanges:
@@ -81,6 +96,17 @@ class StudyRun:
             clock=self.clock,
             events=self.events,
             heads=self.heads,
+        )
+
+    @cached_property
+    def secure(self) -> SecureRounds:
+        """The secret sums of this run."""
+        statistics = is_statistics(self.study)
+        return SecureRounds(
+            study=self.study,
+            exchanges=self.exchanges,
+            keys=self.site_keys,
+            shapes={} if statistics else model_shapes(self.study.model, inputs=self._inputs),
         )
 
     def run(self) -> StudyResult:
@@ -97,7 +123,11 @@ class StudyRun:
         model = initial_tensors(study.model, inputs=self._inputs)
         committed = 0
         for number in range(1, study.rounds + 1):
-            mean = self._train_round(number, tensors_to_bytes(model))
+            mean = (
+                self.secure.mean(number, model)
+                if study.secure_sum
+                else self._train_round(number, tensors_to_bytes(model))
+            )
             if mean is None:
                 continue
             committed += 1
@@ -107,9 +137,11 @@ class StudyRun:
         if not committed:
             raise self._nothing_reached()
         final = tail.mean()
+        weights = tensors_to_bytes(final)
         return StudyResult(
             model=final,
-            counts=self._evaluate(tensors_to_bytes(final)),
+            counts={} if study.secure_sum else self._evaluate(weights),
+            pooled=self._evaluate_pooled(weights) if study.secure_sum else None,
             committed_rounds=committed,
             abandoned_rounds=study.rounds - committed,
             refusals=dict(self.exchanges.refusals),
@@ -123,6 +155,9 @@ class StudyRun:
         """
         totals: list[Totals | None] = []
         for number, release in enumerate(statistics_releases(self.study), start=1):
+            if self.study.secure_sum:
+                totals.append(self._statistics_total(number, release))
+                continue
             added = StatisticsSum(self.study, release)
             state = self.exchanges.run(
                 Ask(kind="statistics", round=number, model=tensors_to_bytes({})), added.add
@@ -176,6 +211,27 @@ class StudyRun:
         mean = total.mean()
         self.exchanges.commit(state)
         return mean
+
+    def _statistics_total(self, number: int, release: ColumnStatistics) -> Totals | None:
+        """The opened sum of a release; None where it was abandoned."""
+        opened = self.secure.total("statistics", number, tensors_to_bytes({}))
+        if opened is None:
+            return None
+        return opened_totals(self.study, release, opened.values, answered=len(opened.survivors))
+
+    def _evaluate_pooled(self, model: bytes) -> PooledCounts | None:
+        """The noised counts over all sites; None without an evaluation or where it failed."""
+        release = next((r for r in self.study.releases if isinstance(r, BinnedScores)), None)
+        opened = (
+            None if release is None else self.secure.total("evaluate", self.study.rounds, model)
+        )
+        if release is None or opened is None:
+            return None
+        return PooledCounts(
+            counts=opened.values.reshape(2, release.bins),
+            sites=opened.survivors,
+            noise=opened.noise_std,
+        )
 
     def _evaluate(self, model: bytes) -> dict[SiteId, Counts]:
         """The noised counts per site; empty without an evaluation or below its quorum."""

@@ -87,10 +87,12 @@ class Answers:
         """
         with self.lock:
             before = self.steps.find(instruction.slot)
-            if before is not None and before.key == instruction.key:
+            once = instruction.kind in ("sign", "unmask")
+            repeated = before is not None and before.key == instruction.key
+            if before is not None and repeated and (once or self.secure.is_current(instruction)):
                 before.released_to = None
                 return before.envelope
-            if before is not None and instruction.kind in ("sign", "unmask"):
+            if before is not None and once:
                 raise SecAggRefused(
                     Reason.ANSWERED_BEFORE,
                     "expected what this step was answered for, found something else",

@@ -88,6 +88,13 @@ class SecureSums:
             raise
         raise ProtocolError("instruction: expected a step of secure aggregation, found another")
 
+    def is_current(self, instruction: Instruction) -> bool:
+        """Whether the answer that was given to a set-up step still fits this site's part in it."""
+        running = self._running.get(instruction.study)
+        party = None if running is None else running.parties.get(instruction.round)
+        expected = Phase.ADVERTISED if instruction.kind == "advertise" else Phase.SHARED
+        return party is not None and party.phase is expected
+
     def require_ready(self, instruction: Instruction, study: StudySpec) -> None:
         """Returns when a vector of this sum could be masked; asked before anything is charged.
 
@@ -111,7 +118,8 @@ class SecureSums:
             ProtocolError: another length. SecAggRefused: the shares do not open.
         """
         kind, round_number = live.instruction.kind, live.instruction.round
-        plan = sum_plan(live.study, kind, round_number, shapes=self.shapes(live.study))
+        shapes = self.shapes(live.study) if kind == "train" else {}
+        plan = sum_plan(live.study, kind, round_number, shapes=shapes)
         if len(payload) != 8 * plan.size:
             raise ProtocolError(
                 f"sum: expected {plan.size} whole numbers of 8 bytes, found {len(payload)} bytes"
@@ -209,5 +217,7 @@ def _members(study: StudySpec, keys: Keys) -> tuple[Member, ...]:
     right = {site.id: site.key_sha256 for site in study.sites}
     found = {site: key_sha256(key) for site, key in keys.keys.items()}
     if found != right:
-        raise SecAggRefused(Reason.WRONG_KEY, "expected the keys that the study names, found others")
+        raise SecAggRefused(
+            Reason.WRONG_KEY, "expected the keys that the study names, found others"
+        )
     return tuple(Member(site=SiteId(s.id), public_key=keys.keys[s.id]) for s in study.sites)

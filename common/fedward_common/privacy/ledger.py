@@ -57,8 +57,8 @@ class Limits:
     had been that high from the start. Where results led to the rise, what holds is the highest
     limit that any result would have led to: the total must not follow what was found.
 
-    `max_epsilon_if_all_others_collude` is the total for the case that of distributed noise only this
-    hospital's own share protects (rules 2), by a filter of its own; unset, it is the same limit.
+    `max_epsilon_if_all_others_collude` is the total for the case that of distributed noise only
+    this hospital's own share protects (rules 2), by a filter of its own; unset, it is the same.
     """
 
     max_epsilon_per_study: float
@@ -483,9 +483,9 @@ class LedgerState:
         total = filter_epsilon(curve, order=order, delta=limits.delta)
         if not total <= limits.colluding:
             raise BudgetExceeded(
-                f"this hospital's budget: expected at most epsilon {limits.colluding:g} over all its "
-                "studies if all others collude (policy.max_epsilon_if_all_others_collude), found "
-                f"{total:.4g} at delta {limits.delta:g} (admission figure, filter of order "
+                f"this hospital's budget: expected at most epsilon {limits.colluding:g} over all "
+                "its studies if all others collude (policy.max_epsilon_if_all_others_collude), "
+                f"found {total:.4g} at delta {limits.delta:g} (admission figure, filter of order "
                 f"{order:g}). Of distributed noise only this hospital's own share protects then; "
                 "set that limit, or choose a study with local noise"
             )

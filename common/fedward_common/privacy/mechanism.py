@@ -122,7 +122,9 @@ def alone_study(study: StudySpec) -> StudySpec | None:
 
     def less(part: DpSpec | ReleaseSpec) -> DpSpec | ReleaseSpec:
         noise = getattr(part, "noise_multiplier", None)
-        return part if noise is None else part.model_copy(update={"noise_multiplier": noise * share})
+        return (
+            part if noise is None else part.model_copy(update={"noise_multiplier": noise * share})
+        )
 
     releases = tuple(less(release) for release in study.releases)
     return study.model_copy(update={"dp": less(study.dp), "releases": releases})

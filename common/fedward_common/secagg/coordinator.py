@@ -67,6 +67,11 @@ class Coordinator:
             raise SecAggRefused(Reason.SHARES, "expected one envelope for each other site")
         self._boxes[envelopes.site] = envelopes.boxes
 
+    @property
+    def sharers(self) -> tuple[str, ...]:
+        """The sites that shared: a set-up is theirs, and only their vectors are taken."""
+        return self._ordered(self._boxes)
+
     def boxes_for(self, site: str) -> dict[str, str]:
         """The envelopes that `site` may open, by sender."""
         self._enough(len(self._boxes), Reason.TOO_FEW_SITES)
@@ -110,6 +115,11 @@ class Coordinator:
                 f"expected {self.thresholds.threshold} signatures, found {len(self._signatures)}",
             )
         return tuple(self._signatures[site] for site in self._ordered(self._signatures))
+
+    @property
+    def signers(self) -> tuple[str, ...]:
+        """The survivors that signed the list: who may be asked for shares."""
+        return self._ordered(self._signatures)
 
     def take_unmasking(self, unmasking: Unmasking) -> None:
         """Takes one survivor's shares: exactly those that the list asks for."""

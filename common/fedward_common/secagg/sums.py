@@ -31,8 +31,8 @@ LEAST_NOISE: Final = 4096.0
 rounded Gaussian by less than 4e-12 in total variation for 10 million numbers."""
 ROOM_FACTOR: Final = 1.25
 ROOM_EXTRA: Final = 64.0
-"""A site's sum may reach so many clip norms before it saturates: what its planned number of patients
-draws, a quarter more, and 64."""
+"""A site's sum may reach so many clip norms before it saturates: what its planned number of
+patients draws, a quarter more, and 64."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,7 +163,7 @@ def _fractions(bits: int) -> Sequence[int]:
 
 
 def _update_grid(study: StudySpec) -> FixedPoint:
-    """The grid of noised, weighted updates: it saturates at 2048 / n (32 bits), on noised numbers."""
+    """The grid of weighted updates that are noised already: in 32 bits it saturates at 2048 / n."""
     how = study.secagg or SecureAggregation()
     room = (2 ** (how.ring_bits - 1) - 1) // len(study.sites) - 1
     return FixedPoint(

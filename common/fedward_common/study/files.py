@@ -236,6 +236,7 @@ def _complete(
     if isinstance(sites, list):
         document["sites"] = [_with_keys(site, source=source, keys=keys) for site in sites]
     dp = document.get("dp")
+    _place_noise(document, dp, source=source)
     if _kind(document.get("task")) == _kind_of(FederatedStatistics):
         return _complete_statistics(document, source=source)
     if not isinstance(dp, dict) or DpSpec.variants.get(dp.get("kind", "")) is not DpSgd:
@@ -255,6 +256,18 @@ def _complete(
     unknown: Unknown = "epsilon" if given == ["noise_multiplier"] else "noise_multiplier"
     dp[unknown] = PLACEHOLDER
     return unknown
+
+
+def _place_noise(document: dict[str, Any], dp: object, *, source: str) -> None:
+    """Takes the word `noise` of a study file for `dp.placement`; distributed means secure sums."""
+    if not isinstance(dp, dict):
+        return
+    if "noise" in dp and "placement" in dp:
+        raise ConfigError(f"{source}: dp: expected noise or placement, found both")
+    if "noise" in dp:
+        dp["placement"] = dp.pop("noise")
+    if dp.get("placement") == "distributed":
+        document.setdefault("secure_sum", True)
 
 
 def _complete_statistics(document: dict[str, Any], *, source: str) -> Unknown | None:

@@ -285,9 +285,7 @@ class StudySpec(Extensible):
             SecAggRefused: too few sites.
         """
         how = self.secagg or SecureAggregation()
-        return Thresholds.of(
-            len(self.sites), malicious_sites=how.malicious_sites, mode=how.mode
-        )
+        return Thresholds.of(len(self.sites), malicious_sites=how.malicious_sites, mode=how.mode)
 
     def _check_secure_sum(self) -> None:
         if not self.secure_sum:

@@ -12,13 +12,13 @@ from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.study.spec import StudySpec
-from fedward_common.wire import Envelope, Instruction
+from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction
 from fedward_server.adapters.flower_records import from_records, to_records
 from fedward_server.fleet import Answer
 
 PULL_SECONDS: Final = 0.1
 TTL_MARGIN_SECONDS: Final = 60.0
-FLOWER_KINDS: Final = {"statistics": "query"}
+FLOWER_KINDS: Final = {"statistics": "query", **dict.fromkeys(CONTROL_KINDS, "query")}
 """Kinds of ours that Flower knows by another name; train and evaluate are the same."""
 UNREADABLE: Final = (
     ValueError,

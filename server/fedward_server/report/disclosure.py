@@ -180,6 +180,13 @@ def _placement(placement: str) -> str:
             "coordinator and all other hospitals together; only the hospital's own machine is "
             "trusted"
         )
+    if placement == "distributed":
+        return (
+            "distributed: each hospital's guard adds a share and masks the result, so that the "
+            "coordinator sees only sums over hospitals, which carry at least the whole noise. The "
+            "guarantee holds against the coordinator together with as many hospitals as the study "
+            "names; if all others collude, only a hospital's own share protects"
+        )
     return placement
 
 

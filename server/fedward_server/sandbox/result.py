@@ -20,7 +20,7 @@ from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import BinnedScores, TabularData
 from fedward_server.adapters.run_files import MODEL
-from fedward_server.evaluation import Estimate, PrivateFigures, evaluate
+from fedward_server.evaluation import Estimate, PooledCounts, PrivateFigures, evaluate
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
 from fedward_server.sandbox.statistics import Tables, read_tables
@@ -44,6 +44,7 @@ class Outcome:
     model: dict[str, Array]
     checkpoints: dict[int, bytes]
     counts: dict[SiteId, np.ndarray]
+    pooled: PooledCounts | None
     committed: int
     abandoned: int
     budgets: Mapping[SiteId, Mapping[str, Any]]
@@ -69,6 +70,7 @@ def read_outcome(
             for path in sorted(folder.glob("round-*.safetensors"))
         },
         counts={SiteId(site): np.asarray(rows) for site, rows in facts["counts"].items()},
+        pooled=PooledCounts.from_json(facts["pooled"]) if facts.get("pooled") else None,
         committed=facts["committed_rounds"],
         abandoned=facts["abandoned_rounds"],
         budgets=budgets,
@@ -173,6 +175,10 @@ def assemble_result(
             for site in compared.federated.per_site
         },
         "epsilon": {site: budget["epsilon_admission"] for site, budget in budgets.items()},
+        "epsilon_if_all_others_collude": {
+            site: budget.get("epsilon_if_all_others_collude", budget["epsilon_admission"])
+            for site, budget in budgets.items()
+        },
         "epsilon_is": "admission",
         "epsilon_pld": {site: budget["epsilon_pld"] for site, budget in budgets.items()},
         "delta": dp.delta if isinstance(dp, DpSgd) else None,
@@ -207,6 +213,8 @@ def _cores() -> int:
 
 
 def _private(study: StudySpec, outcome: Outcome) -> PrivateFigures | None:
+    if outcome.pooled is not None:
+        return outcome.pooled.figures
     release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
     if release is None or not outcome.counts:
         return None

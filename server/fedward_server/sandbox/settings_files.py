@@ -1,10 +1,12 @@
 """The configuration files of a sandbox, as an operator and site engineers would write them."""
 
 import json
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly
 from fedward_common.trust.private_files import write_atomically, write_private
@@ -61,7 +63,7 @@ min_noise = {min_noise}
 max_epsilon_per_study = {max_epsilon}
 max_epsilon_total = {max_epsilon}
 delta = {delta}
-allow_evaluation = true
+{secure}allow_evaluation = true
 allow_statistics = {statistics}
 approved_bundles = [{bundle}]
 
@@ -99,10 +101,25 @@ def write_sites(layout: Layout, *, study: StudySpec, bundle_sha256: str) -> None
         "delta": study.dp.delta,
         "statistics": isinstance(study.dp, ReleasesOnly),
         "bundle": bundle_sha256,
+        "secure": _secure_rules(study),
     }
     for number, site in enumerate(layout.sites.values()):
         write_site(layout, site, number=number, policy=policy)
         write_approval(site, study, now=datetime.now(UTC))
+
+
+def _secure_rules(study: StudySpec) -> dict[str, Any]:
+    """The rules that a study with secure sums needs, and no more."""
+    rules: dict[str, Any] = {}
+    if study.secure_sum:
+        rules["require_secure_sum"] = True
+        rules["allow_semi_honest"] = study.thresholds.mode == "semi-honest"
+    facts = collusion_facts(study)
+    if facts is not None:
+        # As for epsilon: a limit, a hair above what this study's own share alone gives.
+        colluding = facts["epsilon_if_all_others_collude"]
+        rules["max_epsilon_if_all_others_collude"] = math.ceil(colluding * 100 + 1) / 100
+    return rules
 
 
 def write_approval(site: SiteFolder, study: StudySpec, *, now: datetime) -> None:
@@ -142,5 +159,14 @@ def write_site(layout: Layout, site: SiteFolder, *, number: int, policy: Mapping
 
 
 def _filled(template: str, **values: Any) -> str:
-    """The template with each value as TOML: JSON text and JSON numbers are TOML as well."""
-    return template.format(**{name: json.dumps(value) for name, value in values.items()})
+    """The template with each value as TOML: JSON text and JSON numbers are TOML as well.
+
+    A table becomes lines of keys.
+    """
+
+    def text(value: Any) -> str:
+        if isinstance(value, dict):
+            return "".join(f"{key} = {json.dumps(one)}\n" for key, one in value.items())
+        return json.dumps(value)
+
+    return template.format(**{name: text(value) for name, value in values.items()})
