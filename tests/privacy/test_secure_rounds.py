@@ -1,5 +1,6 @@
 """Studies with secret sums, over real guards and workers: the model is the central mechanism's."""
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fedward_common.errors import StudyFailed
+from fedward_common.ids import SiteId
+from fedward_common.privacy.collusion import collusion_facts
+from fedward_common.privacy.mechanism import encode_event
 from fedward_common.privacy.randomness import RandomSource
+from fedward_common.wire import Instruction
 from tests.support.secure_federation import Federation, federation
 
 Vector = npt.NDArray[np.float64]
@@ -72,6 +78,13 @@ def pooled_dp_sgd(one: Federation, *, without: Callable[[int], set[str]] = lambd
     return weights
 
 
+def noise_in(text: str) -> float:
+    """The noise multiplier in the text of an event."""
+    found = re.search(r'"noise_multiplier":([0-9.]+)', text)
+    assert found is not None
+    return float(found.group(1))
+
+
 def learned(model: Any) -> Vector:
     return np.append(model["linear.weight"][0], model["linear.bias"]).astype(np.float64)
 
@@ -92,3 +105,145 @@ def test_masks_on_equals_plain_numpy_pooled_dp_sgd_with_the_same_draws(
 
     assert result.committed_rounds == 3
     np.testing.assert_allclose(learned(result.model), pooled_dp_sgd(one), atol=1e-5)
+
+
+def lost_in(kind: str, number: int, who: str) -> Callable[[SiteId, Instruction], bool]:
+    return lambda site, asked: site == who and asked.kind == kind and asked.round == number
+
+
+@pytest.mark.parametrize("kind", ["train", "sign", "unmask"])
+def test_a_site_lost_in_an_exchange_is_in_the_model_or_not_as_the_survivor_list_says(
+    tmp_path: Path, opened: list[Federation], kind: str
+) -> None:
+    """Lost before its vector came: the model is that of the others. Lost later: it is in the sum.
+
+    Either way the round completes, and the site is back in the next one by a full set-up.
+    """
+    one = deterministic(tmp_path, opened, sites=4)
+    one.lost = lost_in(kind, 2, "s4")
+
+    result = one.run().run()
+
+    gone = {"s4"} if kind == "train" else set()
+    expected = pooled_dp_sgd(one, without=lambda number: gone if number == 2 else set())
+    assert result.committed_rounds == 3
+    np.testing.assert_allclose(learned(result.model), expected, atol=1e-5)
+    assert [len(c["sites"]) for c in one.actions("round.committed")][:3] == [4, 4 - len(gone), 4]
+
+
+def test_a_round_that_cannot_be_unmasked_is_abandoned_by_name_and_the_next_one_works(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    """Three sites bear no loss: the second round is burnt, its charge stays, the third counts."""
+    one = deterministic(tmp_path, opened)
+    one.lost = lost_in("unmask", 2, "s3")
+
+    result = one.run().run()
+
+    (burnt,) = one.actions("round.abandoned")
+    assert burnt["round"] == 2
+    assert "expected shares of T survivors" in burnt["reason"]
+    assert (result.committed_rounds, result.abandoned_rounds) == (2, 1)
+    for hospital in one.hospitals.values():
+        (account,) = hospital.service.ledger.accounts()
+        assert (account.charged("round"), account.charged("release")) == (3, 1)
+
+
+def test_a_guard_that_restarts_within_a_round_counts_as_dropped_and_comes_back(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    """Secrets are in memory only; after the restart it signs and opens nothing of that round."""
+    one = deterministic(tmp_path, opened, sites=4)
+
+    def restart(site: SiteId, instruction: Instruction) -> bool:
+        if (site, instruction.kind, instruction.round) == ("s4", "train", 2):
+            one.hospitals[site].restart()
+        return False
+
+    one.lost = restart
+
+    result = one.run().run()
+
+    assert result.committed_rounds == 3
+    np.testing.assert_allclose(learned(result.model), pooled_dp_sgd(one), atol=1e-5)
+    asked = [(site, a.kind, a.round) for site, a, _ in one.seen]
+    assert ("s4", "advertise", 3) in asked
+
+
+def test_both_events_of_distributed_noise_are_charged(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    """`declared` with sigma, `alone` with the site's share of it, for training and evaluation."""
+    one = deterministic(tmp_path, opened, sites=4)
+
+    one.run().run()
+
+    (account,) = one.hospitals[SiteId("s1")].service.ledger.accounts()
+    share = 1 / np.sqrt(2)  # n = 4, d = 1, c = 1
+    rounds = [c for c in account.charges if c.purpose == "round"]
+    assert len(rounds) == 3
+    for charge in account.charges:
+        sigma = 3.0 if charge.purpose == "round" else 20.0
+        assert noise_in(encode_event(charge.event)) == sigma
+        assert charge.alone is not None
+        assert noise_in(encode_event(charge.alone)) == pytest.approx(sigma * share)
+
+
+def test_a_site_that_does_not_allow_what_its_own_share_costs_refuses_the_study(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    """Without a limit of its own the case of collusion has the limit of all studies."""
+    spec = federation(tmp_path / "free", sites=4)
+    opened.append(spec)
+    facts = collusion_facts(spec.study)
+    assert facts is not None
+    between = (facts["epsilon_declared"] + facts["epsilon_if_all_others_collude"]) / 2
+    limits = {"max_epsilon_total": between, "max_epsilon_per_study": between}
+    one = federation(
+        tmp_path / "tight",
+        sites=4,
+        epsilon=facts["epsilon_declared"] * 1.01,
+        policy=limits | {"max_epsilon_if_all_others_collude": between},
+    )
+    opened.append(one)
+
+    with pytest.raises(StudyFailed, match="budget"):
+        one.run().run()
+
+
+@pytest.mark.parametrize("optimiser", ["fedavg", "fedprox", "fedadam"])
+def test_local_noise_hides_each_sites_update_in_the_same_model(
+    tmp_path: Path, opened: list[Federation], optimiser: str
+) -> None:
+    """The opened mean of updates is the plain one to a millionth, whatever the server does."""
+    aggregation = {
+        "fedavg": {"name": "fedavg"},
+        "fedprox": {"name": "fedprox", "mu": 0.1},
+        "fedadam": {"name": "fedadam", "learning_rate": 0.1},
+    }[optimiser]
+    change = {"aggregation": aggregation}
+    secure = deterministic(tmp_path / "a", opened, placement="local", local_steps=2, change=change)
+    plain = deterministic(
+        tmp_path / "b",
+        opened,
+        placement="local",
+        local_steps=2,
+        change=change | {"secure_sum": False},
+    )
+
+    hidden, shown = secure.run().run(), plain.run().run()
+
+    np.testing.assert_allclose(learned(hidden.model), learned(shown.model), atol=2e-5)
+
+
+def test_evaluation_is_opened_over_all_sites_only(tmp_path: Path, opened: list[Federation]) -> None:
+    """The pooled counts carry at least the declared noise; no site's own counts exist."""
+    one = deterministic(tmp_path, opened, sites=4)
+
+    result = one.run().run()
+
+    assert result.counts == {}
+    assert result.pooled is not None
+    assert result.pooled.noise == pytest.approx(20 * np.sqrt(4 / 2))
+    assert result.pooled.sites == ("s1", "s2", "s3", "s4")
+    assert abs(result.pooled.counts.sum() - 4 * 60) < 6 * result.pooled.noise * np.sqrt(10)
