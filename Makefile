@@ -62,6 +62,9 @@ bench-dicom: $(STAMP)  ## indexing and decoding DICOM: speed and memory
 bench-secagg: $(STAMP)  ## mask and unmask of the secure sum beside Flower's SecAgg+, 3 to 100 sites
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.secagg --out runs/bench-secagg.json
 
+bench-utility: $(STAMP)  ## distributed noise beside central DP-SGD and full noise at each site, three sets
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.utility --data $(or $(DATA),../shared/data/fed_heart_disease) --out runs/bench-utility.json
+
 bundle: $(STAMP)  ## signed offline bundles of both roles (KEY=release.pem; python -m deploy.bundle.build --new-key makes one)
 	@$(BIN)/python -m deploy.bundle.build --role client --key $(KEY) --out dist
 	@$(BIN)/python -m deploy.bundle.build --role server --key $(KEY) --out dist
@@ -78,4 +81,4 @@ ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-secagg e2e-enrol ci-deps clean
+.PHONY: help setup demo check test soak bundle bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-secagg bench-utility e2e-enrol ci-deps clean
