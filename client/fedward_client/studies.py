@@ -25,7 +25,13 @@ from fedward_common.study.clinical import ClinicalData, Measured, Present
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
-from fedward_common.study.tabular import BinnedScores, NumberColumn, TabularData
+from fedward_common.study.tabular import (
+    BinnedScores,
+    LabelRule,
+    NumberColumn,
+    TabularData,
+    TimeLabel,
+)
 from fedward_common.trust.words import words
 
 FORMAT: Final = "fedward-study-report/1"
@@ -239,8 +245,12 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
     if isinstance(data, TabularData):
         yield {
             "name": data.label.column,
-            "use": f"the label, positive from {data.label.positive_from}",
+            "use": f"the label, positive from {data.label.positive_from}"
+            if isinstance(data.label, LabelRule)
+            else "the label",
         }
+        if isinstance(data.label, TimeLabel):
+            yield {"name": data.label.event_column, "use": "whether the event came"}
         if data.split.kind == "column":
             yield {"name": data.split.column, "use": "who is held out"}
 

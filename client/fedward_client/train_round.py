@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import structlog
 
 from fedward_client.guard.client import Grant, StoredReply
@@ -168,10 +169,12 @@ class Worker:
             raise ProtocolError("evaluation: expected a binned-scores release, found none")
         weights = tensors_from_bytes(model, shapes=_shapes(study))
         records = self.source.records(study, part="test")
+        classes = task_of(study).classes(records.labels)
+        counted = np.isfinite(classes)
         counts = binned_counts(
-            record_scores(study, weights, records.features),
-            records.labels,
-            records.patient,
+            record_scores(study, weights, records.features[counted]),
+            classes[counted],
+            records.patient[counted],
             bins=release.bins,
         )
         noised = noisy_counts(

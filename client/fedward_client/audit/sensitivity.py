@@ -26,7 +26,15 @@ from fedward_common.models.registry import build_model, initial_tensors
 from fedward_common.privacy.randomness import Csprng, Float64Array, RandomSource
 from fedward_common.study.encoding import PatientRecords, Row, encode_present, hash_part
 from fedward_common.study.spec import DpSgd, FedAvg, StudySpec, TrainingSpec
-from fedward_common.study.tabular import CategoryColumn, HashSplit, NumberColumn, TabularData
+from fedward_common.study.tabular import (
+    CategoryColumn,
+    HashSplit,
+    LabelRule,
+    NumberColumn,
+    NumberLabel,
+    TabularData,
+    TimeLabel,
+)
 
 TOLERANCE = 1e-3
 """Relative to C. Weights travel as float32, which costs about 1e-7 a number; bugs cost 0.1 up."""
@@ -324,8 +332,8 @@ def _made_up_rows(study: StudySpec) -> list[list[Row]]:
         for name in numbers
         if not isinstance(split, HashSplit) or hash_part(split, name) == "train"
     )
-    low, high = schema.label.low, schema.label.high
-    kinds: list[list[tuple[str, int]]] = [
+    low, high = (0, 1) if isinstance(schema.label, TimeLabel) else _ends(schema.label)
+    kinds: list[list[tuple[str, float]]] = [
         [("low", low)],
         [("high", high)],
         [("low", high)],
@@ -345,13 +353,19 @@ def _made_up_rows(study: StudySpec) -> list[list[Row]]:
     ]
 
 
-def _row(schema: TabularData, name: str, *, kind: str, label: int) -> Row:
+def _row(schema: TabularData, name: str, *, kind: str, label: float) -> Row:
     row = {schema.patient_key: name, schema.label.column: str(label)}
+    if isinstance(schema.label, TimeLabel):
+        row |= {schema.label.column: "100", schema.label.event_column: str(label)}
     if not isinstance(schema.split, HashSplit):
         row[schema.split.column] = "train"
     for column in schema.columns:
         row[column.name] = _cell(column, kind)
     return row
+
+
+def _ends(label: LabelRule | NumberLabel) -> tuple[float, float]:
+    return label.low, label.high
 
 
 def _cell(column: NumberColumn | CategoryColumn, kind: str) -> str:

@@ -1,15 +1,11 @@
-"""Binary classification of a patient from one table."""
-
-import itertools
-import math
+"""Binary classification of a patient, from one row or a time series."""
 
 import torch
 from torch.nn import functional
 
-from fedward_client.tasks.task import ExampleRecords
+from fedward_client.tasks.made_up import made_up
+from fedward_client.tasks.task import ExampleRecords, Labels
 from fedward_common.errors import ModelRefused
-
-_GOLDEN = (math.sqrt(5.0) - 1.0) / 2.0
 
 
 class TabularClassificationTask:
@@ -36,19 +32,10 @@ class TabularClassificationTask:
         """The predicted probability of the positive class of each record, in [0, 1]."""
         return torch.sigmoid(outputs)
 
+    def classes(self, labels: Labels) -> Labels:
+        """The labels as they are."""
+        return labels
+
     def examples(self, *, device: torch.device) -> ExampleRecords:
-        """Made-up records within the range of real ones, by a fixed rule, for the model check."""
-        blocks = itertools.count()
-
-        def next_records(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-            size = count * self.inputs
-            # Fractional parts of phi n^2: spread evenly over [0, 1), and no two rows alike.
-            index = torch.arange(size, dtype=torch.float64) + 1.0 + next(blocks) * size
-            features = 2.0 * torch.frac(index.square() * _GOLDEN) - 1.0
-            labels = torch.arange(count) % 2
-            return (
-                features.reshape(count, self.inputs).to(device, torch.float32),
-                labels.to(device, torch.float32),
-            )
-
-        return next_records
+        """Made-up records of both classes."""
+        return made_up(self.inputs, device=device, labels=lambda count: torch.arange(count) % 2)

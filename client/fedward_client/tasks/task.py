@@ -3,7 +3,11 @@
 from collections.abc import Callable
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
+
+Labels = npt.NDArray[np.float32]
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(model outputs, labels [records]) -> one loss for each record, shape [records]."""
@@ -16,7 +20,10 @@ They follow a fixed rule without randomness, so that a model passes its check al
 
 
 class Task(Protocol):
-    """The part of a study that decides the loss, the meaning of outputs and the input size."""
+    """The part of a study that decides the loss, the meaning of outputs and the input size.
+
+    A label that no data could have must not make a loss fail: checks try such labels.
+    """
 
     inputs: int
 
@@ -26,6 +33,10 @@ class Task(Protocol):
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """One score in [0, 1] for each record, higher for the positive class."""
+        ...
+
+    def classes(self, labels: Labels) -> Labels:
+        """What an evaluation by class counts: 1, 0, or NaN for a record that is in neither."""
         ...
 
     def examples(self, *, device: torch.device) -> ExampleRecords:

@@ -7,13 +7,22 @@ from torch import nn
 
 from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
+from fedward_common.models.recurrent import gru, lstm
+from fedward_common.models.survival import proportional_hazards
 from fedward_common.models.tabular import logistic_regression, mlp
 from fedward_common.study.spec import ModelSpec
 
 ModelFactory = Callable[[ModelSpec, int], nn.Module]
 """(spec, number of inputs) -> a model with one logit per record, deterministic in its arguments."""
 
-_FACTORIES: dict[str, ModelFactory] = {"logistic-regression": logistic_regression, "mlp": mlp}
+_FACTORIES: dict[str, ModelFactory] = {
+    "logistic-regression": logistic_regression,
+    "linear": logistic_regression,
+    "mlp": mlp,
+    "proportional-hazards": proportional_hazards,
+    "gru": gru,
+    "lstm": lstm,
+}
 
 
 def register_model(name: str) -> Callable[[ModelFactory], ModelFactory]:

@@ -11,18 +11,18 @@ from fedward_common.study.spec import ModelSpec
 
 
 class LogisticRegression(nn.Module):
-    """One logit per record, linear in the inputs; starts at zero, so at probability 1/2."""
+    """One number (or `outputs`) per record, linear in the inputs; starts at zero."""
 
-    def __init__(self, inputs: int) -> None:
+    def __init__(self, inputs: int, *, outputs: int = 1) -> None:
         super().__init__()
-        self.linear = _empty_linear(inputs, 1)
+        self.linear = _empty_linear(inputs, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [records] of `features` [records, inputs]."""
+        """Logits [records] (or [records, outputs]) of `features` [records, inputs]."""
         logits: torch.Tensor = self.linear(features)
-        return logits.squeeze(-1)
+        return logits.squeeze(-1) if self.linear.out_features == 1 else logits
 
 
 class Mlp(nn.Module):
@@ -31,22 +31,24 @@ class Mlp(nn.Module):
     LayerNorm, because it normalises each record by itself: BatchNorm would mix patients.
     """
 
-    def __init__(self, inputs: int, *, hidden: tuple[int, ...], initial_seed: int) -> None:
+    def __init__(
+        self, inputs: int, *, hidden: tuple[int, ...], initial_seed: int, outputs: int = 1
+    ) -> None:
         super().__init__()
         blocks: list[nn.Module] = []
         for width_in, width_out in pairwise((inputs, *hidden)):
             blocks += [_empty_linear(width_in, width_out), nn.LayerNorm(width_out), nn.ReLU()]
         self.hidden = nn.Sequential(*blocks)
-        self.output = _empty_linear(hidden[-1], 1)
+        self.output = _empty_linear(hidden[-1], outputs)
         generator = torch.Generator(device="cpu").manual_seed(initial_seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 _initialise(module, generator)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [records] of `features` [records, inputs]."""
+        """Logits [records] (or [records, outputs]) of `features` [records, inputs]."""
         logits: torch.Tensor = self.output(self.hidden(features))
-        return logits.squeeze(-1)
+        return logits.squeeze(-1) if self.output.out_features == 1 else logits
 
 
 def logistic_regression(spec: ModelSpec, inputs: int) -> nn.Module:
@@ -56,7 +58,7 @@ def logistic_regression(spec: ModelSpec, inputs: int) -> nn.Module:
             f"model.hidden: expected no hidden layer for logistic-regression, "
             f"found {list(spec.hidden)}; remove it or choose mlp"
         )
-    return LogisticRegression(inputs)
+    return LogisticRegression(inputs, outputs=spec.outputs)
 
 
 def mlp(spec: ModelSpec, inputs: int) -> nn.Module:
@@ -65,7 +67,14 @@ def mlp(spec: ModelSpec, inputs: int) -> nn.Module:
         raise ConfigError(
             "model.hidden: expected at least one width for mlp, such as [16], found none"
         )
-    return Mlp(inputs, hidden=spec.hidden, initial_seed=spec.initial_seed)
+    return build_tabular(spec, inputs, outputs=spec.outputs)
+
+
+def build_tabular(spec: ModelSpec, inputs: int, *, outputs: int) -> nn.Module:
+    """A linear model without `hidden`, otherwise an MLP, with `outputs` numbers for each record."""
+    if not spec.hidden:
+        return LogisticRegression(inputs, outputs=outputs)
+    return Mlp(inputs, hidden=spec.hidden, initial_seed=spec.initial_seed, outputs=outputs)
 
 
 def _empty_linear(inputs: int, outputs: int) -> nn.Linear:

@@ -21,7 +21,9 @@ from fedward_common.study.tabular import (
     ColumnSplit,
     HashSplit,
     NumberColumn,
+    NumberLabel,
     TabularData,
+    TimeLabel,
 )
 
 Row = Mapping[str, str]
@@ -39,7 +41,8 @@ class PatientRecords:
     """The records of one part of a site's patients, grouped by patient.
 
     `features`: float32 [records, inputs], numbers in [-1, 1] and categories 0 or 1.
-    `labels`: float32 [records], 0 or 1, the same for all records of a patient.
+    `labels`: float32 [records], the same for all records of a patient: 0 or 1 of a class, a number
+    in [-1, 1], or days until an event, negative where the patient was only followed so far.
     `patient`: int64 [records], 0..patients-1, never falling; a patient's records are neighbours.
     """
 
@@ -155,7 +158,8 @@ def required_columns(schema: TabularData | Table) -> tuple[str, ...]:
         return (schema.patient_key, *(column.name for column in schema.columns))
     split = () if isinstance(schema.split, HashSplit) else (schema.split.column,)
     names = (column.name for column in schema.columns)
-    return (schema.patient_key, *names, schema.label.column, *split)
+    event = (schema.label.event_column,) if isinstance(schema.label, TimeLabel) else ()
+    return (schema.patient_key, *names, schema.label.column, *event, *split)
 
 
 def hash_part(split: HashSplit, patient: str) -> TablePart:
@@ -181,7 +185,7 @@ def _row_encoder(schema: TabularData) -> Callable[[Row], _Record | None]:
             part = hash_part(split, patient)
         else:
             part = _column_part(split, _cell(row, split.column))
-        label = _label(schema, _cell(row, schema.label.column), missing=missing)
+        label = _label(schema, row, missing=missing)
         # Every cell is read, also after a missing one: a wrong cell is an error in any row.
         inputs = [read(_cell(row, name)) for name, read in readers]
         known = [numbers for numbers in inputs if numbers is not None]
@@ -202,17 +206,43 @@ def _column_part(split: ColumnSplit, text: str) -> TablePart:
     raise DataError(f"column {split.column!r}: expected 'train' or 'test' in every row")
 
 
-def _label(schema: TabularData, text: str, *, missing: frozenset[str]) -> float | None:
+def _label(schema: TabularData, row: Row, *, missing: frozenset[str]) -> float | None:
     rule = schema.label
+    text = _cell(row, rule.column)
     if code_text(text) in missing:
         return None
     value = decimal_number(text)
+    if isinstance(rule, NumberLabel):
+        if value is None:
+            raise DataError(
+                f"column {rule.column!r}: expected a number in {rule.unit} as label, found other "
+                "text"
+            )
+        return 2.0 * (min(max(value, rule.low), rule.high) - rule.low) / (rule.high - rule.low) - 1
+    if isinstance(rule, TimeLabel):
+        return _days(rule, value, _cell(row, rule.event_column), missing=missing)
     if value is None or value != int(value) or not rule.low <= value <= rule.high:
         raise DataError(
             f"column {rule.column!r}: expected a whole number from {rule.low} to {rule.high} as "
             "label, found something else"
         )
     return 1.0 if value >= rule.positive_from else 0.0
+
+
+def _days(
+    rule: TimeLabel, days: float | None, event: str, *, missing: frozenset[str]
+) -> float | None:
+    """Days to the event, negative where there was none; nobody is followed for 0 days or less."""
+    code = code_text(event)
+    if code in missing or (days is not None and days <= 0):
+        return None
+    if days is None or code not in ("0", "1"):
+        raise DataError(
+            f"columns {rule.column!r} and {rule.event_column!r}: expected days above 0 and an "
+            "event of 0 or 1, found something else"
+        )
+    followed = min(days, rule.longest_days)
+    return followed if code == "1" and days <= rule.longest_days else -followed
 
 
 def _reader(schema: TabularData, column: NumberColumn | CategoryColumn) -> _Reader:

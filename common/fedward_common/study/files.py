@@ -14,8 +14,6 @@ from typing import Any, Final, Literal
 
 from pydantic import ValidationError
 
-# Registers the tabular kinds, so that a study file with them parses wherever this module is used.
-import fedward_common.study.tabular  # noqa: F401
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.registry import DpSpec, Variant
@@ -27,6 +25,7 @@ from fedward_common.study.statistics import (
     is_statistics,
     statistics_releases,
 )
+from fedward_common.study.tasks import KNOWN_TASKS, check_task
 
 Part = str | int
 Unknown = Literal["epsilon", "noise_multiplier"]
@@ -218,6 +217,8 @@ def _check_model(study: StudySpec, *, source: str) -> None:
 
     if isinstance(study.data, TabularData | ClinicalData):
         try:
+            if type(study.task) in KNOWN_TASKS:
+                check_task(study)
             build_model(study.model, study.data.input_size)
             for unit in study.data.units if isinstance(study.data, ClinicalData) else ():
                 check_unit(unit)

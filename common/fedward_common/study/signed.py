@@ -8,7 +8,7 @@ from pydantic import Field
 
 # Registers the known kinds, so that a signed study parses wherever this module is used.
 import fedward_common.study.statistics
-import fedward_common.study.tabular  # noqa: F401
+import fedward_common.study.tasks  # noqa: F401
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ProtocolError, SignatureRefused
 from fedward_common.ids import DIGEST, Digest

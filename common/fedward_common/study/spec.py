@@ -71,10 +71,12 @@ class ModelSpec(Extensible):
     checks updates against them and never runs a plugin.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"tensors"})
+    added: ClassVar[frozenset[str]] = frozenset({"tensors", "outputs", "steps"})
 
     name: str = Field(min_length=1, max_length=64)
     hidden: tuple[Width, ...] = Field(default=(), max_length=16, strict=False)
+    outputs: int = Field(default=1, ge=1, le=4096, description="numbers for each record")
+    steps: int = Field(default=0, ge=0, le=4096, description="of a time series; 0: none")
     initial_seed: int = Field(default=0, ge=0, lt=2**53)
     tensors: tuple[TensorSpec, ...] = Field(default=(), max_length=4096, strict=False)
 

@@ -3,7 +3,7 @@
 import math
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedward_common.study.registry import DataSpec, ReleaseSpec, Strict, TaskSpec, register
 
@@ -80,6 +80,48 @@ class LabelRule(Strict):
         return self
 
 
+class NumberLabel(Strict):
+    """A measured label: [low, high] becomes [-1, 1]; what lies outside is clipped."""
+
+    column: Name
+    unit: str = Field(min_length=1, max_length=32)
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "NumberLabel":
+        if not self.low < self.high or not math.isfinite(2.0 * (self.high - self.low)):
+            raise ValueError(f"expected low < high, found {self.low} and {self.high}")
+        return self
+
+
+class TimeLabel(Strict):
+    """Two columns: days followed, and whether the event came then (1) or not (0).
+
+    As a number: the days, negative where there was no event.
+    """
+
+    column: Name
+    event_column: Name
+    longest_days: float = Field(gt=0, le=40_000)
+
+
+def _label_kind(value: object) -> str:
+    """Which kind of label a table is, by its keys: the first kind of label had no `kind`."""
+    keys = value if isinstance(value, dict) else ()
+    if isinstance(value, TimeLabel) or "event_column" in keys:
+        return "time"
+    return "number" if isinstance(value, NumberLabel) or "unit" in keys else "class"
+
+
+Label = Annotated[
+    Annotated[LabelRule, Tag("class")]
+    | Annotated[NumberLabel, Tag("number")]
+    | Annotated[TimeLabel, Tag("time")],
+    Discriminator(_label_kind),
+]
+
+
 class ColumnSplit(Strict):
     """Held-out patients are marked in the data: the column says `train` or `test`."""
 
@@ -108,7 +150,7 @@ class TabularData(DataSpec):
     kind: Literal["tabular"] = "tabular"
     patient_key: Name
     columns: tuple[Column, ...] = Field(min_length=1, max_length=4096, strict=False)
-    label: LabelRule
+    label: Label
     split: Split
     missing: Literal["drop", "fill"] = "drop"
     missing_codes: tuple[str, ...] = Field(default=("", "?", "NA"), strict=False)
@@ -121,6 +163,8 @@ class TabularData(DataSpec):
     @model_validator(mode="after")
     def _consistent(self) -> "TabularData":
         reserved = [self.patient_key, self.label.column]
+        if isinstance(self.label, TimeLabel):
+            reserved.append(self.label.event_column)
         if isinstance(self.split, ColumnSplit):
             reserved.append(self.split.column)
         names = [c.name for c in self.columns] + reserved

@@ -1,0 +1,30 @@
+"""Proportional hazards with a baseline in pieces: Cox's and DeepSurv's models."""
+
+import torch
+from torch import nn
+
+from fedward_common.models.tabular import build_tabular
+from fedward_common.study.spec import ModelSpec
+
+
+class ProportionalHazards(nn.Module):
+    """The logarithm of the hazard in each interval: a risk score plus the interval's baseline.
+
+    The baselines start at `exp(-2)` a year: a step away from where rare events leave them.
+    """
+
+    def __init__(self, risk: nn.Module, *, intervals: int) -> None:
+        super().__init__()
+        self.risk = risk
+        self.baseline = nn.Parameter(torch.full((intervals,), -2.0))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Log hazards per year [records, intervals] of `features` [records, inputs]."""
+        score: torch.Tensor = self.risk(features)
+        return score.unsqueeze(-1) + self.baseline
+
+
+def proportional_hazards(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `proportional-hazards`: linear without `hidden` (Cox), else DeepSurv's network."""
+    risk = build_tabular(spec, inputs, outputs=1)
+    return ProportionalHazards(risk, intervals=spec.outputs)

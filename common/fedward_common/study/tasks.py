@@ -1,0 +1,128 @@
+"""What may be learned besides one binary answer from a table, and what a model has to put out."""
+
+from itertools import pairwise
+from typing import Final, Literal
+
+from pydantic import Field, model_validator
+
+from fedward_common.errors import ConfigError
+from fedward_common.study.clinical import ClinicalData, EventOutcome, TimeOutcome, ValueOutcome
+from fedward_common.study.registry import TaskSpec, register
+from fedward_common.study.spec import StudySpec
+from fedward_common.study.tabular import (
+    BinnedScores,
+    LabelRule,
+    NumberLabel,
+    TabularClassification,
+    TabularData,
+    TimeLabel,
+)
+
+
+@register
+class TabularRegression(TaskSpec):
+    """A number about a patient from one row: half the squared error on the scale [-1, 1]."""
+
+    kind: Literal["tabular-regression"] = "tabular-regression"
+
+
+@register
+class Survival(TaskSpec):
+    """The time until an event, with patients who were only followed so far.
+
+    Time is cut at `cuts` (days; the last one ends the follow-up). `discrete-hazard`: one logit for
+    each interval, the chance of the event there (Gensheimer and Narasimhan 2019).
+    `proportional-hazards`: one risk score and one baseline for each interval, Cox's model with a
+    hazard that is constant within intervals (Holford 1980). Cox's partial likelihood itself is not
+    offered: a patient's gradient there depends on who else is at risk, so that clipping it bounds
+    no patient's influence. Either likelihood here is a sum with one term per patient.
+
+    Evaluation is about the event by `horizon_days`; who was lost before counts as absent there.
+    """
+
+    kind: Literal["survival"] = "survival"
+    likelihood: Literal["discrete-hazard", "proportional-hazards"]
+    cuts: tuple[float, ...] = Field(min_length=1, max_length=64, strict=False)
+    horizon_days: float = Field(gt=0, le=40_000)
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Survival":
+        if not all(one < other for one, other in pairwise((0.0, *self.cuts))):
+            raise ValueError("cuts: expected days above 0, each later than the one before")
+        if self.horizon_days not in self.cuts:
+            raise ValueError("horizon_days: expected one of the cuts")
+        return self
+
+
+@register
+class TimeseriesClassification(TaskSpec):
+    """A binary answer about a patient from a grid of values and masks."""
+
+    kind: Literal["timeseries-classification"] = "timeseries-classification"
+
+
+KNOWN_TASKS: Final = (
+    TabularClassification,
+    TabularRegression,
+    Survival,
+    TimeseriesClassification,
+)
+
+
+def outputs_of(task: TaskSpec) -> int:
+    """How many numbers a model puts out for a record."""
+    return len(task.cuts) if isinstance(task, Survival) else 1
+
+
+def check_task(study: StudySpec) -> None:
+    """Returns when task, label, model and releases of a study fit together.
+
+    Raises:
+        ConfigError: they do not, or this version knows no such task.
+    """
+    task, label = study.task, _label_kind(study)
+    fitting: dict[type[TaskSpec], type[object]] = {
+        TabularClassification: LabelRule,
+        TimeseriesClassification: LabelRule,
+        TabularRegression: NumberLabel,
+        Survival: TimeLabel,
+    }
+    if type(task) not in fitting:
+        raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
+    if fitting[type(task)] is not label:
+        raise ConfigError(f"task.kind: expected one that fits the label, found {task.kind!r}")
+    grid = isinstance(study.data, ClinicalData) and study.data.grid is not None
+    if isinstance(task, TimeseriesClassification) != bool(study.model.steps) or (
+        isinstance(study.data, ClinicalData) and isinstance(task, TimeseriesClassification) != grid
+    ):
+        raise ConfigError("model.steps: expected the steps of the data's grid for a time series")
+    if grid and isinstance(study.data, ClinicalData) and study.data.grid is not None:
+        steps = study.data.grid.steps
+        if study.model.steps != steps:
+            raise ConfigError(f"model.steps: expected {steps}, found {study.model.steps}")
+    if study.model.outputs != outputs_of(task):
+        raise ConfigError(
+            f"model.outputs: expected {outputs_of(task)}, found {study.model.outputs}"
+        )
+    if isinstance(task, Survival) and (
+        (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
+    ):
+        raise ConfigError(f"model.name: expected one for {task.likelihood}")
+    if isinstance(task, TabularRegression) and any(
+        isinstance(release, BinnedScores) for release in study.releases
+    ):
+        raise ConfigError("releases: expected no binned scores of a regression, which has no class")
+
+
+def _label_kind(study: StudySpec) -> type[object]:
+    """The kind of label that the data have, by the tables' names for it."""
+    if isinstance(study.data, TabularData):
+        return type(study.data.label)
+    if isinstance(study.data, ClinicalData):
+        kinds: dict[type[object], type[object]] = {
+            EventOutcome: LabelRule,
+            ValueOutcome: NumberLabel,
+            TimeOutcome: TimeLabel,
+        }
+        return kinds[type(study.data.outcome)]
+    raise ConfigError(f"data.kind: expected data with a label, found {study.data.kind!r}")
