@@ -21,8 +21,8 @@ from typing import Any, Final
 
 from dp_accounting import DpEvent
 
+from fedward_client.adapters.ledger_mark import mark_path, read_mark, write_mark
 from fedward_client.ports import Clock
-from fedward_common.canonical import canonical_json
 from fedward_common.errors import LedgerError
 from fedward_common.ids import Digest
 from fedward_common.privacy.ledger import (
@@ -38,7 +38,6 @@ from fedward_common.privacy.ledger import (
     entry_body,
     row_sha256,
 )
-from fedward_common.trust.private_files import write_private
 
 BUSY_SECONDS: Final = 10.0
 
@@ -60,7 +59,7 @@ SCHEMA: Final = {
 
 def ledger_exists(path: Path) -> bool:
     """Whether there is a ledger, or the trace of one, at `path`."""
-    return path.exists() or _mark_path(path).exists()
+    return path.exists() or mark_path(path).exists()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -233,7 +232,7 @@ class LedgerFile:
         self.state = LedgerState()
         self.head = Head()
         # Read first: a writer moves the mark after its commit, so the database is never behind it.
-        mark = self._read_mark()
+        mark = read_mark(path)
         if not path.exists():
             raise LedgerError(
                 f"ledger {path}: expected the database that its mark speaks of, found no file. "
@@ -308,14 +307,7 @@ class LedgerFile:
         Raises:
             LedgerError: it cannot be written. The rows themselves are on disk.
         """
-        text = canonical_json({"seq": self.head.seq, "sha256": self.head.sha256})
-        try:
-            write_private(_mark_path(self._path), text)
-        except OSError as error:
-            raise LedgerError(
-                f"ledger {self._path}: expected to write its mark, found {error.strerror}. Free "
-                "space or repair the folder's permissions"
-            ) from error
+        write_mark(self._path, self.head)
 
     def _entry(self, body: bytes, *, seq: int, slot: str | None) -> Entry:
         try:
@@ -325,18 +317,6 @@ class LedgerFile:
         if not isinstance(value, dict) or value.get("slot") != slot:
             raise self._damaged(seq)
         return value
-
-    def _read_mark(self) -> Head | None:
-        mark = _mark_path(self._path)
-        try:
-            value: Any = json.loads(mark.read_bytes())
-            return Head(seq=int(value["seq"]), sha256=str(value["sha256"]))
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise LedgerError(
-                f"ledger mark {mark}: expected a row number and a hash, found something else"
-            ) from error
 
     def _check_schema(self) -> None:
         found = dict(self._database.execute("SELECT name, sql FROM sqlite_master WHERE sql > ''"))
@@ -367,10 +347,6 @@ class LedgerFile:
             f"ledger {self._path}: expected an unbroken chain of rows, found row {seq} changed or "
             "missing. Nothing may be charged; restore the newest copy"
         )
-
-
-def _mark_path(path: Path) -> Path:
-    return path.with_name(path.name + ".mark")
 
 
 def _lock_file(path: Path) -> int:

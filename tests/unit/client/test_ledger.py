@@ -5,11 +5,14 @@ import os
 import shutil
 import signal
 import sqlite3
+import stat
 from pathlib import Path
 
 import pytest
 
+from fedward_client.adapters.ledger_mark import read_mark
 from fedward_client.adapters.sqlite_ledger import SqliteLedger, ledger_exists, read_accounts
+from fedward_common.canonical import canonical_json
 from fedward_common.errors import BudgetExceeded, LedgerError
 from fedward_common.privacy.ledger import Charge, Head, LedgerState, Limits
 from tests.support.ledger_fakes import ROUND, Ticking, digest, reservation
@@ -303,3 +306,40 @@ def test_a_ledger_of_an_earlier_version_fixes_its_order_with_its_next_study() ->
     assert "order" not in third
     with pytest.raises(LedgerError, match="one known Renyi order"):
         state.apply({**third, "order": 2.0})
+
+
+def test_a_mark_that_a_crash_tore_leaves_the_one_before_it(used: Path) -> None:
+    mark = used / "ledger.sqlite.mark"
+    whole = read_mark(used / "ledger.sqlite")
+    assert whole is not None
+    torn = bytearray(mark.read_bytes())
+    at = (whole.seq % 2) * 512
+    torn[at + 20 : at + 512] = bytes(492)
+    mark.write_bytes(torn)
+
+    before = read_mark(used / "ledger.sqlite")
+    opened(used).close()
+
+    assert before is not None
+    assert before.seq == whole.seq - 1
+    assert read_mark(used / "ledger.sqlite") == whole
+
+
+def test_a_mark_of_which_nothing_is_left_is_refused(used: Path) -> None:
+    (used / "ledger.sqlite.mark").write_bytes(bytes(1024))
+
+    with pytest.raises(LedgerError, match="expected a row number and a hash"):
+        opened(used)
+
+
+def test_a_mark_of_an_earlier_version_is_read_and_replaced(used: Path) -> None:
+    mark = used / "ledger.sqlite.mark"
+    head = read_mark(used / "ledger.sqlite")
+    assert head is not None
+    mark.write_bytes(canonical_json({"seq": head.seq, "sha256": head.sha256}))
+
+    opened(used).close()
+
+    assert mark.stat().st_size == 1024
+    assert stat.S_IMODE(mark.stat().st_mode) == 0o600
+    assert read_mark(used / "ledger.sqlite") == head
