@@ -142,6 +142,22 @@ def _settle(spec: ChildSpec, supervisor: int) -> None:
         os._exit(1)  # it ended before the kernel was asked
 
 
+def wakes(pid: int) -> int | None:
+    """How often the main thread of a process gave up the processor by itself, so far.
+
+    A process that works or looks for work raises it; one that is stopped, stuck in a call or in a
+    loop does not. None when it has ended, or where Linux is not.
+    """
+    try:
+        status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+    except OSError:
+        return None
+    facts = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
+    if facts.get("State", "").strip().startswith(("Z", "X")):
+        return None
+    return int(facts.get("voluntary_ctxt_switches", "0"))
+
+
 class Supervisor:
     """Starts children in order, keeps them up, stops them in reverse order."""
 

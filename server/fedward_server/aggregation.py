@@ -68,6 +68,14 @@ class ServerOptimiser(Protocol):
         """The next global model."""
         ...
 
+    def state(self) -> Mapping[str, Wide]:
+        """What it remembers of the steps before."""
+        ...
+
+    def restore(self, state: Mapping[str, Wide]) -> None:
+        """Goes on where `state` was taken."""
+        ...
+
 
 class Replace:
     """FedAvg and FedProx: the mean is the next model. Source: McMahan et al. 2017, algorithm 1."""
@@ -76,6 +84,13 @@ class Replace:
         """The mean, unchanged; `current` plays no part."""
         del current
         return dict(mean)
+
+    def state(self) -> Mapping[str, Wide]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: Mapping[str, Wide]) -> None:
+        """Nothing to go on with."""
 
 
 class AdamStep:
@@ -99,6 +114,17 @@ class AdamStep:
             move = spec.learning_rate * self._first[name] / (np.sqrt(self._second[name]) + spec.tau)
             following[name] = (value + move).astype(np.float32)
         return following
+
+    def state(self) -> Mapping[str, Wide]:
+        """Both moments of every tensor."""
+        first = {f"first/{name}": value for name, value in self._first.items()}
+        return first | {f"second/{name}": value for name, value in self._second.items()}
+
+    def restore(self, state: Mapping[str, Wide]) -> None:
+        """Goes on with the moments in `state`."""
+        for name, value in state.items():
+            which, _, tensor = name.partition("/")
+            (self._first if which == "first" else self._second)[tensor] = value
 
 
 def server_optimiser(study: StudySpec) -> ServerOptimiser:

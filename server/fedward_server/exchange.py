@@ -38,6 +38,8 @@ FINAL_REFUSALS: Final = frozenset(
 paused or outside its hours may answer the next round."""
 
 POLL_SECONDS: Final = 1.0
+RETURN_SECONDS: Final = 60.0
+"""How long the cohort of a round that goes on may take to be there: SuperNode tries every 20 s."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,7 +48,8 @@ class Ask:
 
     Without a `cohort` it is the willing sites that are online; a later exchange of the same round
     names the cohort of its first. `to` are those asked now, the whole cohort by default. `own` are
-    blobs for one site, beside the study and the model that every site gets.
+    blobs for one site, beside the study and the model that every site gets. For
+    `patience_seconds` the sites are waited for before anything is sent.
     """
 
     kind: Kind
@@ -58,6 +61,7 @@ class Ask:
     own: Mapping[SiteId, Mapping[str, bytes]] = field(default_factory=dict)
     quorum: int | None = None
     deadline_seconds: float | None = None
+    patience_seconds: float = 0.0
 
     def instruction(self, study: StudySpec, cohort: tuple[SiteId, ...]) -> Instruction:
         """The idempotency key of rules 5 for this cohort."""
@@ -99,6 +103,9 @@ class Exchanges:
         study, opened = self.study, self.clock.now()
         cohort = ask.cohort or self.cohort()
         asked = cohort if ask.to is None else ask.to
+        if ask.patience_seconds:
+            self._await(asked, ask.patience_seconds)
+            opened = self.clock.now()
         state = RoundState(
             number=ask.round,
             cohort=asked,
@@ -111,7 +118,12 @@ class Exchanges:
         instruction = ask.instruction(study, cohort)
         action = "step.opened" if ask.kind in CONTROL_KINDS else "round.opened"
         self.events.emit(
-            action, kind=ask.kind, round=ask.round, rounds=study.rounds, sites=list(asked)
+            action,
+            kind=ask.kind,
+            round=ask.round,
+            rounds=study.rounds,
+            attempt=ask.attempt,
+            sites=list(asked),
         )
         self._floors = self.heads.newest()
         self.fleet.send({site: self._envelope(ask, instruction, site) for site in asked})
@@ -182,6 +194,12 @@ class Exchanges:
                 len(cohort)
             ):
                 return cohort or tuple(willing)
+            self.clock.sleep(0.2)
+
+    def _await(self, sites: tuple[SiteId, ...], seconds: float) -> None:
+        """Waits for sites: a coordinator that comes back is alone at first."""
+        since, patience = self.clock.now(), min(seconds, self.study.deadline_seconds)
+        while not self.fleet.online() >= set(sites) and self.clock.now() - since < patience:
             self.clock.sleep(0.2)
 
     def _patience(self, online: int) -> float:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from fedward_common.ids import SiteId
 from fedward_common.wire import Envelope
+from fedward_server.progress import Progress, Resumed
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,8 +49,16 @@ class Clock(Protocol):
 class RunStore(Protocol):
     """Where a run keeps what must survive it."""
 
-    def checkpoint(self, *, round_number: int, model: bytes) -> None:
-        """Keeps the global model after a committed round, durably."""
+    def resume(self, study: str) -> Resumed:
+        """Where the run of this study goes on; at its beginning when nothing was kept.
+
+        Raises:
+            LedgerError: checkpoint and log do not fit together.
+        """
+        ...
+
+    def checkpoint(self, progress: Progress) -> None:
+        """Keeps the study as it is after a committed round, durably and at once."""
         ...
 
 

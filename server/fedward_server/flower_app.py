@@ -1,7 +1,7 @@
 """The installed ServerApp: what the code-free bundle names and the coordinator runs.
 
-An entry point: any exception becomes the run's outcome with its exit code; an unexpected one is
-named by its type only.
+An entry point: an error of ours becomes the run's outcome with its exit code; anything else ends
+this process only, is named by its type, and the run goes on in the next.
 """
 
 import os
@@ -43,12 +43,15 @@ def main(grid: Grid, context: Context) -> None:
     try:
         _run(grid, settings, folder, digest=str(context.run_config["study"]))
     except FedwardError as error:
-        folder.emit("run.failed", code=error.code)
-        folder.fail(code=error.code, exit_code=error.exit_code, message=str(error))
+        if isinstance(error.__cause__, OSError):  # a full disk, a socket: another day it works
+            folder.interrupted(error)
+        else:
+            folder.emit("run.failed", code=error.code)
+            folder.fail(code=error.code, exit_code=error.exit_code, message=str(error))
         raise
     except Exception as error:
-        folder.emit("run.failed", code="internal")
-        folder.fail(code="internal", exit_code=1, message=type(error).__name__)
+        # SuperLink died, memory was short: the next Flower run goes on (`continuation`).
+        folder.interrupted(error)
         raise
 
 

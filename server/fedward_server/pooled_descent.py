@@ -4,6 +4,9 @@ With distributed noise a round is one step over all hospitals' patients, so mome
 moments live from round to round, as they would in one data centre.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -36,6 +39,20 @@ class PooledDescent:
             value = np.asarray(current[name], dtype=np.float64)
             following[name] = move(name, value, part).astype(np.float32)
         return following
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The moments of every tensor and the number of steps."""
+        first = {f"first/{name}": value for name, value in self._first.items()}
+        second = {f"second/{name}": value for name, value in self._second.items()}
+        return {**first, **second, "steps": np.array([self._steps], dtype=np.int64)}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Goes on where `state` was taken."""
+        self._steps = int(state["steps"][0])
+        for name, value in state.items():
+            which, _, tensor = name.partition("/")
+            if tensor:
+                (self._first if which == "first" else self._second)[tensor] = value
 
     def _sgd(self, name: str, value: Wide, gradient: Wide) -> Wide:
         training = self._training

@@ -33,7 +33,6 @@ CANCEL_SECONDS: Final = 90.0
 CANCEL_GRACE_SECONDS: Final = 3.0
 """How long a ServerApp that was told to stop may take to write its own outcome; then we try, until
 it has let go of the log."""
-STATUS_SECONDS: Final = 2.0
 
 
 def start_run(settings: CoordinatorSettings, signed_study: bytes) -> tuple[str, int]:
@@ -47,7 +46,7 @@ def start_run(settings: CoordinatorSettings, signed_study: bytes) -> tuple[str, 
     require_running(settings)
     register_nodes(settings)
     name = f"{study.id}-{secrets.token_hex(4)}"
-    with _control(settings) as control:
+    with control_of(settings) as control:
         bundle = build_bundle(bundle_folder())
         flower_id = control.start_run(bundle, config={"study": study.digest, "run": name})
     StartedRun(
@@ -87,7 +86,7 @@ def cancel_run(settings: CoordinatorSettings, name: str) -> None:
     if (outcome := read_outcome(folder)) is not None:
         raise ConfigError(f"run {name}: expected a run that goes on, found it {outcome['status']}")
     require_running(settings)
-    with _control(settings) as control:
+    with control_of(settings) as control:
         ask_to_cancel(settings.state, name)
         control.stop_run(run.flower_id)
     started = time.monotonic()
@@ -126,7 +125,7 @@ def flower_status(settings: CoordinatorSettings, run: StartedRun) -> str | None:
     """Flower's word for where a run stands; None while the coordinator does not answer."""
     try:
         require_running(settings)
-        with _control(settings) as control:
+        with control_of(settings) as control:
             return control.run_status(run.flower_id)
     except StartError:
         return None
@@ -134,11 +133,12 @@ def flower_status(settings: CoordinatorSettings, run: StartedRun) -> str | None:
 
 def online_nodes(settings: CoordinatorSettings) -> int:
     """How many sites are connected now."""
-    with _control(settings) as control:
+    with control_of(settings) as control:
         return control.online_nodes()
 
 
-def _control(settings: CoordinatorSettings) -> FlowerControl:
+def control_of(settings: CoordinatorSettings) -> FlowerControl:
+    """A connection to SuperLink's Control API."""
     loopback = make_loopback_identity(settings.state / "loopback")
     return FlowerControl(
         socket=settings.superlink_socket,
@@ -155,16 +155,15 @@ def run_folder(settings: CoordinatorSettings, name: str) -> Path:
 def follow(
     settings: CoordinatorSettings,
     name: str,
-    flower_id: int,
     *,
     alive: Callable[[], None] = lambda: None,
 ) -> Iterator[dict[str, Any]]:
     """The events of a run as they are written, until its outcome is there.
 
-    `alive` is called between looks; it may raise to give up. A ServerApp that ended without an
-    outcome (killed, out of memory) ends the iteration with a StartError.
+    `alive` is called between looks; it may raise to give up. A ServerApp that dies is no end: the
+    coordinator starts it again (`continuation`), and the events go on.
     """
-    folder, position, checked = run_folder(settings, name), 0, time.monotonic()
+    folder, position = run_folder(settings, name), 0
     while True:
         outcome = read_outcome(folder)  # read before the log, so that no last event is missed
         lines, position = _new_lines(folder / LOG, position)
@@ -172,18 +171,6 @@ def follow(
         if outcome is not None:
             return
         alive()
-        if time.monotonic() - checked > STATUS_SECONDS:
-            checked = time.monotonic()
-            with _control(settings) as control:
-                status = control.run_status(flower_id)
-            if status.startswith("finished") and read_outcome(folder) is None:
-                message = (
-                    f"run {name}: expected an outcome, found that its ServerApp ended with "
-                    f"{status}. See {settings.state / 'logs'}"
-                )
-                RunFolder(folder).fail(
-                    code=StartError.code, exit_code=StartError.exit_code, message=message
-                )
         time.sleep(FOLLOW_SECONDS)
 
 

@@ -56,17 +56,20 @@ class OpenedSum:
     """What one secret sum gave: real numbers, the sites in them, and the noise of each number.
 
     `noise_std` is that of all survivors' shares together; 0.0 where the noise was in the numbers.
+    `state` is the round, to be committed when what became of it is durable.
     """
 
     values: Float64Array
     survivors: tuple[SiteId, ...]
     noise_std: float
+    state: RoundState
 
 
 @dataclass(kw_only=True)
 class SecureRounds:
     """The secret sums of one run. `keys` are the sites' Ed25519 keys in hexadecimal, from the
-    registry; each site checks them against the digests in the signed study.
+    registry; each site checks them against the digests in the signed study. `attempts` counts the
+    set-ups so far, those of earlier runs of the study included: none is asked twice.
     """
 
     study: StudySpec
@@ -74,8 +77,8 @@ class SecureRounds:
     keys: Mapping[SiteId, str]
     shapes: Shapes
     _ready: Coordinator | None = None
-    _attempt: int = 0
-    _descent: PooledDescent = field(init=False)
+    attempts: int = 0
+    descent: PooledDescent = field(init=False)
 
     def __post_init__(self) -> None:
         """Refuses keys that are not those of the study.
@@ -90,10 +93,10 @@ class SecureRounds:
                     f"study {self.study.id}: expected the key of {site.id} that the study names "
                     "among the registry's, found none; enrol it again or sign the study anew"
                 )
-        self._descent = PooledDescent(self.study.training)
+        self.descent = PooledDescent(self.study.training)
 
-    def mean(self, number: int, model: Tensors) -> dict[str, Array] | None:
-        """The model after a round of training, or None for an abandoned round.
+    def mean(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+        """The round and the model after it, or None for an abandoned round.
 
         Distributed noise: one step along the pooled gradient over q times the public patients of
         the sites in it. Local noise: the mean of the sites' models by their public weights.
@@ -104,10 +107,11 @@ class SecureRounds:
         patients, dp = survivor_patients(self.study, opened.survivors), self.study.dp
         if is_distributed(self.study) and isinstance(dp, DpSgd):
             gradient = opened.values / (dp.sampling_probability * patients)
-            return self._descent.step(model, unflat(self.study, gradient, shapes=self.shapes))
+            trained = unflat(self.study, gradient, shapes=self.shapes)
+            return opened.state, self.descent.step(model, trained)
         share = patients / self.study.public_patients
         moved = unflat(self.study, opened.values / share, shapes=self.shapes)
-        return {
+        return opened.state, {
             name: (value + moved[name]).astype(np.float32) if name in moved else value
             for name, value in model.items()
         }
@@ -139,9 +143,8 @@ class SecureRounds:
             return None
         survivors = tuple(SiteId(site) for site in ready.close())
         state.aggregate()
-        self.exchanges.commit(state)
         noise = plan.noise_std * len(survivors) ** 0.5
-        return OpenedSum(values=values, survivors=survivors, noise_std=noise)
+        return OpenedSum(values=values, survivors=survivors, noise_std=noise, state=state)
 
     def _open(self, ready: Coordinator, sharers: tuple[SiteId, ...]) -> Ring:
         """The residues of the sum, after the last two exchanges; readies the next sum on the way.
@@ -189,7 +192,7 @@ class SecureRounds:
         cohort = self.exchanges.cohort()
         if ready is not None and ready.session.round == number and self._complete(ready, cohort):
             return ready
-        self._attempt += 1
+        self.attempts += 1
         fresh = self._coordinator(number)
         keys = Keys(keys={site.id: self.keys[SiteId(site.id)] for site in self.study.sites})
 
@@ -232,7 +235,7 @@ class SecureRounds:
             kind=kind,
             round=number,
             model=message.canonical,
-            attempt=self._attempt,
+            attempt=self.attempts,
             cohort=cohort,
             to=cohort if to is None else tuple(SiteId(site) for site in to),
             quorum=thresholds.threshold if opening else thresholds.fewest_survivors,

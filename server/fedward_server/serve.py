@@ -5,11 +5,13 @@ SuperLink and the ServerApp's executor live in a network of their own with nothi
 alone faces the sites. Everything is configured by coordinator.toml.
 """
 
+import fcntl
 import os
 import secrets
 import signal
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -32,6 +34,7 @@ from fedward_server.adapters.registry import open_registry
 from fedward_server.settings import CoordinatorSettings
 
 SETTINGS_VARIABLE: Final = "FEDWARD_COORDINATOR_SETTINGS"
+LOCK: Final = "serve.lock"
 
 _log = structlog.get_logger(__name__)
 
@@ -40,11 +43,38 @@ def serve(settings: CoordinatorSettings, *, settings_file: Path) -> None:
     """Runs the coordinator until SIGTERM or SIGINT; every child ends with it.
 
     Raises:
-        StartError: a port is in use, a program is missing, a child does not come up.
+        StartError: a port is in use, a program is missing, a child does not come up, another
+            coordinator works with this state.
     """
     os.umask(0o077)
     for folder in (settings.state, settings.run):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with only_one(settings):
+        _serve(settings, settings_file)
+
+
+@contextmanager
+def only_one(settings: CoordinatorSettings) -> Iterator[None]:
+    """Holds the coordinator's state for this process.
+
+    Raises:
+        StartError: another coordinator works with this state.
+    """
+    lock = os.open(settings.state / LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise StartError(
+                f"coordinator: expected {settings.state} for itself, found another `serve` working "
+                "with it. Stop that one, or give this one a state of its own"
+            ) from error
+        yield
+    finally:
+        os.close(lock)
+
+
+def _serve(settings: CoordinatorSettings, settings_file: Path) -> None:
     ready_file(settings).unlink(missing_ok=True)
     require_free_port(settings.listen_port, name="edge", key="listen", host=settings.listen_host)
     if settings.enrolment.open and settings.enrolment.listen is not None:
@@ -156,6 +186,11 @@ def _children(
             command=_own("edge", settings_file),
             log_file=logs / "edge.log",
             ready=lambda: port_open(settings.listen_port, settings.probe_host),
+        ),
+        ChildSpec(
+            name="runs",
+            command=_own("keep-runs", settings_file),
+            log_file=logs / "runs.log",
         ),
         *_enrolment(settings, settings_file),
     ]

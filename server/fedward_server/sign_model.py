@@ -97,10 +97,11 @@ def _lineage(folder: Path, run: str) -> dict[str, Any]:
     for event in read_events(folder / LOG):
         fields = event.fields
         if event.action == "round.committed":
-            rounds[fields["round"]] = {"round": fields["round"], "sites": fields["sites"]}
+            entry = rounds.setdefault(fields["round"], {"round": fields["round"]})
+            entry["sites"] = fields["sites"]
         elif event.action == "model.checkpoint":
-            rounds.setdefault(fields["round"], {"round": fields["round"]})
-            rounds[fields["round"]]["model_sha256"] = fields["model_sha256"]
+            entry = rounds.setdefault(fields["round"], {"round": fields["round"]})
+            entry["model_sha256"] = fields["model_sha256"]
         elif event.action == "model.final":
             final = fields["model_sha256"]
     return {

@@ -7,14 +7,14 @@ burnt.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fedward_common.arrays import Array, tensors_from_bytes, tensors_to_bytes
+from fedward_common.arrays import Array, Tensors, tensors_from_bytes, tensors_to_bytes
 from fedward_common.errors import ConfigError, ProtocolError, StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
@@ -29,9 +29,11 @@ from fedward_common.study.statistics import (
 from fedward_common.study.tabular import BinnedScores
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.evaluation import PooledCounts
-from fedward_server.exchange import Ask, Exchanges
+from fedward_server.exchange import RETURN_SECONDS, Ask, Exchanges
 from fedward_server.fleet import Clock, Fleet, RunEvents, RunStore
 from fedward_server.ledger_heads import HeadsInMemory, LedgerHeads
+from fedward_server.progress import Numbers, Opened, Progress, Resumed
+from fedward_server.round_state import RoundState
 from fedward_server.secure_round import SecureRounds
 from fedward_server.statistics import StatisticsSum, Totals, opened_totals
 
@@ -112,63 +114,134 @@ class StudyRun:
     def run(self) -> StudyResult:
         """The evaluated model after the study's rounds, or the totals of its statistics.
 
+        Goes on where an earlier run of the study ended. A round that was under way is asked again
+        with the same key; one with secure sums is burnt, for its secrets are gone with the process.
+
         Raises:
             StudyFailed: so many sites refuse for good that the quorum is out of reach, or no round
                 reached it.
+            LedgerError: what an earlier run left is damaged.
         """
-        study = self.study
-        if is_statistics(study):
-            return self._statistics()
-        optimiser, tail = server_optimiser(study), released_models(study)
-        model = initial_tensors(study.model, inputs=self._inputs)
-        committed = 0
-        for number in range(1, study.rounds + 1):
-            mean = (
-                self.secure.mean(number, model)
-                if study.secure_sum
-                else self._train_round(number, tensors_to_bytes(model))
+        start = self.store.resume(self.study.digest)
+        self.exchanges.refusals.update(start.progress.refusals)
+        start = self._tell(start)
+        return self._statistics(start) if is_statistics(self.study) else self._training(start)
+
+    def _tell(self, start: Resumed) -> Resumed:
+        """Says that the run goes on, what its log lacks, and which secret sum is lost."""
+        if start.untold:
+            self.events.emit(
+                "round.committed",
+                round=start.progress.next_round - 1,
+                sites=list(start.progress.sites),
             )
-            if mean is None:
+        if not start.fresh:
+            self.events.emit("run.resumed", round=start.progress.next_round)
+        if start.opened is None or not self.study.secure_sum:
+            return start
+        self.events.emit(
+            "round.abandoned",
+            round=start.opened.round,
+            good=0,
+            quorum=self.study.quorum,
+            refused="none",
+            lost="none",
+            reason="the coordinator ended in mid-round",
+        )
+        return start.burnt()
+
+    def _training(self, start: Resumed) -> StudyResult:
+        study, progress = self.study, start.progress
+        tail = released_models(study)
+        model = initial_tensors(study.model, inputs=self._inputs)
+        rounds = self._rounds(start)
+        if progress.committed:
+            model = dict(progress.model)
+            tail.restore(progress.average, model)
+        for number in range(progress.next_round, study.rounds + 1):
+            trained = rounds.train(number, model)
+            if trained is None:
                 continue
-            committed += 1
-            model = optimiser.step(model, mean)
+            state, model = trained
             tail.add(model)
-            self.store.checkpoint(round_number=number, model=tensors_to_bytes(model))
-        if not committed:
+            progress = replace(
+                progress,
+                next_round=number + 1,
+                committed=progress.committed + 1,
+                abandoned=number - progress.committed - 1,
+                sites=tuple(state.accepted),
+                model=model,
+                optimiser=rounds.state(),
+                average=tail.state(),
+                refusals=dict(self.exchanges.refusals),
+                attempts=self._attempts,
+            )
+            self._commit(state, progress)
+        if not progress.committed:
             raise self._nothing_reached()
         final = tail.mean()
         weights = tensors_to_bytes(final)
         return StudyResult(
             model=final,
-            counts={} if study.secure_sum else self._evaluate(weights),
-            pooled=self._evaluate_pooled(weights) if study.secure_sum else None,
-            committed_rounds=committed,
-            abandoned_rounds=study.rounds - committed,
+            counts={} if study.secure_sum else self._evaluate(weights, progress, start),
+            pooled=self._evaluate_pooled(weights, progress, start) if study.secure_sum else None,
+            committed_rounds=progress.committed,
+            abandoned_rounds=study.rounds - progress.committed,
             refusals=dict(self.exchanges.refusals),
         )
 
-    def _statistics(self) -> StudyResult:
+    def _rounds(self, start: Resumed) -> "_Rounds":
+        """How this study's rounds go, where the run before it left off."""
+        rounds: _Rounds = (
+            _SecretRounds(self.secure)
+            if self.study.secure_sum
+            else _OpenRounds(self.study, self.exchanges, inputs=self._inputs, opened=start.opened)
+        )
+        self._go_on(start)
+        if start.progress.committed:
+            rounds.restore(start.progress.optimiser)
+        return rounds
+
+    def _go_on(self, start: Resumed) -> None:
+        if self.study.secure_sum:
+            self.secure.attempts = start.attempts
+
+    @property
+    def _attempts(self) -> int:
+        return self.secure.attempts if self.study.secure_sum else 0
+
+    def _commit(self, state: RoundState, progress: Progress) -> None:
+        """The round counts from here on: its outcome is durable before anybody hears of it."""
+        self.store.checkpoint(progress)
+        self.exchanges.commit(state)
+
+    def _statistics(self, start: Resumed) -> StudyResult:
         """The totals of every release; one exchange each.
 
         Raises:
             StudyFailed: no release reached the quorum, or so many sites refuse for good.
         """
-        totals: list[Totals | None] = []
-        for number, release in enumerate(statistics_releases(self.study), start=1):
-            if self.study.secure_sum:
-                totals.append(self._statistics_total(number, release))
+        progress, releases = start.progress, statistics_releases(self.study)
+        self._go_on(start)
+        totals: list[Totals | None] = [
+            None if one is None else Totals.from_json(one) for one in progress.totals
+        ]
+        totals += [None] * (progress.next_round - 1 - len(totals))
+        for number in range(progress.next_round, len(releases) + 1):
+            answered = self._release(number, releases[number - 1], start.opened)
+            totals.append(None if answered is None else answered[1])
+            if answered is None:
                 continue
-            added = StatisticsSum(self.study, release)
-            state = self.exchanges.run(
-                Ask(kind="statistics", round=number, model=tensors_to_bytes({})), added.add
+            progress = replace(
+                progress,
+                next_round=number + 1,
+                committed=progress.committed + 1,
+                sites=tuple(answered[0].accepted),
+                totals=tuple(None if t is None else t.as_json() for t in totals),
+                refusals=dict(self.exchanges.refusals),
+                attempts=self._attempts,
             )
-            if not state.has_quorum:
-                self.exchanges.abandon(state)
-                totals.append(None)
-                continue
-            state.aggregate()
-            totals.append(added.totals())
-            self.exchanges.commit(state)
+            self._commit(answered[0], progress)
         committed = sum(total is not None for total in totals)
         if not committed:
             raise self._nothing_reached()
@@ -180,6 +253,26 @@ class StudyRun:
             refusals=dict(self.exchanges.refusals),
             statistics=tuple(totals),
         )
+
+    def _release(
+        self, number: int, release: ColumnStatistics, opened: Opened | None
+    ) -> tuple[RoundState, Totals] | None:
+        """The totals of one release and who is in them; None where it was abandoned."""
+        nothing = tensors_to_bytes({})
+        if self.study.secure_sum:
+            found = self.secure.total("statistics", number, nothing)
+            if found is None:
+                return None
+            count = len(found.survivors)
+            return found.state, opened_totals(self.study, release, found.values, answered=count)
+        added = StatisticsSum(self.study, release)
+        ask = Ask(kind="statistics", round=number, model=nothing)
+        state = self.exchanges.run(again(ask, opened), added.add)
+        if not state.has_quorum:
+            self.exchanges.abandon(state)
+            return None
+        state.aggregate()
+        return state, added.totals()
 
     def _nothing_reached(self) -> StudyFailed:
         """Why a study ends with nothing. Raises StudyFailed itself when too many sites refused."""
@@ -196,58 +289,142 @@ class StudyRun:
         except ConfigError as error:
             raise StudyFailed(f"study {self.study.id}: {error}") from error
 
-    def _train_round(self, number: int, model: bytes) -> dict[str, Array] | None:
-        """The mean of the sites' models, or None for an abandoned round."""
-        shapes, total = model_shapes(self.study.model, inputs=self._inputs), plain_sum(self.study)
-
-        def take(site: SiteId, payload: bytes) -> None:
-            total.add(site, tensors_from_bytes(payload, shapes=shapes))
-
-        state = self.exchanges.run(Ask(kind="train", round=number, model=model), take)
-        if not state.has_quorum:
-            self.exchanges.abandon(state)
-            return None
-        state.aggregate()
-        mean = total.mean()
-        self.exchanges.commit(state)
-        return mean
-
-    def _statistics_total(self, number: int, release: ColumnStatistics) -> Totals | None:
-        """The opened sum of a release; None where it was abandoned."""
-        opened = self.secure.total("statistics", number, tensors_to_bytes({}))
-        if opened is None:
-            return None
-        return opened_totals(self.study, release, opened.values, answered=len(opened.survivors))
-
-    def _evaluate_pooled(self, model: bytes) -> PooledCounts | None:
+    def _evaluate_pooled(
+        self, model: bytes, progress: Progress, start: Resumed
+    ) -> PooledCounts | None:
         """The noised counts over all sites; None without an evaluation or where it failed."""
         release = next((r for r in self.study.releases if isinstance(r, BinnedScores)), None)
+        if progress.pooled is not None:
+            return PooledCounts.from_json(progress.pooled)
         opened = (
-            None if release is None else self.secure.total("evaluate", self.study.rounds, model)
+            None
+            if release is None or start.evaluated
+            else self.secure.total("evaluate", self.study.rounds, model)
         )
         if release is None or opened is None:
             return None
-        return PooledCounts(
+        pooled = PooledCounts(
             counts=opened.values.reshape(2, release.bins),
             sites=opened.survivors,
             noise=opened.noise_std,
         )
+        self._commit(opened.state, replace(progress, pooled=pooled.as_json()))
+        return pooled
 
-    def _evaluate(self, model: bytes) -> dict[SiteId, Counts]:
+    def _evaluate(
+        self, model: bytes, progress: Progress, start: Resumed
+    ) -> dict[SiteId, Counts]:
         """The noised counts per site; empty without an evaluation or below its quorum."""
         release = next((r for r in self.study.releases if isinstance(r, BinnedScores)), None)
-        if release is None:
+        if release is None or start.evaluated:
             return {}
+        if progress.counts is not None:
+            return {site: np.asarray(rows) for site, rows in progress.counts.items()}
         counts: dict[SiteId, Counts] = {}
 
         def take(site: SiteId, payload: bytes) -> None:
             counts[site] = parse_counts(payload, bins=release.bins)
 
-        state = self.exchanges.run(Ask(kind="evaluate", round=self.study.rounds, model=model), take)
+        ask = Ask(kind="evaluate", round=self.study.rounds, model=model)
+        state = self.exchanges.run(again(ask, start.opened), take)
         if not state.has_quorum:
             self.exchanges.abandon(state)
             return {}
+        rows = {site: found.tolist() for site, found in counts.items()}
+        self.store.checkpoint(replace(progress, counts=rows))
         return counts
+
+
+class _Rounds(Protocol):
+    """How the rounds of a study go."""
+
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+        """The round, to be committed, and the model after it; None for an abandoned one."""
+        ...
+
+    def state(self) -> Numbers:
+        """What the coordinator's optimiser remembers."""
+        ...
+
+    def restore(self, state: Numbers) -> None:
+        """Goes on where `state` was taken."""
+        ...
+
+
+class _OpenRounds:
+    """Rounds whose replies the coordinator sees: each enters a sum and is dropped."""
+
+    def __init__(
+        self, study: StudySpec, exchanges: Exchanges, *, inputs: int, opened: Opened | None
+    ) -> None:
+        self._study, self._exchanges, self._opened = study, exchanges, opened
+        self._shapes = model_shapes(study.model, inputs=inputs)
+        self._optimiser = server_optimiser(study)
+
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+        """The server optimiser's step towards the mean of the sites' models."""
+        total = plain_sum(self._study)
+
+        def take(site: SiteId, payload: bytes) -> None:
+            total.add(site, tensors_from_bytes(payload, shapes=self._shapes))
+
+        ask = Ask(kind="train", round=number, model=tensors_to_bytes(model))
+        state = self._exchanges.run(again(ask, self._opened), take)
+        if not state.has_quorum:
+            self._exchanges.abandon(state)
+            return None
+        state.aggregate()
+        return state, self._optimiser.step(model, total.mean())
+
+    def state(self) -> Numbers:
+        """The server optimiser's."""
+        return self._optimiser.state()
+
+    def restore(self, state: Numbers) -> None:
+        """The server optimiser goes on."""
+        self._optimiser.restore(state)
+
+
+class _SecretRounds:
+    """Rounds of secret sums; the server optimiser of the study acts on what was opened."""
+
+    def __init__(self, secure: SecureRounds) -> None:
+        self._secure = secure
+        self._optimiser = server_optimiser(secure.study)
+
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+        """The server optimiser's step towards the opened mean."""
+        trained = self._secure.mean(number, model)
+        if trained is None:
+            return None
+        state, mean = trained
+        return state, self._optimiser.step(model, mean)
+
+    def state(self) -> Numbers:
+        """The server optimiser's, and that of the pooled descent."""
+        server = {f"server/{name}": value for name, value in self._optimiser.state().items()}
+        return server | {f"pooled/{k}": v for k, v in self._secure.descent.state().items()}
+
+    def restore(self, state: Numbers) -> None:
+        """Both go on."""
+        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"server": {}, "pooled": {}}
+        for name, value in state.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = value
+        self._optimiser.restore(groups["server"])
+        self._secure.descent.restore(groups["pooled"])
+
+
+def again(ask: Ask, opened: Opened | None) -> Ask:
+    """`ask`, with the cohort and attempt under which an earlier run asked the same (rules 5)."""
+    if opened is None or (opened.kind, opened.round) != (ask.kind, ask.round):
+        return ask
+    return replace(
+        ask,
+        attempt=opened.attempt,
+        cohort=opened.cohort,
+        patience_seconds=RETURN_SECONDS,
+    )
 
 
 def parse_counts(payload: bytes, *, bins: int) -> Counts:

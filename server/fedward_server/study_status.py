@@ -26,7 +26,7 @@ from fedward_server.sandbox.board import Header
 from fedward_server.sandbox.progress import open_view
 from fedward_server.settings import CoordinatorSettings
 
-ENDED: Final = "ended without an outcome"
+ENDED: Final = "interrupted: goes on by itself"
 _SITE_STATES: Final = {
     "site.replied": "replied",
     "site.refused": "refused",
@@ -166,7 +166,7 @@ def watch(settings: CoordinatorSettings, name: str, console: Console) -> None:
     """Shows a run until its outcome is there: a live table on a terminal, lines elsewhere.
 
     Raises:
-        ConfigError: no such run. StartError: its ServerApp ended without an outcome.
+        ConfigError: no such run.
     """
     run = find_run(settings, name)
     study = SignedStudy.parse(read_study(settings.state, run.study)).verify()
@@ -182,5 +182,5 @@ def watch(settings: CoordinatorSettings, name: str, console: Console) -> None:
         unit=plan.unit,
     )
     with open_view(header, console=console) as view:
-        for event in follow(settings, name, run.flower_id):
+        for event in follow(settings, name):
             view.feed(event["action"], event["fields"])

@@ -217,8 +217,8 @@ def test_the_same_study_run_again_is_refused_and_costs_nothing(live: LiveFederat
         live.federation.ask_site(site, "budget", "show")["ledger"] for site in live.federation.sites
     ]
 
-    name, flower_id = start_run(live.federation.settings, live.prepared.signed.canonical)
-    for _ in follow(live.federation.settings, name, flower_id):
+    name, _ = start_run(live.federation.settings, live.prepared.signed.canonical)
+    for _ in follow(live.federation.settings, name):
         pass
 
     with pytest.raises(StudyFailed, match=f"none of {live.prepared.study.rounds} rounds"):
@@ -235,8 +235,8 @@ def test_what_a_study_file_can_ask_for_runs_and_is_charged(live: LiveFederation,
     signed = live.approved[name]
     study = signed.verify()
 
-    run, flower_id = start_run(live.federation.settings, signed.canonical)
-    for _ in follow(live.federation.settings, run, flower_id):
+    run, _ = start_run(live.federation.settings, signed.canonical)
+    for _ in follow(live.federation.settings, run):
         pass
     outcome = require_finished(live.federation.settings, run)
 
@@ -305,8 +305,8 @@ def test_a_bundle_that_no_site_approved_never_reaches_supernode(
     with FlowerControl(
         socket=settings.superlink_socket, port=settings.superlink_port, ca_certificate=ca
     ) as control:
-        flower_id = control.start_run(bundle, config={"study": study.digest, "run": "hostile"})
-        for _ in follow(settings, "hostile", flower_id):
+        control.start_run(bundle, config={"study": study.digest, "run": "hostile"})
+        for _ in follow(settings, "hostile"):
             pass
 
     assert not list((live.out / "sites").rglob("apps/*6.6.6*"))

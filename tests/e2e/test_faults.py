@@ -30,8 +30,8 @@ def test_a_site_killed_in_mid_round_costs_the_study_that_site_only(tmp_path: Pat
 
     with Federation(prepared.layout) as federation:
         federation.start()
-        name, flower_id = start_run(federation.settings, prepared.signed.canonical)
-        for event in follow(federation.settings, name, flower_id):
+        name, _ = start_run(federation.settings, prepared.signed.canonical)
+        for event in follow(federation.settings, name):
             seen.append((event["action"], event["fields"]))
             opened = event["action"] == "round.opened" and event["fields"]["round"] == 2
             if opened and DISTRICT in federation.sites:
@@ -63,8 +63,8 @@ def test_when_every_policy_says_no_the_run_ends_at_once_and_nothing_is_charged(
 
     with Federation(prepared.layout) as federation:
         federation.start()
-        name, flower_id = start_run(federation.settings, prepared.signed.canonical)
-        events = list(follow(federation.settings, name, flower_id))
+        name, _ = start_run(federation.settings, prepared.signed.canonical)
+        events = list(follow(federation.settings, name))
         with pytest.raises(
             StudyFailed, match=r"expected at least 3 sites .* found [012] .*: policy"
         ):

@@ -77,8 +77,8 @@ def test_a_pause_in_mid_run_holds_that_sites_answers_and_the_others_go_on(tmp_pa
 
     with Federation(prepared.layout) as federation:
         federation.start()
-        name, flower_id = start_run(federation.settings, prepared.signed.canonical)
-        for event in follow(federation.settings, name, flower_id):
+        name, _ = start_run(federation.settings, prepared.signed.canonical)
+        for event in follow(federation.settings, name):
             if event["action"] == "round.committed":
                 committed.append(event["fields"]["sites"])
             opened = event["action"] == "round.opened" and event["fields"]["round"] == 2

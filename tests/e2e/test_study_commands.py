@@ -137,8 +137,8 @@ def test_a_cancelled_run_ends_its_rounds_stay_charged_and_the_federation_goes_on
     live: LiveFederation,
 ) -> None:
     settings, signed = live.federation.settings, long_study(live)
-    name, flower_id = start_run(settings, signed.canonical)
-    with closing(follow(settings, name, flower_id)) as events:
+    name, _ = start_run(settings, signed.canonical)
+    with closing(follow(settings, name)) as events:
         next(event for event in events if event["action"] == "round.committed")
 
     done = program(

@@ -1,13 +1,16 @@
 """A federation in memory: the real ports, with sites that can be told to misbehave."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from fedward_common.arrays import tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.ids import SiteId
 from fedward_common.trust.signing import SigningKey
 from fedward_common.wire import Envelope, Instruction, Reply
-from fedward_server.fleet import Answer
+from fedward_server.exchange import FINAL_REFUSALS
+from fedward_server.fleet import Answer, Silent
+from fedward_server.progress import Progress, Resumed, resumed
 
 
 @dataclass(kw_only=True)
@@ -25,12 +28,25 @@ class FakeClock:
 
 @dataclass(kw_only=True)
 class FakeStore:
-    """A `RunStore` that keeps checkpoints in memory."""
+    """A `RunStore` in memory, through the bytes of a real checkpoint.
+
+    With `events` it reads them back as the run's log when a run goes on.
+    """
 
     checkpoints: dict[int, bytes] = field(default_factory=dict)
+    events: Silent | None = None
+    kept: bytes = b""
 
-    def checkpoint(self, *, round_number: int, model: bytes) -> None:
-        self.checkpoints[round_number] = model
+    def resume(self, study: str) -> Resumed:
+        progress = Progress.from_bytes(self.kept) if self.kept else Progress(study=study)
+        heard = [] if self.events is None else self.events.heard
+        return resumed(progress, heard[progress.log_seq :], final=FINAL_REFUSALS)
+
+    def checkpoint(self, progress: Progress) -> None:
+        heard = 0 if self.events is None else len(self.events.heard)
+        self.kept = replace(progress, log_seq=heard).to_bytes()
+        if progress.model:
+            self.checkpoints[progress.next_round - 1] = tensors_to_bytes(progress.model)
 
 
 @dataclass(kw_only=True)
@@ -45,6 +61,9 @@ class FakeSite:
     silent_rounds: set[int] = field(default_factory=set)
     tamper: Callable[[Envelope], Envelope] = lambda envelope: envelope
     seen: list[Instruction] = field(default_factory=list)
+    remembers: bool = False
+    charged: list[str] = field(default_factory=list)
+    stored: dict[str, tuple[str, Envelope]] = field(default_factory=dict)
 
     def answer(self, envelope: Envelope) -> Envelope | None:
         instruction = Instruction.parse(envelope.header)
@@ -53,6 +72,22 @@ class FakeSite:
             return None
         if self.refusal:
             return self.sealed(instruction, b"", kind="refusal", code=self.refusal)
+        if self.remembers:
+            return self._once(instruction, envelope)
+        return self._answer(instruction, envelope)
+
+    def _once(self, instruction: Instruction, envelope: Envelope) -> Envelope:
+        """As the guard does it (rules 5): one charge and one answer per slot."""
+        key, answer = self.stored.get(instruction.slot, ("", None))
+        if answer is None:
+            self.charged.append(instruction.slot)
+            answer = self._answer(instruction, envelope)
+            self.stored[instruction.slot] = (instruction.key, answer)
+        elif key != instruction.key:
+            return self.sealed(instruction, b"", kind="refusal", code="protocol")
+        return answer
+
+    def _answer(self, instruction: Instruction, envelope: Envelope) -> Envelope:
         payload = (
             self.train(envelope.blobs["model"])
             if instruction.kind == "train"

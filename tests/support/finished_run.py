@@ -6,17 +6,23 @@ from pathlib import Path
 
 import numpy as np
 
-from fedward_common.arrays import tensors_to_bytes
+from fedward_common.arrays import Array, tensors_to_bytes
 from fedward_common.study.files import SiteKeys
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.private_files import write_atomically
 from fedward_common.trust.signing import SigningKey, key_sha256
 from fedward_server.adapters.run_files import RunFolder, StartedRun, run_path, study_path
+from fedward_server.progress import Progress
 from tests.support.pki import Site
 from tests.support.studies import make_document
 
 TENSORS = {"linear.weight": np.ones((1, 3), np.float32), "linear.bias": np.zeros(1, np.float32)}
+
+
+def round_model(number: int) -> dict[str, Array]:
+    """The model after a round of the finished run."""
+    return {"w": np.full(2, number, dtype=np.float32)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,9 @@ def open_run(state: Path, study: StudySpec, *, name: str, rounds: Sequence[int])
         folder.emit("round.opened", kind="train", round=number, rounds=study.rounds, sites=names)
         for site in names:
             folder.emit("site.replied", kind="train", round=number, site=site)
+        model = round_model(number)
+        folder.checkpoint(
+            Progress(study=study.digest, next_round=number + 1, committed=number, model=model)
+        )
         folder.emit("round.committed", round=number, sites=names)
-        folder.checkpoint(round_number=number, model=b"round %d" % number)
     return folder

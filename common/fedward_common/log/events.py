@@ -99,6 +99,12 @@ class EventLog:
             os.ftruncate(self._file, os.fstat(self._file).st_size - summary.torn_bytes)
             self.append("log.cut", cut_bytes=summary.torn_bytes)
 
+    @property
+    def head(self) -> tuple[int, str]:
+        """Number and digest of the last event; 0 and the genesis before the first."""
+        with self._lock:
+            return self._seq, self._previous
+
     def append(self, action: str, **fields: object) -> None:
         """Writes one event; it is on disk when this returns.
 

@@ -4,7 +4,8 @@ All of it works on released models: post-processing, free of privacy cost.
 """
 
 from collections import deque
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,20 @@ class TailAverage:
             for name in self._models[0]
         }
 
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The models kept, without the newest: that is the study's present model."""
+        older = list(self._models)[:-1]
+        return {f"{n}/{name}": value for n, one in enumerate(older) for name, value in one.items()}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]], newest: Tensors) -> None:
+        """Goes on where `state` was taken, when `newest` was the last model added."""
+        older: dict[int, dict[str, Array]] = {}
+        for name, value in state.items():
+            number, _, tensor = name.partition("/")
+            older.setdefault(int(number), {})[tensor] = value
+        self._models.extend([older[number] for number in sorted(older)])
+        self._models.append(dict(newest))
+
 
 class ExponentialAverage:
     """A moving average of the released models.
@@ -63,6 +78,17 @@ class ExponentialAverage:
         weight = 1 - self._keep**self._seen
         return {name: (total / weight).astype(np.float32) for name, total in self._sum.items()}
 
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """The sum and how many models are in it."""
+        total: dict[str, npt.NDArray[Any]] = {f"sum/{k}": value for k, value in self._sum.items()}
+        return total | {"seen": np.array([self._seen], dtype=np.int64)}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]], newest: Tensors) -> None:
+        """Goes on where `state` was taken; the newest model is in the sum already."""
+        del newest
+        self._seen = int(state["seen"][0])
+        self._sum = {k.removeprefix("sum/"): v for k, v in state.items() if k != "seen"}
+
 
 class ReleasedModels(Protocol):
     """Turns the models of the rounds into the one that the study gives."""
@@ -73,6 +99,14 @@ class ReleasedModels(Protocol):
 
     def mean(self) -> dict[str, Array]:
         """The study's model. Raises RuntimeError when no round was committed."""
+        ...
+
+    def state(self) -> Mapping[str, npt.NDArray[Any]]:
+        """What it remembers, besides the newest model."""
+        ...
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]], newest: Tensors) -> None:
+        """Goes on where `state` was taken, when `newest` was the last model added."""
         ...
 
 

@@ -7,17 +7,22 @@ place, so that a reader finds a whole file or none.
 import json
 import re
 import time
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedward_common.arrays import tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
-from fedward_common.errors import ConfigError, StudyFailed
+from fedward_common.errors import ConfigError, LedgerError, StudyFailed
 from fedward_common.ids import parse_digest
-from fedward_common.log.events import EventLog
+from fedward_common.log.events import EventLog, read_events
 from fedward_common.trust.private_files import write_atomically
+from fedward_server.exchange import FINAL_REFUSALS
+from fedward_server.progress import Progress, Resumed, require_study, resumed
 
 MODEL = "model.safetensors"
+CHECKPOINT = "checkpoint"
 OUTCOME = "outcome.json"
 LOG = "log.jsonl"
 STARTED = "run.json"
@@ -48,11 +53,57 @@ class RunFolder:
         self._folder = folder
         self._log = EventLog(folder / LOG)
 
-    def checkpoint(self, *, round_number: int, model: bytes) -> None:
-        """Keeps the global model after a committed round, durably, and its digest in the log."""
-        write_atomically(self._folder / f"round-{round_number:05d}.safetensors", model, mode=0o600)
+    def resume(self, study: str) -> Resumed:
+        """Where the run goes on: its checkpoint and what its log says since.
+
+        Raises:
+            LedgerError: the checkpoint is damaged, or the log has lost what it had then.
+            ProtocolError: the checkpoint is another study's.
+        """
+        try:
+            progress = Progress.from_bytes((self._folder / CHECKPOINT).read_bytes())
+        except FileNotFoundError:
+            progress = Progress(study=study)
+        require_study(progress, study)
+        later: list[tuple[str, dict[str, Any]]] = []
+        known = progress.log_seq == 0
+        for event in read_events(self._folder / LOG):
+            if event.seq == progress.log_seq:
+                known = event.sha256 == progress.log_sha256
+            elif event.seq > progress.log_seq:
+                later.append((event.action, event.fields))
+        if not known:
+            raise LedgerError(
+                f"log {self._folder / LOG}: expected the events that the checkpoint follows, found "
+                "others. Restore the newest copy of both"
+            )
+        told = progress.evaluated or any(a == "model.checkpoint" for a, _ in later)
+        if progress.model and not told:
+            self._tell_model(progress)  # the process ended between the file and its event
+        return resumed(progress, later, final=FINAL_REFUSALS)
+
+    def checkpoint(self, progress: Progress) -> None:
+        """Keeps the study after a committed round: durable, old or new, never in between.
+
+        The model itself is also kept under its round, for reports; its digest goes into the log.
+        """
+        seq, sha256 = self._log.head
+        kept = replace(progress, log_seq=seq, log_sha256=sha256)
+        if progress.model and not progress.evaluated:
+            model, number = tensors_to_bytes(progress.model), progress.next_round - 1
+            write_atomically(self._folder / f"round-{number:05d}.safetensors", model, mode=0o600)
+            write_atomically(self._folder / CHECKPOINT, kept.to_bytes(), mode=0o600)
+            self._tell_model(progress)
+        else:
+            write_atomically(self._folder / CHECKPOINT, kept.to_bytes(), mode=0o600)
+
+    def _tell_model(self, progress: Progress) -> None:
+        model = tensors_to_bytes(progress.model)
         self.emit(
-            "model.checkpoint", round=round_number, model_sha256=sha256_hex(model), bytes=len(model)
+            "model.checkpoint",
+            round=progress.next_round - 1,
+            model_sha256=sha256_hex(model),
+            bytes=len(model),
         )
 
     def emit(self, action: str, **fields: Any) -> None:
@@ -77,6 +128,14 @@ class RunFolder:
             exit_code = StudyFailed.exit_code
             self.emit("run.cancelled")
         self._outcome({"status": status, "code": code, "exit_code": exit_code, "message": message})
+
+    def interrupted(self, error: Exception) -> None:
+        """Says that this process ends and the run does not, unless a person wants its end."""
+        if (self._folder / CANCELLED).exists():
+            self.fail(code=StudyFailed.code, exit_code=StudyFailed.exit_code, message="")
+            return
+        with suppress(LedgerError):  # the disk may be what is full
+            self.emit("run.interrupted", error=type(error).__name__)
 
     def _outcome(self, outcome: dict[str, Any]) -> None:
         self._log.close()

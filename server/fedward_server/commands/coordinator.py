@@ -38,6 +38,17 @@ def edge(config: Config) -> None:
     run_edge(load_coordinator_settings(config))
 
 
+@app.command(hidden=True, name="keep-runs")
+def keep_runs(config: Config) -> None:
+    """The process that starts unfinished runs again (started by `serve`)."""
+    os.umask(0o077)
+    from fedward_server.keep_runs import keep_runs as run_keeper
+    from fedward_server.settings import load_coordinator_settings
+
+    configure_logging(process="runs")
+    run_keeper(load_coordinator_settings(config))
+
+
 @app.command()
 def doctor(config: Config = DEFAULT_CONFIG, as_json: Json = False, debug: Debug = False) -> None:
     """Check the coordinator and say how to fix what is wrong. Exit code 0 ok, 1 fail, 2 warn."""

@@ -97,9 +97,9 @@ def runs_start(
     from fedward_server.settings import load_coordinator_settings
 
     settings = load_coordinator_settings(config)
-    name, flower_id = start_run(settings, read_bytes(signed_study, "a signed study"))
+    name, _ = start_run(settings, read_bytes(signed_study, "a signed study"))
     if wait:
-        for event in follow(settings, name, flower_id):
+        for event in follow(settings, name):
             if not as_json:
                 typer.echo(json.dumps(event))
         require_finished(settings, name)

@@ -253,9 +253,9 @@ def run_study(federation: Federation, prepared: Prepared, *, view: View | None) 
 
     federation.start(on_state=lambda site, state: show(f"site.{state}", site=site))
     ready = time.monotonic()
-    name, flower_id = start_run(federation.settings, prepared.signed.canonical)
+    name, _ = start_run(federation.settings, prepared.signed.canonical)
     evaluated = ready
-    for event in follow(federation.settings, name, flower_id, alive=federation.check_coordinator):
+    for event in follow(federation.settings, name, alive=federation.check_coordinator):
         if event["fields"].get("kind") == "evaluate" and event["action"] == "round.opened":
             evaluated = time.monotonic()
         show(event["action"], **event["fields"])

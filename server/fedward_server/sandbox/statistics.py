@@ -79,8 +79,8 @@ def run_statistics(
             view.feed(action, fields)
 
     federation.start(on_state=lambda site, state: show(f"site.{state}", site=site))
-    name, flower_id = start_run(federation.settings, signed)
-    for event in follow(federation.settings, name, flower_id, alive=federation.check_coordinator):
+    name, _ = start_run(federation.settings, signed)
+    for event in follow(federation.settings, name, alive=federation.check_coordinator):
         show(event["action"], **event["fields"])
     facts = require_finished(federation.settings, name)
     result = finished(study, facts, charged=_charged(federation, study))

@@ -3,8 +3,10 @@
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from fedward_common.arrays import tensors_to_bytes
 from fedward_common.errors import BudgetExceeded, ConfigError, StartError, StudyFailed
 from fedward_server import runs
 from fedward_server.adapters.run_files import (
@@ -15,6 +17,7 @@ from fedward_server.adapters.run_files import (
     read_study,
     study_path,
 )
+from fedward_server.progress import Progress
 
 
 def settings(folder: Path) -> SimpleNamespace:
@@ -27,7 +30,7 @@ def test_events_come_in_order_and_end_with_the_outcome(tmp_path: Path) -> None:
     folder.emit("round.committed", round=1)
     folder.finish(model=b"m", counts={}, facts={"committed_rounds": 1})
 
-    events = list(runs.follow(settings(tmp_path), "r", 0))  # type: ignore[arg-type]
+    events = list(runs.follow(settings(tmp_path), "r"))  # type: ignore[arg-type]
 
     assert [event["action"] for event in events] == [
         "round.opened",
@@ -72,10 +75,11 @@ def test_a_run_without_an_outcome_is_not_finished(tmp_path: Path) -> None:
 
 def test_checkpoints_are_kept_by_round_and_private(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "r")
-    folder.checkpoint(round_number=7, model=b"weights")
+    model = {"w": np.ones(3, dtype=np.float32)}
+    folder.checkpoint(Progress(study="0" * 64, next_round=8, committed=7, model=model))
 
     path = tmp_path / "r" / "round-00007.safetensors"
-    assert path.read_bytes() == b"weights"
+    assert path.read_bytes() == tensors_to_bytes(model)
     assert path.stat().st_mode & 0o077 == 0
 
 

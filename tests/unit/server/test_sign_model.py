@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fedward_common.arrays import tensors_to_bytes
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ConfigError, LedgerError, SignatureRefused, StartError
 from fedward_common.log.events import EventLog, read_events
@@ -13,7 +14,7 @@ from fedward_server.adapters.model_package import MANIFEST, MODEL, STUDY, verify
 from fedward_server.adapters.run_files import LOG, RunFolder, run_path
 from fedward_server.models import package_path
 from fedward_server.sign_model import declared_epsilon, sign_model
-from tests.support.finished_run import FinishedRun, finished_run
+from tests.support.finished_run import FinishedRun, finished_run, round_model
 from tests.support.pki import Authority, Site
 
 
@@ -42,7 +43,7 @@ def test_the_manifest_says_from_which_rounds_and_sites_the_model_came(run: Finis
     assert lineage["rounds"][1] == {
         "round": 2,
         "sites": ["alpha", "beta", "gamma"],
-        "model_sha256": sha256_hex(b"round 2"),
+        "model_sha256": sha256_hex(tensors_to_bytes(round_model(2))),
     }
     assert lineage["run"] == run.name
 

@@ -67,7 +67,7 @@ def run(tmp_path: Path, sites: tuple[Site, ...]) -> FinishedRun:
 def control(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeControl]:
     """A coordinator that runs."""
     fake = FakeControl()
-    monkeypatch.setattr(runs, "_control", lambda _settings: fake)
+    monkeypatch.setattr(runs, "control_of", lambda _settings: fake)
     monkeypatch.setattr(runs, "require_running", lambda _settings: None)
     return fake
 
@@ -119,7 +119,7 @@ def test_a_serverapp_that_died_is_not_called_running(
     going_on(run)
     control.status = "finished:failed"
 
-    assert statuses(settings(run.state), "goes-on")[0].state == "ended without an outcome"
+    assert statuses(settings(run.state), "goes-on")[0].state == "interrupted: goes on by itself"
 
 
 def test_a_coordinator_that_is_down_is_said(run: FinishedRun) -> None:

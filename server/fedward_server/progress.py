@@ -1,0 +1,222 @@
+"""How far a study is: what a run needs to go on where the one before it ended.
+
+A checkpoint holds everything up to the last committed round, in one file that is replaced at once.
+What came after it stands in the run's log, which is written first: a round that was opened and not
+closed is asked again under the same key, so that a site answers from its store and pays once.
+"""
+
+import json
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Self
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load, save
+
+from fedward_common.arrays import Array
+from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.errors import LedgerError, ProtocolError
+from fedward_common.ids import SiteId
+
+FORMAT: Final = "fedward-checkpoint/1"
+LENGTH: Final = struct.Struct(">Q")
+DIGEST_BYTES: Final = 64
+
+Numbers = Mapping[str, npt.NDArray[Any]]
+"""Name -> array of any numeric type: the state of an optimiser or of an average."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """A study after its last committed round. `next_round` counts releases in statistics.
+
+    `sites` are those whose replies are in the last committed round; `totals` what each release of
+    statistics gave; `attempts` the highest attempt so far; `counts` or `pooled` the evaluation, once it is over; `log_seq` and `log_sha256` the head of the run's log when it was written.
+    """
+
+    study: str
+    next_round: int = 1
+    committed: int = 0
+    abandoned: int = 0
+    sites: tuple[SiteId, ...] = ()
+    model: Mapping[str, Array] = field(default_factory=dict)
+    optimiser: Numbers = field(default_factory=dict)
+    average: Numbers = field(default_factory=dict)
+    refusals: Mapping[SiteId, str] = field(default_factory=dict)
+    totals: tuple[Mapping[str, Any] | None, ...] = ()
+    counts: Mapping[SiteId, list[list[float]]] | None = None
+    pooled: Mapping[str, Any] | None = None
+    attempts: int = 0
+    log_seq: int = 0
+    log_sha256: str = ""
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the evaluation is in it."""
+        return self.counts is not None or self.pooled is not None
+
+    def to_bytes(self) -> bytes:
+        """The checkpoint: the digest of the rest, the length of the facts, the facts, tensors."""
+        facts = {
+            "format": FORMAT,
+            "study": self.study,
+            "next_round": self.next_round,
+            "committed": self.committed,
+            "abandoned": self.abandoned,
+            "sites": list(self.sites),
+            "refusals": dict(self.refusals),
+            "totals": [None if one is None else dict(one) for one in self.totals],
+            "counts": None if self.counts is None else dict(self.counts),
+            "pooled": None if self.pooled is None else dict(self.pooled),
+            "attempts": self.attempts,
+            "log_seq": self.log_seq,
+            "log_sha256": self.log_sha256,
+        }
+        head, tensors = canonical_json(facts), save(self._tensors())
+        rest = LENGTH.pack(len(head)) + head + tensors
+        return sha256_hex(rest).encode() + rest
+
+    def _tensors(self) -> dict[str, npt.NDArray[Any]]:
+        groups = {"model": self.model, "optimiser": self.optimiser, "average": self.average}
+        return {
+            f"{group}/{name}": np.ascontiguousarray(tensors[name])
+            for group, tensors in groups.items()
+            for name in sorted(tensors)
+        }
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Self:
+        """The progress in a checkpoint.
+
+        Raises:
+            LedgerError: it is damaged, or of another version.
+        """
+        digest, rest = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+        try:
+            if sha256_hex(rest).encode() != digest:
+                raise ValueError("digest")
+            (size,) = LENGTH.unpack_from(rest)
+            start = LENGTH.size + size
+            facts: Any = json.loads(rest[LENGTH.size : start])
+            if facts.pop("format") != FORMAT:
+                raise ValueError("format")
+            groups = _groups(load(rest[start:]))
+            return cls(
+                **facts
+                | {"sites": tuple(SiteId(site) for site in facts["sites"])}
+                | {"totals": tuple(facts["totals"])},
+                model=groups["model"],
+                optimiser=groups["optimiser"],
+                average=groups["average"],
+            )
+        except (ValueError, KeyError, TypeError, struct.error, SafetensorError) as error:
+            raise LedgerError(
+                "checkpoint: expected a whole one of this version, found something else. Restore "
+                "the newest copy of the run's folder"
+            ) from error
+
+
+def _groups(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, dict[str, npt.NDArray[Any]]]:
+    groups: dict[str, dict[str, npt.NDArray[Any]]] = {"model": {}, "optimiser": {}, "average": {}}
+    for name in sorted(tensors):
+        group, _, rest = name.partition("/")
+        groups[group][rest] = tensors[name]
+    return groups
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Opened:
+    """An exchange that was opened and whose end is not in the log."""
+
+    kind: str
+    round: int
+    attempt: int
+    cohort: tuple[SiteId, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumed:
+    """Where a run begins: `progress` with what the log knows beyond it.
+
+    `opened` is the exchange that was under way; `untold` says that the last committed round is not
+    in the log yet; `evaluated` that the evaluation was abandoned; `fresh` that nothing happened
+    before; `attempts` is the highest attempt of any exchange.
+    """
+
+    progress: Progress
+    opened: Opened | None = None
+    untold: bool = False
+    evaluated: bool = False
+    fresh: bool = True
+    attempts: int = 0
+
+    def burnt(self) -> Self:
+        """The same without the exchange that was under way: it is abandoned."""
+        if self.opened is None:
+            return self
+        if self.opened.kind == "evaluate":
+            return replace(self, opened=None, evaluated=True)
+        progress = replace(
+            self.progress,
+            next_round=self.opened.round + 1,
+            abandoned=self.progress.abandoned + 1,
+        )
+        return replace(self, opened=None, progress=progress)
+
+
+def resumed(
+    progress: Progress, events: Iterable[tuple[str, Mapping[str, Any]]], *, final: frozenset[str]
+) -> Resumed:
+    """Where to go on after `progress`, given the events of the log after it was written.
+
+    `final` are the refusals after which a site is not asked again.
+    """
+    opened: Opened | None = None
+    evaluated, fresh = False, progress.next_round == 1
+    told = fresh or progress.evaluated
+    attempts = 0
+    refusals, following, abandoned = dict(progress.refusals), progress.next_round, 0
+    for action, fields in events:
+        attempts = max(attempts, int(fields.get("attempt", 0)))
+        if action == "round.opened":
+            fresh = False
+            opened = Opened(
+                kind=str(fields["kind"]),
+                round=int(fields["round"]),
+                attempt=int(fields.get("attempt", 0)),
+                cohort=tuple(SiteId(site) for site in fields["sites"]),
+            )
+        elif action == "round.abandoned":
+            if opened is not None and opened.kind == "evaluate":
+                evaluated = True
+            elif fields["round"] >= following:
+                following, abandoned = int(fields["round"]) + 1, abandoned + 1
+            opened = None
+        elif action == "round.committed":
+            told, opened = True, None
+        elif action == "site.refused" and fields["code"] in final:
+            refusals[SiteId(fields["site"])] = str(fields["code"])
+    if opened is not None and opened.kind != "evaluate" and opened.round < following:
+        opened = None  # its model is in the checkpoint; only the word of it is missing
+    return Resumed(
+        progress=replace(
+            progress,
+            next_round=following,
+            abandoned=progress.abandoned + abandoned,
+            refusals=refusals,
+        ),
+        opened=opened,
+        untold=not told and following == progress.next_round,
+        evaluated=evaluated,
+        fresh=fresh,
+        attempts=max(attempts, progress.attempts),
+    )
+
+
+def require_study(progress: Progress, digest: str) -> None:
+    """Returns when the checkpoint is of this study. Raises ProtocolError otherwise."""
+    if progress.study != digest:
+        raise ProtocolError("checkpoint: expected one of this study, found another's")
