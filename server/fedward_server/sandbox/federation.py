@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -27,7 +28,18 @@ from fedward_server.settings import CoordinatorSettings, load_coordinator_settin
 
 START_SECONDS: Final = 240.0
 STOP_SECONDS: Final = 20.0
+STEADY_SECONDS: Final = 60.0
+MAX_DEATHS: Final = 6
 BIN: Final = Path(sys.executable).parent
+
+
+@dataclass(kw_only=True, slots=True)
+class _Life:
+    """How a process that is kept up has fared."""
+
+    since: float
+    deaths: int = 0
+    again_at: float | None = None
 
 
 class Federation:
@@ -41,6 +53,7 @@ class Federation:
         self.settings: CoordinatorSettings = load_coordinator_settings(layout.settings_file)
         self.separate = False
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._lives: dict[str, _Life] = {}
 
     def __enter__(self) -> Self:
         """The federation itself, not started yet."""
@@ -111,13 +124,33 @@ class Federation:
         """The sites whose processes were not killed."""
         return [site for site in self.layout.sites if site in self._processes]
 
-    def check_coordinator(self) -> None:
-        """Returns while the coordinator runs; a site may end, the study goes on by its quorum.
+    def keep_up(self) -> None:
+        """Starts again what ended, as a hospital's systemd would, after a pause that grows.
 
         Raises:
-            StartError: the coordinator ended.
+            StartError: a process ended many times in a row.
         """
-        self._check("coordinator")
+        now = time.monotonic()
+        for name, process in list(self._processes.items()):
+            life = self._lives.setdefault(name, _Life(since=now))
+            if process.poll() is None:
+                if now - life.since > STEADY_SECONDS:
+                    life.deaths = 0
+                continue
+            if life.again_at is None:
+                life.deaths += 1
+                if life.deaths > MAX_DEATHS:
+                    self._check(name)
+                life.again_at = now + min(10.0, 2.0**life.deaths)
+            elif now >= life.again_at:
+                life.since, life.again_at = now, None
+                self._start_again(name)
+
+    def _start_again(self, name: str) -> None:
+        if name == "coordinator":
+            self._spawn(name, "fedward-server", "serve", self.layout.settings_file)
+        else:
+            self.start_site(SiteId(name))
 
     def check_alive(self) -> None:
         """Returns while the coordinator and every site that should run does.

@@ -255,7 +255,7 @@ def run_study(federation: Federation, prepared: Prepared, *, view: View | None) 
     ready = time.monotonic()
     name, _ = start_run(federation.settings, prepared.signed.canonical)
     evaluated = ready
-    for event in follow(federation.settings, name, alive=federation.check_coordinator):
+    for event in follow(federation.settings, name, alive=federation.keep_up):
         if event["fields"].get("kind") == "evaluate" and event["action"] == "round.opened":
             evaluated = time.monotonic()
         show(event["action"], **event["fields"])

@@ -80,7 +80,7 @@ def run_statistics(
 
     federation.start(on_state=lambda site, state: show(f"site.{state}", site=site))
     name, _ = start_run(federation.settings, signed)
-    for event in follow(federation.settings, name, alive=federation.check_coordinator):
+    for event in follow(federation.settings, name, alive=federation.keep_up):
         show(event["action"], **event["fields"])
     facts = require_finished(federation.settings, name)
     result = finished(study, facts, charged=_charged(federation, study))
