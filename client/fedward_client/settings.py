@@ -402,6 +402,11 @@ class SiteSettings(Strict):
         return self.folders.run / "fleet" / "fleet.sock"
 
     @property
+    def pulse_file(self) -> Path:
+        """What the gateway touches while SuperNode asks for work: SuperNode's heartbeat."""
+        return self.fleet_socket.with_name("supernode.pulse")
+
+    @property
     def admin_socket(self) -> Path:
         """Where people's signed approvals reach the guard."""
         return self.folders.run / "admin.sock"

@@ -27,7 +27,14 @@ from fedward_client.isolation.flower import (
 from fedward_client.settings import SiteSettings
 from fedward_common.bridge import bridge_command
 from fedward_common.namespace import PrivateNetwork, open_network
-from fedward_common.processes import ChildSpec, Supervisor, require_free_port, socket_open
+from fedward_common.processes import (
+    AWAKE,
+    ChildSpec,
+    Supervisor,
+    changed,
+    require_free_port,
+    socket_open,
+)
 from fedward_common.users import acting_as
 
 _log = structlog.get_logger(__name__)
@@ -107,6 +114,7 @@ class _Site:
                 ready=lambda: socket_open(settings.gateway_socket),
                 user=accounts.guard,
                 home=settings.folders.state if accounts.separate else None,
+                beats=AWAKE,
             ),
             ChildSpec(
                 name="gateway",
@@ -115,6 +123,7 @@ class _Site:
                 ready=lambda: socket_open(settings.fleet_socket),
                 user=accounts.gateway,
                 home=settings.fleet_socket.parent if accounts.separate else None,
+                beats=AWAKE,
             ),
         )
 
@@ -133,6 +142,7 @@ class _Site:
                 user=accounts.gateway,
                 home=settings.fleet_socket.parent if accounts.separate else None,
                 network=network,
+                beats=AWAKE,
             ),
             ChildSpec(
                 name="supernode",
@@ -143,6 +153,9 @@ class _Site:
                 user=accounts.node,
                 home=node_home(settings) if accounts.separate else None,
                 network=network,
+                beats={**AWAKE, "pulls": changed(settings.pulse_file)},
+                # Flower ends it where only time helps: its old session must run out first.
+                gives_up=False,
             ),
             ChildSpec(
                 name="worker",
@@ -152,6 +165,7 @@ class _Site:
                 user=accounts.worker,
                 home=worker_home(settings) if accounts.separate else None,
                 network=network,
+                beats=AWAKE,
             ),
         )
 

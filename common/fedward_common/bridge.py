@@ -16,6 +16,7 @@ from typing import Final
 
 from fedward_common.entry import run_program
 from fedward_common.errors import StartError
+from fedward_common.processes import until_set
 from fedward_common.unix_sockets import listen_unix, peer_uid
 
 LOOPBACK: Final = "127.0.0.1"
@@ -123,7 +124,7 @@ class Bridge:
             lambda: _Arrival(self), sock=listener, backlog=MAX_CONNECTIONS
         )
         try:
-            await stop.wait()
+            await until_set(stop)
         finally:
             server.close()
             if isinstance(self._listen, Path):

@@ -2,12 +2,14 @@
 
 A child may be another user and in a private network (rules 14, 15): it becomes both between fork
 and exec, so that no process stands between supervisor and child. A child that ends is started again
-after a pause that grows; a child that cannot stay up within its first seconds, again and again,
-ends the parent with an error that names it.
+after a pause that grows; so is one whose heartbeat stands still. A child that cannot stay up within
+its first seconds, again and again, ends the parent with an error that names it.
 """
 
+import asyncio
 import ctypes
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -31,6 +33,13 @@ PR_SET_PDEATHSIG: Final = 1
 STOP_SECONDS: Final = 10.0
 EARLY_SECONDS: Final = 5.0
 EARLY_DEATHS: Final = 5
+MAX_PAUSE_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 1.0
+SILENT_SECONDS: Final = 25.0
+AWAKE_SECONDS: Final = 5.0
+FIRST_BEAT_SECONDS: Final = 120.0
+MAX_LOG_BYTES: Final = 16 << 20
+KEPT_LOGS: Final = 3
 
 _log = structlog.get_logger(__name__)
 
@@ -47,6 +56,10 @@ class ChildSpec:
 
     `user` and `home` are whose process it is and where that user may write; without, it is the
     supervisor's own. `network` is the private network it lives in; without, it is the host's.
+
+    `beats` are its heartbeats by name: numbers, asked for with its process id, that change at least
+    every SILENT_SECONDS while it works. One that stands still has the child killed and started
+    again. Whether a child that cannot stay up ends the supervisor says `gives_up`.
     """
 
     name: str
@@ -58,6 +71,8 @@ class ChildSpec:
     user: Account | None = None
     home: Path | None = None
     network: PrivateNetwork | None = None
+    beats: Mapping[str, Callable[[int], int | None]] = field(default_factory=dict)
+    gives_up: bool = True
 
 
 def port_open(port: int, host: str = "127.0.0.1") -> bool:
@@ -143,19 +158,87 @@ def _settle(spec: ChildSpec, supervisor: int) -> None:
 
 
 def wakes(pid: int) -> int | None:
-    """How often the main thread of a process gave up the processor by itself, so far.
+    """A number that changes whenever the main thread of a process ran; None when it has ended.
 
-    A process that works or looks for work raises it; one that is stopped, stuck in a call or in a
-    loop does not. None when it has ended, or where Linux is not.
+    A process that works or looks for work raises it; one that is stopped or stuck in a call does
+    not. None also where Linux is not.
     """
+    thread = Path(f"/proc/{pid}/task/{pid}")
     try:
-        status = Path(f"/proc/{pid}/task/{pid}/status").read_text()
+        status = (thread / "status").read_text()
+        spent = (thread / "stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
     facts = dict(line.split(":", 1) for line in status.splitlines() if ":" in line)
     if facts.get("State", "").strip().startswith(("Z", "X")):
         return None
-    return int(facts.get("voluntary_ctxt_switches", "0"))
+    switches = ("voluntary_ctxt_switches", "nonvoluntary_ctxt_switches")
+    return sum(int(facts.get(name, "0")) for name in switches) + int(spent[11]) + int(spent[12])
+
+
+AWAKE: Final[Mapping[str, Callable[[int], int | None]]] = {"wakes": wakes}
+"""The heartbeat of a program whose main thread looks for work, or at a clock, every few seconds."""
+
+
+async def until_set(event: asyncio.Event) -> None:
+    """Returns when the event is set, and wakes every few seconds until then (AWAKE)."""
+    while not event.is_set():
+        with suppress(TimeoutError):
+            await asyncio.wait_for(event.wait(), timeout=AWAKE_SECONDS)
+
+
+def changed(path: Path) -> Callable[[int], int | None]:
+    """A heartbeat by file: the time of its last change; None while it is not there."""
+
+    def beat(_pid: int) -> int | None:
+        try:
+            return path.stat().st_mtime_ns
+        except OSError:
+            return None
+
+    return beat
+
+
+@dataclass(kw_only=True, slots=True)
+class _Pulse:
+    """When one heartbeat of one child last changed. A child gets time until its first."""
+
+    value: int | None
+    changed_at: float
+    patience: float = field(default_factory=lambda: FIRST_BEAT_SECONDS)
+
+    def silent(self, value: int | None, now: float) -> bool:
+        """Whether the beat has stood still for too long; one that cannot be told never has."""
+        if value is None or value != self.value:
+            if value is not None and self.value is not None:
+                self.patience = SILENT_SECONDS
+            self.value, self.changed_at = value, now
+        return now - self.changed_at > self.patience
+
+
+@dataclass(kw_only=True, slots=True)
+class _Child:
+    """A child as its supervisor knows it; `again_at` is when one that ended is started again."""
+
+    spec: ChildSpec
+    process: subprocess.Popen[bytes]
+    started: float
+    deaths: int = 0
+    again_at: float | None = None
+    pulses: dict[str, _Pulse] = field(default_factory=dict)
+    looked_at: float = 0.0
+
+    def silent(self, now: float) -> str | None:
+        """The heartbeat that stands still, or None; looks once a second."""
+        if now - self.looked_at < LOOK_SECONDS:
+            return None
+        self.looked_at = now
+        for name, beat in self.spec.beats.items():
+            value = beat(self.process.pid)
+            pulse = self.pulses.setdefault(name, _Pulse(value=value, changed_at=now))
+            if pulse.silent(value, now):
+                return name
+        return None
 
 
 class Supervisor:
@@ -165,8 +248,7 @@ class Supervisor:
         """`log_owner` is whose the log files are; without, they are the supervisor's own."""
         self._poll_seconds = poll_seconds
         self._log_owner = log_owner
-        self._running: dict[str, tuple[ChildSpec, subprocess.Popen[bytes], float]] = {}
-        self._deaths: dict[str, int] = {}
+        self._running: dict[str, _Child] = {}
         self._stop = threading.Event()
 
     def start(self, spec: ChildSpec) -> None:
@@ -178,7 +260,7 @@ class Supervisor:
         self._spawn(spec)
         limit = time.monotonic() + spec.ready_seconds
         while not spec.ready():
-            process = self._running[spec.name][1]
+            process = self._running[spec.name].process
             if self._stop.is_set():
                 raise StartError(f"{spec.name}: asked to stop while starting")
             if process.poll() is not None:
@@ -195,7 +277,7 @@ class Supervisor:
 
     def listens(self, name: str, port: int) -> bool:
         """Whether the port of loopback is open in the network that the child `name` lives in."""
-        return port_listening(self._running[name][1].pid, port)
+        return port_listening(self._running[name].process.pid, port)
 
     def _spawn(self, spec: ChildSpec) -> None:
         with acting_as(self._log_owner):
@@ -226,31 +308,73 @@ class Supervisor:
                 f"{error.strerror}. Install Fedward's dependencies again, where every user of the "
                 "site may read them"
             ) from error
-        self._running[spec.name] = (spec, process, time.monotonic())
+        before = self._running.get(spec.name)
+        self._running[spec.name] = _Child(
+            spec=spec,
+            process=process,
+            started=time.monotonic(),
+            deaths=0 if before is None else before.deaths,
+        )
 
     def watch(self) -> None:
-        """Keeps the children up until `stop` is asked for.
+        """Keeps the children up and at work until `stop` is asked for; their logs stay bounded.
 
         Raises:
             StartError: a child ended within seconds of its start too many times in a row.
         """
         while not self._stop.wait(self._poll_seconds):
-            for name, (spec, process, started) in list(self._running.items()):
-                code = process.poll()
-                if code is None:
+            for child in list(self._running.values()):
+                now = time.monotonic()
+                if child.again_at is not None:
+                    if now >= child.again_at:
+                        self._spawn(child.spec)
                     continue
-                early = time.monotonic() - started < EARLY_SECONDS
-                self._deaths[name] = self._deaths.get(name, 0) + 1 if early else 0
-                _end_group(process)
-                if self._deaths[name] >= EARLY_DEATHS:
-                    raise StartError(
-                        f"{name}: expected it to stay up, found it ended {EARLY_DEATHS} times in a "
-                        f"row (code {code}). Its log: {spec.log_file}"
-                    )
-                _log.warning("child.restarted", process=name, exit_code=code)
-                if self._stop.wait(min(10.0, 0.5 * 2 ** self._deaths[name])):
-                    return
-                self._spawn(spec)
+                self._look_at(child, now)
+            self._rotate_logs()
+
+    def _look_at(self, child: _Child, now: float) -> None:
+        """Notes that a child ended, or ends one that does nothing; when it is to start again.
+
+        Raises:
+            StartError: it ended too early too many times in a row.
+        """
+        code, why = child.process.poll(), "ended"
+        if code is None:
+            silent = child.silent(now)
+            if silent is None:
+                return
+            why = f"silent:{silent}"
+            child.process.kill()
+            code = child.process.wait()
+        name, spec = child.spec.name, child.spec
+        early = now - child.started < EARLY_SECONDS
+        child.deaths = child.deaths + 1 if early else 0
+        _end_group(child.process)
+        if child.deaths >= EARLY_DEATHS and spec.gives_up:
+            raise StartError(
+                f"{name}: expected it to stay up, found it ended {EARLY_DEATHS} times in a "
+                f"row (code {code}). Its log: {spec.log_file}"
+            )
+        pause = min(MAX_PAUSE_SECONDS, 0.5 * 2**child.deaths)
+        child.again_at = now + pause
+        _log.warning("child.restarted", process=name, exit_code=code, kind=why, seconds=pause)
+
+    def _rotate_logs(self) -> None:
+        """Keeps each child's log under MAX_LOG_BYTES and the last few of them.
+
+        The child goes on writing to the file that it has open, so its bytes are copied away.
+        """
+        for child in self._running.values():
+            path = child.spec.log_file
+            with suppress(OSError), acting_as(self._log_owner):
+                if path.stat().st_size <= MAX_LOG_BYTES:
+                    continue
+                for number in range(KEPT_LOGS - 1, 0, -1):
+                    older = path.with_name(f"{path.name}.{number}")
+                    if older.exists():
+                        older.replace(path.with_name(f"{path.name}.{number + 1}"))
+                shutil.copyfile(path, path.with_name(f"{path.name}.1"), follow_symlinks=False)
+                os.truncate(path, 0)
 
     def ask_to_stop(self, *_: object) -> None:
         """Makes `watch` return; usable as a signal handler."""
@@ -264,12 +388,12 @@ class Supervisor:
         self._stop.set()
         order: Sequence[str] = list(reversed(self._running))
         for name in order:
-            process = self._running[name][1]
+            process = self._running[name].process
             if process.poll() is None:
                 process.terminate()
         limit = time.monotonic() + STOP_SECONDS
         for name in order:
-            process = self._running[name][1]
+            process = self._running[name].process
             try:
                 process.wait(timeout=max(0.1, limit - time.monotonic()))
             except subprocess.TimeoutExpired:

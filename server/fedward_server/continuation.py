@@ -46,6 +46,10 @@ class Runs(Protocol):
         """How often a process woke so far; None when it cannot be told."""
         ...
 
+    def orphaned(self, pid: int) -> bool:
+        """Whether a process was left behind by a coordinator that is gone."""
+        ...
+
     def end(self, pid: int) -> None:
         """Kills a process."""
         ...
@@ -129,6 +133,8 @@ class Continuation:
 
     def _hangs(self, name: str, known: _Known, pid: int, now: float) -> str | None:
         """Why the writer is of no use any more, or None."""
+        if self.runs.orphaned(pid):
+            return "orphan"
         wakes = self.runs.wakes(pid)
         if pid != known.pid or wakes != known.wakes or wakes is None:
             known.woke_at = now if pid != known.pid or wakes is not None else known.woke_at

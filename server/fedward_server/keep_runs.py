@@ -1,5 +1,6 @@
 """The process that `serve` keeps beside SuperLink, so that every unfinished run goes on."""
 
+import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ import structlog
 from fedward_common.errors import StudyFailed
 from fedward_common.processes import wakes
 from fedward_server.adapters.flower_control import FlowerControl, build_bundle
-from fedward_server.adapters.lock_holder import end_process, lock_holder
+from fedward_server.adapters.lock_holder import descends, end_process, lock_holder
 from fedward_server.adapters.run_files import (
     CANCELLED,
     CHECKPOINT,
@@ -58,6 +59,10 @@ class CoordinatorRuns:
     def wakes(self, pid: int) -> int | None:
         """How often a process woke so far; None when it cannot be told."""
         return wakes(pid)
+
+    def orphaned(self, pid: int) -> bool:
+        """Whether a process does not descend from our own parent, `serve`."""
+        return not descends(pid, from_=os.getppid())
 
     def end(self, pid: int) -> None:
         """Kills a process, if it is a ServerApp."""

@@ -21,6 +21,7 @@ from fedward_common.bridge import bridge_command
 from fedward_common.errors import StartError
 from fedward_common.namespace import PrivateNetwork, open_network
 from fedward_common.processes import (
+    AWAKE,
     ChildSpec,
     Supervisor,
     port_open,
@@ -155,6 +156,7 @@ def _children(
             environment=flower_home,
             ready=lambda: supervisor.listens("superlink", settings.superlink_port),
             network=network,
+            beats=AWAKE,
         ),
         ChildSpec(
             name="bridge",
@@ -164,6 +166,7 @@ def _children(
             log_file=logs / "bridge.log",
             ready=lambda: socket_open(settings.superlink_socket),
             network=network,
+            beats=AWAKE,
         ),
         ChildSpec(
             name="serverapp",
@@ -180,17 +183,20 @@ def _children(
                 "OMP_NUM_THREADS": "1",
             },
             network=network,
+            beats=AWAKE,
         ),
         ChildSpec(
             name="edge",
             command=_own("edge", settings_file),
             log_file=logs / "edge.log",
             ready=lambda: port_open(settings.listen_port, settings.probe_host),
+            beats=AWAKE,
         ),
         ChildSpec(
             name="runs",
             command=_own("keep-runs", settings_file),
             log_file=logs / "runs.log",
+            beats=AWAKE,
         ),
         *_enrolment(settings, settings_file),
     ]
@@ -205,6 +211,7 @@ def _enrolment(settings: CoordinatorSettings, settings_file: Path) -> list[Child
             name="enrolment",
             command=_own("enrol-listener", settings_file),
             log_file=settings.state / "logs" / "enrolment.log",
+            beats=AWAKE,
         )
     ]
 

@@ -9,12 +9,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from fedward_common.arrays import Array, Tensors, tensors_from_bytes, tensors_to_bytes
+from fedward_common.arrays import Array, tensors_to_bytes
 from fedward_common.errors import ConfigError, ProtocolError, StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
@@ -27,13 +27,13 @@ from fedward_common.study.statistics import (
     statistics_releases,
 )
 from fedward_common.study.tabular import BinnedScores
-from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.evaluation import PooledCounts
-from fedward_server.exchange import RETURN_SECONDS, Ask, Exchanges
+from fedward_server.exchange import Ask, Exchanges
 from fedward_server.fleet import Clock, Fleet, RunEvents, RunStore
 from fedward_server.ledger_heads import HeadsInMemory, LedgerHeads
-from fedward_server.progress import Numbers, Opened, Progress, Resumed
+from fedward_server.progress import Opened, Progress, Resumed
 from fedward_server.round_state import RoundState
+from fedward_server.rounds import OpenRounds, Rounds, SecretRounds, again
 from fedward_server.secure_round import SecureRounds
 from fedward_server.statistics import StatisticsSum, Totals, opened_totals
 
@@ -190,12 +190,12 @@ class StudyRun:
             refusals=dict(self.exchanges.refusals),
         )
 
-    def _rounds(self, start: Resumed) -> "_Rounds":
+    def _rounds(self, start: Resumed) -> Rounds:
         """How this study's rounds go, where the run before it left off."""
-        rounds: _Rounds = (
-            _SecretRounds(self.secure)
+        rounds: Rounds = (
+            SecretRounds(self.secure)
             if self.study.secure_sum
-            else _OpenRounds(self.study, self.exchanges, inputs=self._inputs, opened=start.opened)
+            else OpenRounds(self.study, self.exchanges, inputs=self._inputs, opened=start.opened)
         )
         self._go_on(start)
         if start.progress.committed:
@@ -311,9 +311,7 @@ class StudyRun:
         self._commit(opened.state, replace(progress, pooled=pooled.as_json()))
         return pooled
 
-    def _evaluate(
-        self, model: bytes, progress: Progress, start: Resumed
-    ) -> dict[SiteId, Counts]:
+    def _evaluate(self, model: bytes, progress: Progress, start: Resumed) -> dict[SiteId, Counts]:
         """The noised counts per site; empty without an evaluation or below its quorum."""
         release = next((r for r in self.study.releases if isinstance(r, BinnedScores)), None)
         if release is None or start.evaluated:
@@ -333,98 +331,6 @@ class StudyRun:
         rows = {site: found.tolist() for site, found in counts.items()}
         self.store.checkpoint(replace(progress, counts=rows))
         return counts
-
-
-class _Rounds(Protocol):
-    """How the rounds of a study go."""
-
-    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
-        """The round, to be committed, and the model after it; None for an abandoned one."""
-        ...
-
-    def state(self) -> Numbers:
-        """What the coordinator's optimiser remembers."""
-        ...
-
-    def restore(self, state: Numbers) -> None:
-        """Goes on where `state` was taken."""
-        ...
-
-
-class _OpenRounds:
-    """Rounds whose replies the coordinator sees: each enters a sum and is dropped."""
-
-    def __init__(
-        self, study: StudySpec, exchanges: Exchanges, *, inputs: int, opened: Opened | None
-    ) -> None:
-        self._study, self._exchanges, self._opened = study, exchanges, opened
-        self._shapes = model_shapes(study.model, inputs=inputs)
-        self._optimiser = server_optimiser(study)
-
-    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
-        """The server optimiser's step towards the mean of the sites' models."""
-        total = plain_sum(self._study)
-
-        def take(site: SiteId, payload: bytes) -> None:
-            total.add(site, tensors_from_bytes(payload, shapes=self._shapes))
-
-        ask = Ask(kind="train", round=number, model=tensors_to_bytes(model))
-        state = self._exchanges.run(again(ask, self._opened), take)
-        if not state.has_quorum:
-            self._exchanges.abandon(state)
-            return None
-        state.aggregate()
-        return state, self._optimiser.step(model, total.mean())
-
-    def state(self) -> Numbers:
-        """The server optimiser's."""
-        return self._optimiser.state()
-
-    def restore(self, state: Numbers) -> None:
-        """The server optimiser goes on."""
-        self._optimiser.restore(state)
-
-
-class _SecretRounds:
-    """Rounds of secret sums; the server optimiser of the study acts on what was opened."""
-
-    def __init__(self, secure: SecureRounds) -> None:
-        self._secure = secure
-        self._optimiser = server_optimiser(secure.study)
-
-    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
-        """The server optimiser's step towards the opened mean."""
-        trained = self._secure.mean(number, model)
-        if trained is None:
-            return None
-        state, mean = trained
-        return state, self._optimiser.step(model, mean)
-
-    def state(self) -> Numbers:
-        """The server optimiser's, and that of the pooled descent."""
-        server = {f"server/{name}": value for name, value in self._optimiser.state().items()}
-        return server | {f"pooled/{k}": v for k, v in self._secure.descent.state().items()}
-
-    def restore(self, state: Numbers) -> None:
-        """Both go on."""
-        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"server": {}, "pooled": {}}
-        for name, value in state.items():
-            group, _, rest = name.partition("/")
-            groups[group][rest] = value
-        self._optimiser.restore(groups["server"])
-        self._secure.descent.restore(groups["pooled"])
-
-
-def again(ask: Ask, opened: Opened | None) -> Ask:
-    """`ask`, with the cohort and attempt under which an earlier run asked the same (rules 5)."""
-    if opened is None or (opened.kind, opened.round) != (ask.kind, ask.round):
-        return ask
-    return replace(
-        ask,
-        attempt=opened.attempt,
-        cohort=opened.cohort,
-        patience_seconds=RETURN_SECONDS,
-    )
 
 
 def parse_counts(payload: bytes, *, bins: int) -> Counts:

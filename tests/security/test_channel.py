@@ -293,7 +293,8 @@ def start_gateway(
         "address, cert, key, ca, socket, folder, node_key = sys.argv[1:]\n"
         "run_gateway(GatewayConfig(coordinator=address, server_name=None, certificate=Path(cert),"
         " key=Path(key), ca=Path(ca), socket=Path(socket), loopback=Path(folder),"
-        " guard_socket=Path(folder) / 'none.sock', node_public_key=node_key))\n"
+        " guard_socket=Path(folder) / 'none.sock', node_public_key=node_key,"
+        " pulse_file=Path(folder) / 'pulse'))\n"
     )
     arguments = [edge.address, files.certificate, files.key, files.ca, listening, folder]
     arguments.append(site.node_key.header)

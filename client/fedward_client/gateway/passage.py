@@ -16,6 +16,7 @@ from fedward_client.gateway.bundle import check_bundle
 from fedward_client.gateway.caller import Caller
 from fedward_client.gateway.fleet import Answer, Channel, FleetMessages
 from fedward_client.gateway.outbox import Outbox
+from fedward_client.gateway.pulse import NoPulse, Pulse
 from fedward_client.ports import GatewayGuard, Passing
 from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal, explain_refusal
@@ -52,12 +53,14 @@ class Gateway:
         fleet: FleetMessages,
         caller: Caller,
         clock: Callable[[], float] = time.time,
+        pulse: Pulse | None = None,
     ) -> None:
         self._channel = channel
         self._guard = guard
         self._fleet = fleet
         self._caller = caller
         self._clock = clock
+        self._pulse = NoPulse() if pulse is None else pulse
         self._outbox = Outbox()
         # One thread: the guard answers one question at a time and the journal keeps its order.
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard")
@@ -107,7 +110,9 @@ class Gateway:
         return await self._channel.forward(call.route, call.headers, call.body)
 
     async def _pull_messages(self, call: "_Call") -> Answer:
-        answer = await self._forward(call)
+        with self._pulse.asking():
+            answer = await self._forward(call)
+            self._pulse.answered(answer.status)
         if answer.status != OK:
             return answer
         for incoming in self._fleet.incoming(answer.body):

@@ -27,6 +27,7 @@ class GatewayConfig:
     key: Path
     ca: Path
     socket: Path
+    pulse_file: Path
     loopback: Path
     guard_socket: Path
     node_public_key: str
@@ -49,6 +50,7 @@ class GatewayConfig:
             key=keys.tls_key,
             ca=keys.ca,
             socket=settings.fleet_socket,
+            pulse_file=settings.pulse_file,
             loopback=settings.folders.state / "loopback",
             guard_socket=settings.gateway_socket,
             node_public_key=node_public_key(settings),

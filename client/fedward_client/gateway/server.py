@@ -19,6 +19,7 @@ from fedward_client.gateway.channel import EdgeChannel
 from fedward_client.gateway.greeting import own_versions
 from fedward_client.gateway.passage import Gateway
 from fedward_client.gateway.process import GatewayConfig
+from fedward_client.gateway.pulse import PulseFile
 from fedward_client.gateway.upkeep import Upkeep, ended, started
 from fedward_client.gateway.web import make_app
 from fedward_client.guard.client import GuardClient
@@ -53,15 +54,18 @@ async def serve_gateway(config: GatewayConfig) -> None:
         )
         stack.push_async_callback(channel.close)
         guard = GuardClient(config.guard_socket)
+        pulse = PulseFile(config.pulse_file)
         gateway = Gateway(
             channel=channel,
             guard=guard,
             fleet=FlowerFleetMessages(),
             caller=SuperNode(public_key=config.node_public_key),
+            pulse=pulse,
         )
         # Before the socket, which says that the gateway is there: SuperNode reads its root then.
         server = _server(gateway, make_loopback_identity(config.loopback))
         listener = listen_unix(config.socket)
+        pulse.beat()  # the socket's folder is there now
         stack.callback(config.socket.unlink, missing_ok=True)
         for number in (signal.SIGTERM, signal.SIGINT):
             # uvicorn listens for the signals itself and raises them again when it has stopped:
@@ -77,6 +81,7 @@ async def serve_gateway(config: GatewayConfig) -> None:
             edge_certificate=_edge_certificate(config, proxy, passphrase),
         )
         stack.push_async_callback(ended, started(upkeep))
+        stack.push_async_callback(ended, asyncio.create_task(pulse.run()))
         _log.info("gateway.started")
         await server.serve(sockets=[listener])
         _log.info("gateway.stopped")

@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from fedward_common.errors import LedgerError
 from fedward_common.ids import SiteId
 from fedward_common.log.events import EventLog, utc_now
 from fedward_common.privacy.ledger import Head
+from fedward_common.processes import AWAKE_SECONDS
 from fedward_common.study.inputs import input_size
 from fedward_common.study.signed import MAX_STUDY_BYTES
 from fedward_common.study.spec import StudySpec
@@ -225,8 +227,11 @@ def run_guard(
         threading.Thread(target=importlib.import_module, args=(REGISTRY,), daemon=True).start()
     try:
         # Also at a site that nobody asks anything any more.
-        while not stop.wait(PRUNE_SECONDS):
-            guard.service.forget_old()
+        pruned = time.monotonic()
+        while not stop.wait(AWAKE_SECONDS):
+            if time.monotonic() - pruned >= PRUNE_SECONDS:
+                guard.service.forget_old()
+                pruned = time.monotonic()
     finally:
         guard.close()
 

@@ -41,3 +41,15 @@ def end_process(pid: int, *, named: str) -> bool:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     return True
+
+
+def descends(pid: int, *, from_: int) -> bool:
+    """Whether `pid` is `from_` or was started by it, or by what it started; true if unknown."""
+    while pid > 1:
+        if pid == from_:
+            return True
+        try:
+            pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return True
+    return False

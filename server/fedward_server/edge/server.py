@@ -15,6 +15,7 @@ from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.tls import prove_server
 from fedward_common.errors import StartError
 from fedward_common.log.events import EventLog
+from fedward_common.processes import until_set
 from fedward_common.trust.certificates import make_loopback_identity
 from fedward_server.adapters.certificate_authority import open_authority
 from fedward_server.adapters.flower_fleet import FlowerFleetMessages
@@ -123,7 +124,7 @@ async def serve_edge(settings: CoordinatorSettings) -> None:
         stack.push_async_callback(kicks.stop)
         log.append("edge.started", federation=settings.federation)
         _log.info("edge.started", port=settings.listen_port)
-        await stop.wait()
+        await until_set(stop)
         log.append("edge.stopped")
 
 

@@ -183,7 +183,7 @@ def test_a_child_in_a_private_network_dies_with_its_supervisor(
         "supervisor = Supervisor()\n"
         "supervisor.start(ChildSpec(name='x', command=('/bin/sleep', '60'), "
         "log_file=Path(sys.argv[1]), network=PrivateNetwork.create()))\n"
-        "print(supervisor._running['x'][1].pid, flush=True)\ntime.sleep(60)\n"
+        "print(supervisor._running['x'].process.pid, flush=True)\ntime.sleep(60)\n"
     )
     parent = subprocess.Popen(
         [sys.executable, "-c", script, str(tmp_path / "x.log")], stdout=subprocess.PIPE

@@ -8,14 +8,17 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from fedward_common.errors import StartError
 from fedward_common.processes import (
+    AWAKE,
     ChildSpec,
     Supervisor,
+    changed,
     offline_environment,
     port_open,
     require_free_port,
@@ -196,7 +199,7 @@ def test_a_child_of_another_user_dies_with_its_supervisor_all_the_same(tmp_path:
         "supervisor = Supervisor()\n"
         "supervisor.start(ChildSpec(name='x', command=('/bin/sleep', '60'), user=somebody, "
         f"log_file=Path({str(tmp_path / 'x.log')!r})))\n"
-        "print(supervisor._running['x'][1].pid, flush=True)\ntime.sleep(60)\n"
+        "print(supervisor._running['x'].process.pid, flush=True)\ntime.sleep(60)\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     if parent.stdout is None:
@@ -269,3 +272,99 @@ def test_children_get_no_telemetry_and_reach_loopback_without_a_proxy(
     assert environment["NO_PROXY"] == "127.0.0.1,localhost,::1,intranet"
     assert environment["no_proxy"] == environment["NO_PROXY"]
     assert "FLWR_SOMETHING" not in environment
+
+
+# Heartbeats, logs, and children that only time helps.
+
+
+def watched(supervisor: Supervisor, until: Callable[[], bool], *, seconds: float = 20) -> None:
+    """Lets the supervisor watch until something is so."""
+    watcher = threading.Thread(target=supervisor.watch)
+    watcher.start()
+    limit = time.monotonic() + seconds
+    try:
+        while not until() and time.monotonic() < limit:
+            time.sleep(0.05)
+    finally:
+        supervisor.ask_to_stop()
+        watcher.join()
+        supervisor.stop()
+    assert until()
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LOOK", 0.05), ("SILENT", 1.5), ("FIRST_BEAT", 1.5)):
+        monkeypatch.setattr(f"fedward_common.processes.{name}_SECONDS", seconds)
+
+
+def noting(marker: Path) -> str:
+    """A child that notes its pid and then looks at a clock for ever."""
+    return (
+        f"import os, time; open({str(marker)!r}, 'a').write(f'{{os.getpid()}}\\n')\n"
+        "while True: time.sleep(0.1)"
+    )
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_child_that_is_up_and_does_nothing_is_killed_and_started_again(tmp_path: Path) -> None:
+    marker = tmp_path / "pids"
+    supervisor = Supervisor(poll_seconds=0.02)
+    supervisor.start(child(tmp_path, noting(marker), beats=AWAKE))
+    first = int(wait_for(marker))
+
+    os.kill(first, signal.SIGSTOP)
+    watched(supervisor, lambda: len(marker.read_text().split()) == 2)
+
+    assert all(gone(int(pid)) for pid in marker.read_text().split())
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_child_that_works_is_left_alone(tmp_path: Path) -> None:
+    marker, beaten = tmp_path / "pids", tmp_path / "beat"
+    supervisor = Supervisor(poll_seconds=0.02)
+    spec = child(tmp_path, noting(marker), beats={**AWAKE, "missing": changed(beaten)})
+    supervisor.start(spec)
+    started = time.monotonic()
+
+    watched(supervisor, lambda: time.monotonic() - started > 4)
+
+    assert len(marker.read_text().split()) == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_heartbeat_by_file_that_stands_still_has_the_child_started_again(tmp_path: Path) -> None:
+    marker, beaten = tmp_path / "pids", tmp_path / "beat"
+    beaten.touch()
+    supervisor = Supervisor(poll_seconds=0.02)
+    supervisor.start(child(tmp_path, noting(marker), beats={**AWAKE, "file": changed(beaten)}))
+    wait_for(marker)
+
+    watched(supervisor, lambda: len(marker.read_text().split()) >= 2)
+
+
+def test_a_child_that_only_time_helps_is_tried_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedward_common.processes.EARLY_DEATHS", 2)
+    monkeypatch.setattr("fedward_common.processes.MAX_PAUSE_SECONDS", 0.05)
+    marker = tmp_path / "starts"
+    supervisor = Supervisor(poll_seconds=0.02)
+    code = f"open({str(marker)!r}, 'a').write('x'); raise SystemExit(305 % 256)"
+    supervisor.start(child(tmp_path, code, gives_up=False))
+
+    watched(supervisor, lambda: marker.exists() and len(marker.read_text()) >= 4)
+
+
+def test_a_childs_log_is_kept_in_bounds_while_it_goes_on_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedward_common.processes.MAX_LOG_BYTES", 10_000)
+    supervisor = Supervisor(poll_seconds=0.02)
+    code = "import time\nwhile True: print('x' * 999, flush=True); time.sleep(0.005)"
+    supervisor.start(child(tmp_path, code))
+
+    watched(supervisor, (tmp_path / "child.log.3").exists)
+
+    logs = sorted(tmp_path.glob("child.log*"))
+    assert [path.name for path in logs] == ["child.log", *(f"child.log.{n}" for n in (1, 2, 3))]

@@ -1,11 +1,17 @@
 """Unfinished runs go on by themselves: after a death, a hang, the end of their Flower run."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
 from fedward_common.errors import StartError
+from fedward_server.adapters.lock_holder import descends, end_process, lock_holder
+from fedward_server.adapters.run_files import LOG
 from fedward_server.continuation import HANG_SECONDS, MAX_FUTILE, START_SECONDS, Continuation
 from tests.support.federation import FakeClock
 
@@ -23,6 +29,7 @@ class FakeRuns:
     checkpoints: int = 0
     asked_to_end: bool = False
     down: bool = False
+    orphan: bool = False
     started: list[str] = field(default_factory=list)
     killed: list[int] = field(default_factory=list)
     given_up: list[str] = field(default_factory=list)
@@ -35,6 +42,9 @@ class FakeRuns:
 
     def wakes(self, pid: int) -> int | None:
         return self.woken
+
+    def orphaned(self, pid: int) -> bool:
+        return self.orphan
 
     def end(self, pid: int) -> None:
         self.killed.append(pid)
@@ -183,3 +193,33 @@ def test_a_cancelled_run_is_ended_and_not_started_again(pid: int | None) -> None
 
     assert keeper.runs.started == []
     assert keeper.runs.given_up == [""]
+
+
+def test_a_serverapp_that_a_dead_coordinator_left_behind_is_reaped_at_once() -> None:
+    keeper = Keeper(pid=7, orphan=True)
+
+    keeper.look(seconds=2)
+
+    assert keeper.runs.killed == [7]
+    assert keeper.runs.started == [RUN]
+
+
+def test_who_holds_a_lock_is_found_and_ended_by_its_name_only(tmp_path: Path) -> None:
+    path = tmp_path / LOG
+    code = (
+        "import fcntl, sys, time; file = open(sys.argv[1], 'w'); "
+        "fcntl.flock(file, fcntl.LOCK_EX); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+
+        assert lock_holder(path) == process.pid
+        assert descends(process.pid, from_=os.getpid())
+        assert not descends(os.getpid(), from_=process.pid)
+        assert not end_process(process.pid, named="flwr-serverapp")
+        assert end_process(process.pid, named="fcntl.flock")
+        process.wait()
+
+    assert lock_holder(path) is None

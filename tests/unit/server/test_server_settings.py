@@ -1,10 +1,12 @@
 """coordinator.toml: paths lie beside the file, and a mistake is named with what was expected."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from fedward_common.errors import ConfigError
+from fedward_common.errors import ConfigError, StartError
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 
 SMALLEST = """
@@ -115,3 +117,18 @@ def test_a_mistake_names_its_key(tmp_path: Path, text: str, key: str) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"coordinator\.toml"):
         load_coordinator_settings(tmp_path / "coordinator.toml")
+
+
+def test_a_second_coordinator_on_one_state_is_refused(tmp_path: Path) -> None:
+    from fedward_server.serve import only_one
+
+    settings: Any = SimpleNamespace(state=tmp_path)
+    with (
+        only_one(settings),
+        pytest.raises(StartError, match="found another `serve`"),
+        only_one(settings),
+    ):
+        pass
+
+    with only_one(settings):
+        assert (tmp_path / "serve.lock").stat().st_mode & 0o077 == 0

@@ -1,0 +1,111 @@
+"""How one round of training goes: replies in the open, or secret sums; to be committed by the caller.
+
+Both keep the coordinator's optimiser, which a checkpoint takes along.
+"""
+
+from dataclasses import replace
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+from fedward_common.arrays import Array, Tensors, tensors_from_bytes, tensors_to_bytes
+from fedward_common.ids import SiteId
+from fedward_common.models.registry import model_shapes
+from fedward_common.study.spec import StudySpec
+from fedward_server.aggregation import plain_sum, server_optimiser
+from fedward_server.exchange import RETURN_SECONDS, Ask, Exchanges
+from fedward_server.progress import Numbers, Opened
+from fedward_server.round_state import RoundState
+from fedward_server.secure_round import SecureRounds
+
+
+class Rounds(Protocol):
+    """How the rounds of a study go."""
+
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+        """The round, to be committed, and the model after it; None for an abandoned one."""
+        ...
+
+    def state(self) -> Numbers:
+        """What the coordinator's optimiser remembers."""
+        ...
+
+    def restore(self, state: Numbers) -> None:
+        """Goes on where `state` was taken."""
+        ...
+
+
+class OpenRounds:
+    """Rounds whose replies the coordinator sees: each enters a sum and is dropped."""
+
+    def __init__(
+        self, study: StudySpec, exchanges: Exchanges, *, inputs: int, opened: Opened | None
+    ) -> None:
+        self._study, self._exchanges, self._opened = study, exchanges, opened
+        self._shapes = model_shapes(study.model, inputs=inputs)
+        self._optimiser = server_optimiser(study)
+
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+        """The server optimiser's step towards the mean of the sites' models."""
+        total = plain_sum(self._study)
+
+        def take(site: SiteId, payload: bytes) -> None:
+            total.add(site, tensors_from_bytes(payload, shapes=self._shapes))
+
+        ask = Ask(kind="train", round=number, model=tensors_to_bytes(model))
+        state = self._exchanges.run(again(ask, self._opened), take)
+        if not state.has_quorum:
+            self._exchanges.abandon(state)
+            return None
+        state.aggregate()
+        return state, self._optimiser.step(model, total.mean())
+
+    def state(self) -> Numbers:
+        """The server optimiser's."""
+        return self._optimiser.state()
+
+    def restore(self, state: Numbers) -> None:
+        """The server optimiser goes on."""
+        self._optimiser.restore(state)
+
+
+class SecretRounds:
+    """Rounds of secret sums; the server optimiser of the study acts on what was opened."""
+
+    def __init__(self, secure: SecureRounds) -> None:
+        self._secure = secure
+        self._optimiser = server_optimiser(secure.study)
+
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+        """The server optimiser's step towards the opened mean."""
+        trained = self._secure.mean(number, model)
+        if trained is None:
+            return None
+        state, mean = trained
+        return state, self._optimiser.step(model, mean)
+
+    def state(self) -> Numbers:
+        """The server optimiser's, and that of the pooled descent."""
+        server = {f"server/{name}": value for name, value in self._optimiser.state().items()}
+        return server | {f"pooled/{k}": v for k, v in self._secure.descent.state().items()}
+
+    def restore(self, state: Numbers) -> None:
+        """Both go on."""
+        groups: dict[str, dict[str, npt.NDArray[Any]]] = {"server": {}, "pooled": {}}
+        for name, value in state.items():
+            group, _, rest = name.partition("/")
+            groups[group][rest] = value
+        self._optimiser.restore(groups["server"])
+        self._secure.descent.restore(groups["pooled"])
+
+
+def again(ask: Ask, opened: Opened | None) -> Ask:
+    """`ask`, with the cohort and attempt under which an earlier run asked the same (rules 5)."""
+    if opened is None or (opened.kind, opened.round) != (ask.kind, ask.round):
+        return ask
+    return replace(
+        ask,
+        attempt=opened.attempt,
+        cohort=opened.cohort,
+        patience_seconds=RETURN_SECONDS,
+    )
