@@ -34,7 +34,7 @@ class Progress:
     """A study after its last committed round. `next_round` counts releases in statistics.
 
     `sites` are those whose replies are in the last committed round; `totals` what each release of
-    statistics gave; `attempts` the highest attempt so far; `counts` or `pooled` the evaluation, once
+    statistics gave; `attempts` the highest attempt so far; `counts` or `pooled` the evaluation, if
     it is over; `log_seq` and `log_sha256` the head of the run's log when it was written.
     """
 

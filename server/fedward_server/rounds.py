@@ -1,4 +1,4 @@
-"""How one round of training goes: replies in the open, or secret sums; to be committed by the caller.
+"""How a round of training goes: replies in the open, or secret sums; the caller commits it.
 
 Both keep the coordinator's optimiser, which a checkpoint takes along.
 """
