@@ -59,6 +59,11 @@ FURTHER_STUDIES = {
         'name = "fedavg"': 'name = "fedadam"\nlearning_rate = 0.5',
         'epsilon_is = "admission"': 'epsilon_is = "pld"',
     },
+    "steps of a phase": {
+        "rounds = 8": "rounds = 4",
+        "local_steps = 5": "local_steps = 1",
+        "average_last = 2": "average_last = 1",
+    },
     "every utility lever": {
         "rounds = 8": "rounds = 2",
         'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]',

@@ -17,9 +17,11 @@ from fedward_client.adapters.flower_records import from_records, to_records
 from fedward_client.data.site import SiteSource
 from fedward_client.exclusions import excluded_patients
 from fedward_client.guard.client import GuardClient
-from fedward_client.settings import load_site_settings
+from fedward_client.phase import opens_phase, serve_phase
+from fedward_client.settings import SiteSettings, load_site_settings
 from fedward_client.train_round import Worker
 from fedward_client.training.trainer import PerformanceFlags
+from fedward_common.wire import Envelope
 
 SETTINGS_VARIABLE: Final = "FEDWARD_SITE_SETTINGS"
 """Names the site.toml for the worker's children; set by `fedward-client worker`, not by hand."""
@@ -31,7 +33,7 @@ _log = structlog.get_logger(__name__)
 @cache
 def site_worker() -> Worker:
     """The worker of this site, built once per process from its settings file."""
-    settings = load_site_settings(Path(os.environ[SETTINGS_VARIABLE]))
+    settings = site_settings()
     return Worker(
         guard=GuardClient(settings.worker_socket),
         source=SiteSource(settings, excluded=partial(excluded_patients, settings)),
@@ -45,13 +47,26 @@ def site_worker() -> Worker:
     )
 
 
-def _reply(message: Message) -> Message:
-    worker, envelope = site_worker(), from_records(message.content)
+@cache
+def site_settings() -> SiteSettings:
+    """The settings of this site, read once per process."""
+    return load_site_settings(Path(os.environ[SETTINGS_VARIABLE]))
+
+
+def _answer(envelope: Envelope) -> Envelope:
+    worker = site_worker()
     try:
-        answer = worker.answer(envelope)
+        return worker.answer(envelope)
     except Exception as error:  # noqa: BLE001 - entry point: see the module's docstring
         _log.error("worker.failed", error=type(error).__name__)
-        answer = worker.guard.refuse(envelope.header, "internal")
+        return worker.guard.refuse(envelope.header, "internal")
+
+
+def _reply(message: Message) -> Message:
+    envelope = from_records(message.content)
+    answer = _answer(envelope)
+    if opens_phase(answer):
+        serve_phase(envelope, _answer, socket_path=site_settings().phase_socket)
     return Message(to_records(answer), reply_to=message)
 
 
@@ -71,6 +86,6 @@ def evaluate(message: Message, context: Context) -> Message:
 
 @app.query()
 def query(message: Message, context: Context) -> Message:
-    """The sealed answer to a statistics instruction."""
+    """The sealed answer to a statistics instruction, or to one that opens a phase."""
     del context
     return _reply(message)

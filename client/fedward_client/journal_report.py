@@ -16,7 +16,9 @@ from fedward_common.log.events import Event, read_events, verify
 
 EDGE_OBJECT: Final = "edge.object"
 OPPOSITE: Final = {"in": "out", "out": "in"}
-COMPARED: Final = frozenset({"reply", "error-reply", "object", "message", "bundle", "run", "model"})
+COMPARED: Final = frozenset(
+    {"reply", "error-reply", "object", "message", "bundle", "run", "model", "step"}
+)
 """Kinds that both sides write down."""
 MONTH: Final = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
 

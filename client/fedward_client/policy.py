@@ -22,6 +22,7 @@ OUTPUTS: Final[Mapping[str, str]] = {
     "train": "update",
     "evaluate": "evaluation",
     "statistics": "statistics",
+    "phase": "update",
 }
 """Kind of an instruction -> the output that its answer is."""
 
@@ -160,6 +161,12 @@ class SitePolicy:
                 study,
                 f"its task is {study.task.kind}, allowed_tasks in {self.source} is "
                 f"{', '.join(self.rules.allowed_tasks)}. {STEWARD}",
+            )
+        if kind == "phase" and not self.rules.allow_phases:
+            yield self._refused(
+                study,
+                f"it opens a phase, allow_phases in {self.source} is false. Its rounds go by "
+                "messages, one by one",
             )
         needed = _outputs_of(study) if kind is None else {OUTPUTS.get(kind, kind)}
         for output in sorted(needed - self.rules.outputs):

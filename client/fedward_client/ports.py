@@ -79,3 +79,11 @@ class GatewayGuard(Protocol):
     def bundle_allowed(self, sha256: str) -> bool:
         """Whether the site approved this app bundle."""
         ...
+
+
+class PhaseGuard(GatewayGuard, Protocol):
+    """What the gateway may ask of the guard besides, where steps go by a stream."""
+
+    def phase_open(self, study: str) -> bool:
+        """Whether a phase of this study began here and may be streamed now."""
+        ...

@@ -263,6 +263,9 @@ class PolicyRules(Strict):
     approved_bundles: tuple[DigestText, ...] = Field(default=(), strict=False)
     allow_evaluation: bool = False
     allow_statistics: bool = False
+    allow_phases: bool = Field(
+        default=True, description="steps of a study in one stream instead of a message each"
+    )
     min_cell_size: int = Field(default=10, ge=1, description="smallest count reported by itself")
     allowed_hours: tuple[Annotated[str, Field(pattern=HOURS)], ...] = Field(
         default=(), strict=False
@@ -405,6 +408,11 @@ class SiteSettings(Strict):
     def pulse_file(self) -> Path:
         """What the gateway touches while SuperNode asks for work: SuperNode's heartbeat."""
         return self.fleet_socket.with_name("supernode.pulse")
+
+    @property
+    def phase_socket(self) -> Path:
+        """Where the gateway takes the answers to the steps of a phase from the worker."""
+        return self.folders.run / "phase" / "phase.sock"
 
     @property
     def admin_socket(self) -> Path:

@@ -20,11 +20,12 @@ MAX_HEADER_BYTES = 1 << 20
 
 T = TypeVar("T", bound=Strict)
 
-Kind = Literal["train", "evaluate", "statistics", "advertise", "share", "sign", "unmask"]
+Kind = Literal["train", "evaluate", "statistics", "advertise", "share", "sign", "unmask", "phase"]
 """What an instruction asks for. A statistics instruction's round counts the study's releases; that
-of the four steps of secure aggregation counts its secret sums."""
+of the four steps of secure aggregation counts its secret sums. A phase instruction opens a phase:
+it costs nothing, and its answer, when the phase is over, is empty."""
 ReplyKind = Literal[
-    "train", "evaluate", "statistics", "advertise", "share", "sign", "unmask", "refusal"
+    "train", "evaluate", "statistics", "advertise", "share", "sign", "unmask", "phase", "refusal"
 ]
 CONTROL_KINDS: Final[frozenset[Kind]] = frozenset({"advertise", "share", "sign", "unmask"})
 """Steps of secure aggregation without patient data: nothing is charged for them."""

@@ -5,6 +5,9 @@ this process only, is named by its type, and the run goes on in the next.
 """
 
 import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -22,8 +25,11 @@ from fedward_common.study.spec import StudySpec
 from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_grid import FlowerFleet
 from fedward_server.adapters.ledger_heads import HeadsFile
+from fedward_server.adapters.phase_link import PhaseLink
 from fedward_server.adapters.registry import SqlRegistry, open_registry
 from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study, run_path
+from fedward_server.fleet import Fleet
+from fedward_server.phase_fleet import PHASE_SECONDS, PhaseFleet
 from fedward_server.ports import SiteStatus
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 from fedward_server.study_run import StudyRun
@@ -61,22 +67,17 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
     register_installed(study.model.name)
     folder.emit("run.started", study=study.digest, rounds=study.rounds)
     registry = open_registry(settings.database)
-    fleet = FlowerFleet(
-        grid,
-        study=study,
-        kick=partial(kick, settings.kick_socket),
-        member=partial(_is_member, registry),
-    )
-    result = StudyRun(
-        study=study,
-        signed_study=signed,
-        fleet=fleet,
-        clock=SystemClock(),
-        store=folder,
-        events=folder,
-        heads=HeadsFile(settings.state),
-        site_keys=_site_keys(registry, study),
-    ).run()
+    with _fleet(grid, settings, study, member=partial(_is_member, registry)) as fleet:
+        result = StudyRun(
+            study=study,
+            signed_study=signed,
+            fleet=fleet,
+            clock=SystemClock(),
+            store=folder,
+            events=folder,
+            heads=HeadsFile(settings.state),
+            site_keys=_site_keys(registry, study),
+        ).run()
     folder.emit("run.finished", study=study.digest, rounds=result.committed_rounds)
     folder.finish(
         model=tensors_to_bytes(result.model),
@@ -89,6 +90,35 @@ def _site_keys(registry: SqlRegistry, study: StudySpec) -> dict[SiteId, str]:
     """The Ed25519 keys of the study's sites as the registry has them; checked by their digests."""
     found = {SiteId(site.id): registry.find(SiteId(site.id)) for site in study.sites}
     return {site: record.signing_public_key for site, record in found.items() if record}
+
+
+@contextmanager
+def _fleet(
+    grid: Grid,
+    settings: CoordinatorSettings,
+    study: StudySpec,
+    *,
+    member: Callable[[SiteId], bool],
+) -> Iterator[Fleet]:
+    """The study's sites by messages, and by the stream of a phase where the study streams."""
+    made = partial(
+        FlowerFleet, grid, study=study, kick=partial(kick, settings.kick_socket), member=member
+    )
+    if not study.streams:
+        yield made()
+        return
+    link = PhaseLink(settings.phase_socket)
+    phases = PhaseFleet(
+        study=study,
+        messages=made(),
+        openings=made(ttl_seconds=PHASE_SECONDS),
+        link=link,
+        clock=time.monotonic,
+        member=member,
+    )
+    with closing(link):  # whatever ends the run ends the phase at every site
+        yield phases
+        phases.end()
 
 
 def _is_member(registry: SqlRegistry, site: SiteId) -> bool:

@@ -144,6 +144,11 @@ class CoordinatorSettings(Strict):
         return self.run / "edge.sock"
 
     @property
+    def phase_socket(self) -> Path:
+        """Where a ServerApp opens phases and hears the answers to their steps."""
+        return self.run / "phases.sock"
+
+    @property
     def edge_log(self) -> Path:
         """The edge's hash-chained log."""
         return self.state / "audit" / "edge.jsonl"

@@ -11,10 +11,11 @@ from opacus.accountants import PRVAccountant
 
 from fedward_common.arrays import tensors_from_bytes
 from fedward_common.errors import StudyFailed
-from fedward_common.log.events import read_events, verify
+from fedward_common.ids import SiteId
+from fedward_common.log.events import Event, read_events, verify
 from fedward_common.models.registry import model_shapes
 from fedward_common.study.signed import SignedStudy
-from fedward_common.study.spec import DpSgd, FedAvg
+from fedward_common.study.spec import DpSgd, FedAvg, StudySpec
 from fedward_common.study.tabular import BinnedScores
 from fedward_server.adapters.flower_control import FlowerControl, build_bundle
 from fedward_server.adapters.model_package import verify_package
@@ -242,13 +243,21 @@ def test_what_a_study_file_can_ask_for_runs_and_is_charged(live: LiveFederation,
 
     content = (run_folder(live.federation.settings, run) / "model.safetensors").read_bytes()
     tensors_from_bytes(content, shapes=model_shapes(study.model, inputs=30))
-    assert outcome["committed_rounds"] == 2
+    assert outcome["committed_rounds"] == study.rounds
     assert set(outcome["counts"]) == set(live.federation.sites)
     for site in live.federation.sites:
         report = live.federation.ask_site(site, "budget", "show")
         (entry,) = [e for e in report["studies"] if e["digest"] == study.digest]
-        assert entry["rounds_charged"] == 2
+        assert entry["rounds_charged"] == study.rounds
+        assert len(_steps(live, site, study)) == (study.rounds if study.streams else 0)
         assert report["total"]["epsilon_admission"] > entry["epsilon_admission"]
+
+
+def _steps(live: LiveFederation, site: SiteId, study: StudySpec) -> list[Event]:
+    """The answers to steps of phases of a study that a site's journal has."""
+    journal = live.prepared.layout.sites[site].folder / "state" / "audit" / "site.jsonl"
+    said = {"route": "phase", "direction": "out", "study": study.digest}
+    return [e for e in read_events(journal) if said.items() <= e.fields.items()]
 
 
 def test_a_study_that_no_site_approved_ends_with_a_clear_error(

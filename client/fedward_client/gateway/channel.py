@@ -13,6 +13,7 @@ from fedward_client.gateway.dial import dial, explained
 from fedward_client.gateway.fleet import Answer
 from fedward_client.gateway.greeting import Greeting
 from fedward_client.gateway.offers import ModelOffer, model_offers
+from fedward_client.gateway.phase_stream import EdgeStream
 from fedward_client.proxy import Proxy
 from fedward_client.settings import SiteSettings
 from fedward_common.channel import channel_pb2 as wire
@@ -163,6 +164,10 @@ class EdgeChannel:
         reply = await self._answered(self._site.FetchModel(request, timeout=CALL_SECONDS))
         _check(reply.error_code)
         return reply.content, reply.size
+
+    def phase(self) -> EdgeStream:
+        """A new stream for the steps of a phase."""
+        return EdgeStream(self._channel, self._explained)
 
     def reconnect(self) -> None:
         """Makes the next call with the identity that lies in the files now.

@@ -134,7 +134,7 @@ class Gateway:
             # An exception's text may quote a record. The coordinator learns of it by the deadline.
             _log.error("gateway.error-swallowed", message_id=outgoing.message_id)
             return Answer(status=OK, body=self._fleet.swallowed(outgoing.message_id))
-        if not outgoing.error and not await self._ask(
+        if not outgoing.error and not await self.ask(
             self._guard.release,
             outgoing.message_id,
             [*outgoing.objects, outgoing.tree_sha256],
@@ -208,7 +208,7 @@ class Gateway:
             size_bytes=len(bundle.content),
         )
         check_bundle(bundle)
-        if not await self._ask(self._guard.bundle_allowed, bundle.sha256):
+        if not await self.ask(self._guard.bundle_allowed, bundle.sha256):
             raise PolicyRefused(
                 f"bundle {bundle.sha256}: expected one that this site approved, found it missing. "
                 "Compare it with the release, then approve it or add it to approved_bundles"
@@ -247,9 +247,9 @@ class Gateway:
             run="" if run is None else str(run),
             certificate_sha256=self._channel.edge_certificate_sha256,
         )
-        await self._ask(self._guard.journal, passing)
+        await self.ask(self._guard.journal, passing)
 
-    async def _ask(self, question: Callable[..., T], *arguments: object) -> T:
+    async def ask(self, question: Callable[..., T], *arguments: object) -> T:
         """The guard's answer. Raises ChannelError when there is none; nothing leaves then."""
         loop = asyncio.get_running_loop()
         try:

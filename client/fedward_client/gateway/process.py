@@ -18,7 +18,8 @@ class GatewayConfig:
     not the host. `socket` is where it listens for SuperNode, `loopback` the folder of the identity
     that SuperNode trusts (`make_loopback_identity`), `guard_socket` the guard's gateway socket,
     `node_public_key` the `flwr-public-key` of the one SuperNode that may call. `proxy` stands
-    before the coordinator, and only where it is named.
+    before the coordinator, and only where it is named. `phase_socket` is where the worker, the user
+    `worker_user`, answers the steps of phases; without it there are none here.
     """
 
     coordinator: str
@@ -34,6 +35,9 @@ class GatewayConfig:
     passphrase_file: Path | None = None
     proxy: str | None = None
     proxy_auth_file: Path | None = None
+    phase_socket: Path | None = None
+    worker_user: str | None = None
+    group: str | None = None
 
     @classmethod
     def of(cls, settings: SiteSettings) -> Self:
@@ -57,6 +61,9 @@ class GatewayConfig:
             passphrase_file=keys.passphrase_file,
             proxy=coordinator.proxy,
             proxy_auth_file=coordinator.proxy_auth_file,
+            phase_socket=settings.phase_socket,
+            worker_user=settings.guard.worker_user,
+            group=settings.guard.group,
         )
 
 

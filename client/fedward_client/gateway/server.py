@@ -1,6 +1,7 @@
 """The gateway's process, assembled: channel, guard, HTTPS on a Unix socket, self-test."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -12,12 +13,14 @@ import structlog
 import uvicorn
 
 from fedward_client.adapters.flower_fleet import FlowerFleetMessages
+from fedward_client.adapters.flower_records import object_ids
 from fedward_client.adapters.key_files import read_passphrase
 from fedward_client.adapters.tls_pair import SiteIdentity, TlsPair
 from fedward_client.gateway.caller import SuperNode
 from fedward_client.gateway.channel import EdgeChannel
 from fedward_client.gateway.greeting import own_versions
 from fedward_client.gateway.passage import Gateway
+from fedward_client.gateway.phases import PhaseAccess, PhaseDesk
 from fedward_client.gateway.process import GatewayConfig
 from fedward_client.gateway.pulse import PulseFile
 from fedward_client.gateway.upkeep import Upkeep, ended, started
@@ -29,6 +32,7 @@ from fedward_common.channel.credentials import prove_client
 from fedward_common.doctor import IdentityFiles
 from fedward_common.trust.certificates import LoopbackIdentity, make_loopback_identity
 from fedward_common.unix_sockets import listen_unix
+from fedward_common.users import user_id
 
 STOP_SECONDS: Final = 2
 KEEP_ALIVE_SECONDS: Final = 60
@@ -62,6 +66,16 @@ async def serve_gateway(config: GatewayConfig) -> None:
             caller=SuperNode(public_key=config.node_public_key),
             pulse=pulse,
         )
+        if (access := _phase_access(config)) is not None:
+            desk = PhaseDesk(
+                access=access,
+                streams=channel,
+                guard=guard,
+                ask=gateway.ask,
+                object_ids=object_ids,
+            )
+            await desk.start()
+            stack.push_async_callback(desk.stop)
         # Before the socket, which says that the gateway is there: SuperNode reads its root then.
         server = _server(gateway, make_loopback_identity(config.loopback))
         listener = listen_unix(config.socket)
@@ -85,6 +99,14 @@ async def serve_gateway(config: GatewayConfig) -> None:
         _log.info("gateway.started")
         await server.serve(sockets=[listener])
         _log.info("gateway.stopped")
+
+
+def _phase_access(config: GatewayConfig) -> PhaseAccess | None:
+    if config.phase_socket is None:
+        return None
+    user = config.worker_user
+    uid = os.geteuid() if user is None else user_id(user, key="[guard] worker_user")
+    return PhaseAccess(path=config.phase_socket, worker_uid=uid, group=config.group)
 
 
 def _server(gateway: Gateway, loopback: LoopbackIdentity) -> uvicorn.Server:

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass
+from typing import Final
 
 from fedward_client.guard.notes import note
 from fedward_client.guard.payloads import check_payload
@@ -25,6 +26,9 @@ from fedward_common.privacy.ledger import Charge, Head, Ledger
 from fedward_common.secagg.refusals import Reason, SecAggRefused
 from fedward_common.study.spec import StudySpec
 from fedward_common.wire import Envelope, Instruction, Reply, ReplyKind
+
+EMPTY: Final = frozenset({"refusal", "phase"})
+"""Kinds of answers that carry nothing besides their header."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +143,22 @@ class Answers:
                 return Envelope(header=sealed.header)
             return self._refused(instruction, self.reasons.word(instruction.key, code))
 
+    def phase(self, instruction: Instruction) -> tuple[Envelope, frozenset[str]]:
+        """The answer that ends a phase, and the ids of its objects: signed, empty, sealed at once.
+
+        It says no more than that this site took part; the worker chooses only when it leaves.
+        """
+        envelope = self._signed(instruction, kind="phase", payload=b"")
+        object_ids = self.object_ids(envelope)
+        refusal = Refusal(
+            envelope=envelope,
+            object_ids=object_ids,
+            study=instruction.study,
+            round=instruction.round,
+        )
+        self.refusals.keep(instruction.key, refusal)
+        return envelope, object_ids
+
     def _live(self, receipt: str) -> Live:
         """What a receipt stands for, if the policy still permits it."""
         live = self.receipts.get(receipt)
@@ -198,7 +218,7 @@ class Answers:
         )
         signature = self.key.sign(reply.signed_bytes).hex()
         header = reply.model_copy(update={"signature": signature}).canonical
-        return Envelope(header=header, blobs={} if kind == "refusal" else {PAYLOAD: payload})
+        return Envelope(header=header, blobs={} if kind in EMPTY else {PAYLOAD: payload})
 
     def _head(self) -> Head | None:
         """The ledger's last row, for the reply: a ledger that is put back later is found out."""

@@ -109,6 +109,10 @@ class GuardClient:
         """Whether the site approved this app bundle."""
         return self._ask({"op": "bundle_allowed", "sha256": sha256}).header.get("allowed") is True
 
+    def phase_open(self, study: str) -> bool:
+        """Whether the gateway may open a stream for a phase of this study."""
+        return self._ask({"op": "phase_open", "study": study}).header.get("open") is True
+
     def record(self, statement: bytes, signed_study: bytes = b"") -> str:
         """The digest of a person's statement, in force from now on.
 

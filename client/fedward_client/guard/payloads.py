@@ -33,7 +33,7 @@ def charged_event(instruction: Instruction, study: StudySpec) -> DpEvent:
             f"found its task {study.task.kind}"
         )
     match instruction.kind:
-        case "train":
+        case "train" | "phase":  # a phase costs nothing itself, but is one of such rounds
             return round_event(study)
         case "evaluate":
             return release_event(_evaluation(study))

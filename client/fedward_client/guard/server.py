@@ -75,6 +75,11 @@ class _BundleAllowed(Strict):
     sha256: str = Field(pattern=DIGEST)
 
 
+class _PhaseOpen(Strict):
+    op: Literal["phase_open"]
+    study: str = Field(pattern=DIGEST)
+
+
 class _Record(Strict):
     op: Literal["record"]
 
@@ -105,7 +110,7 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
 
 
 def gateway_operations(service: GuardService) -> dict[str, Operation]:
-    """What the gateway may ask: release, journal, bundle_allowed. Never a receipt."""
+    """What the gateway may ask: release, journal, bundle, phase. Never a receipt."""
 
     def release(frame: Frame) -> Frame:
         request = _request(_Release, frame)
@@ -120,7 +125,15 @@ def gateway_operations(service: GuardService) -> dict[str, Operation]:
         allowed = service.bundle_allowed(_request(_BundleAllowed, frame).sha256)
         return Frame(header={"allowed": allowed})
 
-    return {"release": release, "journal": journal, "bundle_allowed": bundle_allowed}
+    def phase_open(frame: Frame) -> Frame:
+        return Frame(header={"open": service.phase_open(_request(_PhaseOpen, frame).study)})
+
+    return {
+        "release": release,
+        "journal": journal,
+        "bundle_allowed": bundle_allowed,
+        "phase_open": phase_open,
+    }
 
 
 def admin_operations(service: GuardService) -> dict[str, Operation]:

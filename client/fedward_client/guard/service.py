@@ -17,6 +17,7 @@ from fedward_client.guard.admission import Admission, require_of_study, verified
 from fedward_client.guard.answers import Answers
 from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.guard.notes import note, reason
+from fedward_client.guard.phases import Phases
 from fedward_client.guard.receipts import Reasons, Receipts, Refusals, Steps
 from fedward_client.guard.release import Release
 from fedward_client.guard.replies import Replies
@@ -61,6 +62,7 @@ class GuardService:
     _receipts: Receipts = field(default_factory=Receipts)
     _refusals: Refusals = field(default_factory=Refusals)
     _reasons: Reasons = field(default_factory=Reasons)
+    _phases: Phases = field(default_factory=Phases)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def begin(self, instruction: bytes, signed_study: bytes) -> Grant | StoredReply:
@@ -80,6 +82,9 @@ class GuardService:
            that was charged before is not charged again;
         11. no older receipt of the slot is good any more.
 
+        An instruction that opens a phase passes 1 to 7 and is charged nothing: its answer, which
+        ends the phase, is sealed at once and empty. Each step of the phase comes here by itself.
+
         Raises:
             FedwardError: the class says which: protocol (1, 2, 4, 5, 8), signature (2, 3), policy
                 (6), data (7), protocol (9), budget or ledger (10).
@@ -93,6 +98,8 @@ class GuardService:
                 self.policy.permits(study, now=self.clock(), kind=parsed.kind)  # 6.
                 plugin = self.plugin(study)
                 self.exclusions()  # 7.
+                if parsed.kind == "phase":
+                    return self._open_phase(parsed)
                 stored = self._admission.stored(parsed)
                 if stored is None and study.secure_sum:
                     self._secure.require_ready(parsed, study)  # 9.
@@ -142,12 +149,20 @@ class GuardService:
     def release(self, message_id: str, object_ids: Sequence[str]) -> bool:
         """As `Release.message`."""
         with self._lock:
-            return self._release.message(message_id, object_ids)
+            allowed = self._release.message(message_id, object_ids)
+            if allowed:
+                self._phases.released(frozenset(object_ids))
+            return allowed
 
     def journal(self, passing: Passing) -> None:
         """As `Release.journal`."""
         with self._lock:
             self._release.journal(passing)
+
+    def phase_open(self, study: str) -> bool:
+        """Whether the gateway may open a stream for a phase of this study."""
+        with self._lock:
+            return self._phases.is_open(study)
 
     def bundle_allowed(self, sha256: str) -> bool:
         """Whether the hospital approved the app bundle."""
@@ -179,6 +194,13 @@ class GuardService:
         """Deletes the bytes of answers that the site has kept for long enough (rules 5)."""
         with self._lock:
             self.replies.prune()
+
+    def _open_phase(self, instruction: Instruction) -> StoredReply:
+        envelope, object_ids = self._answers.phase(instruction)
+        self._phases.open(instruction, object_ids)
+        self._reasons.forget(instruction.key)
+        note(self.log, "phase.opened", instruction)
+        return StoredReply(envelope=envelope)
 
     def _verified(self, instruction: Instruction, signed_study: bytes) -> StudySpec:
         """Steps 1 to 5 of `begin`; the study is on the shelf then, for people to read."""

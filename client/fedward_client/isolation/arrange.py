@@ -105,6 +105,7 @@ def _make_folders(settings: SiteSettings, owners: Owners, accounts: SiteAccounts
     owners.folder(worker, accounts.worker)
     owners.folder(loopback, accounts.gateway, passage=True)
     owners.folder(settings.fleet_socket.parent, accounts.gateway)
+    owners.folder(settings.phase_socket.parent, accounts.gateway, passage=True)
 
 
 def _share_secret(settings: SiteSettings, accounts: SiteAccounts) -> None:

@@ -31,6 +31,7 @@ class Refusal(StrEnum):
     UPSTREAM = "upstream"
     SLOW = "slow"
     MODEL = "model"
+    PHASE = "phase"
     NO_AUTHORITY = "no-authority"
     REQUEST_KEY = "request-key"
     KEY_REUSED = "key-reused"
@@ -73,6 +74,7 @@ EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.UPSTREAM: "the coordinator's SuperLink does not answer",
     Refusal.SLOW: "the call's message did not come in time",
     Refusal.MODEL: "there is no such model for this site, or not yet",
+    Refusal.PHASE: "no phase of this study is open for this site",
     Refusal.NO_AUTHORITY: (
         "the issuing authority is not on the coordinator's machine: ask its operator"
     ),

@@ -185,7 +185,9 @@ class StudySite(Strict):
 class StudySpec(Extensible):
     """Everything public about a study. Frozen; equal studies have equal canonical bytes."""
 
-    added: ClassVar[frozenset[str]] = frozenset({"ethics_valid_until", "secure_sum", "secagg"})
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"ethics_valid_until", "secure_sum", "secagg", "stream"}
+    )
 
     format: Literal["fedward-study/1"] = "fedward-study/1"
     id: str = Field(pattern=LABEL)
@@ -213,6 +215,17 @@ class StudySpec(Extensible):
     secagg: SecureAggregation | None = Field(
         default=None, description="how, where the defaults of secure_sum do not fit"
     )
+
+    stream: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="rounds as steps of a phase; auto: where a round is one local step",
+    )
+
+    @property
+    def streams(self) -> bool:
+        """Whether the rounds may go as steps of a phase instead of one message each."""
+        single = self.local_steps == 1 and isinstance(self.dp, DpSgd)
+        return self.stream == "always" or (self.stream == "auto" and single)
 
     @property
     def canonical(self) -> bytes:

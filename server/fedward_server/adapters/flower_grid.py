@@ -18,7 +18,11 @@ from fedward_server.fleet import Answer
 
 PULL_SECONDS: Final = 0.1
 TTL_MARGIN_SECONDS: Final = 60.0
-FLOWER_KINDS: Final = {"statistics": "query", **dict.fromkeys(CONTROL_KINDS, "query")}
+FLOWER_KINDS: Final = {
+    "statistics": "query",
+    "phase": "query",
+    **dict.fromkeys(CONTROL_KINDS, "query"),
+}
 """Kinds of ours that Flower knows by another name; train and evaluate are the same."""
 UNREADABLE: Final = (
     ValueError,
@@ -48,11 +52,13 @@ class FlowerFleet:
         study: StudySpec,
         kick: Callable[[Sequence[int]], object],
         member: Callable[[SiteId], bool] = lambda _site: True,
+        ttl_seconds: float | None = None,
     ) -> None:
         self._grid = grid
         self._member = member
         self._kick = kick
-        self._ttl = study.deadline_seconds + TTL_MARGIN_SECONDS
+        lives = study.deadline_seconds if ttl_seconds is None else ttl_seconds
+        self._ttl = lives + TTL_MARGIN_SECONDS
         self._by_key = {site.node_key_sha256: SiteId(site.id) for site in study.sites}
         self._nodes: dict[SiteId, int] = {}
         self._pending: dict[str, SiteId] = {}
@@ -70,6 +76,10 @@ class FlowerFleet:
     def send(self, envelopes: Mapping[SiteId, Envelope]) -> None:
         """Hands one envelope to each site that is known; an unknown one stays unanswered."""
         self._pending.clear()
+        self.add(envelopes)
+
+    def add(self, envelopes: Mapping[SiteId, Envelope]) -> None:
+        """As `send`, beside what was sent before and is not answered yet."""
         targets = [site for site in envelopes if site in self._nodes]
         messages = [self._message(site, envelopes[site]) for site in targets]
         if not messages:

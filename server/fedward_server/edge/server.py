@@ -37,6 +37,9 @@ from fedward_server.edge.listening import (
     read_one,
     shown_certificate,
 )
+from fedward_server.edge.phase_hub import PhaseHub
+from fedward_server.edge.phase_orders import PhaseOrders
+from fedward_server.edge.phase_service import PhaseService
 from fedward_server.edge.renew import Renewal
 from fedward_server.edge.site_service import SiteDesks, SiteService
 from fedward_server.models import ModelShelf
@@ -112,13 +115,20 @@ async def serve_edge(settings: CoordinatorSettings) -> None:
         desks = _desks(settings, registry=registry, log=log)
         watch = _watch(log)
         stack.callback(watch.stop)
+        hub = PhaseHub()
         server = await _listen(
             settings,
-            ChannelService(edge),
-            SiteService(admission=admission, gate=gate, desks=desks),
+            (
+                ChannelService(edge).handler(),
+                SiteService(admission=admission, gate=gate, desks=desks).handler(),
+                PhaseService(admission=admission, gate=gate, hub=hub).handler(),
+            ),
         )
         stack.push_async_callback(server.stop, STOP_SECONDS)
         await asyncio.to_thread(_self_test, settings, watch)
+        orders = PhaseOrders(path=settings.phase_socket, hub=hub)
+        await orders.start()
+        stack.push_async_callback(orders.stop)
         kicks = KickServer(path=settings.kick_socket, bell=bell)
         await kicks.start()
         stack.push_async_callback(kicks.stop)
@@ -146,7 +156,7 @@ def _desks(settings: CoordinatorSettings, *, registry: SqlRegistry, log: EventLo
 
 
 async def _listen(
-    settings: CoordinatorSettings, channel: ChannelService, sites: SiteService
+    settings: CoordinatorSettings, handlers: tuple[grpc.GenericRpcHandler, ...]
 ) -> grpc.aio.Server:
     identity, root = TlsFiles(
         certificate=settings.tls.certificate, key=settings.tls.key, ca=settings.tls.ca
@@ -155,7 +165,7 @@ async def _listen(
         options=[*server_options(), ("grpc.max_concurrent_streams", STREAMS)],
         maximum_concurrent_rpcs=settings.limits.concurrent_calls,
     )
-    server.add_generic_rpc_handlers((channel.handler(), sites.handler()))
+    server.add_generic_rpc_handlers(handlers)
     try:
         server.add_secure_port(settings.listen, server_credentials(identity, root))
     except RuntimeError as error:
