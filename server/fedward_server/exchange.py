@@ -4,6 +4,7 @@ A round is one exchange, or several to sites that answered the one before. What 
 the same for all; blobs may be for one site alone. Decisions only, the world enters by ports.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -38,6 +39,17 @@ FINAL_REFUSALS: Final = frozenset(
 paused or outside its hours may answer the next round."""
 
 POLL_SECONDS: Final = 1.0
+LOOK_SECONDS: Final = 0.2
+LONG_LOOK_SECONDS: Final = 5.0
+MAX_TRIES: Final = 3
+"""How often an instruction that the way lost is sent again in one round."""
+SLOW: Final = 0.25
+"""A site is slow that answers in the last quarter of the deadline."""
+SLOW_ROUNDS: Final = 3
+PASSING: Final = frozenset({"paused", "hours", "internal"})
+"""Refusals that time may mend."""
+MAX_COOL_DOWN_SECONDS: Final = 3600.0
+MAX_PAUSE_SECONDS: Final = 14 * 86400.0
 RETURN_SECONDS: Final = 60.0
 """How long the cohort of a round that goes on may take to be there: SuperNode tries every 20 s."""
 
@@ -91,6 +103,12 @@ class Exchanges:
     heads: LedgerHeads
     refusals: dict[SiteId, str] = field(default_factory=dict)
     _floors: Mapping[SiteId, int] = field(default_factory=dict)
+    _tries: Counter[SiteId] = field(default_factory=Counter)
+    _waiting: set[SiteId] = field(default_factory=set)
+    _late_in_round: set[SiteId] = field(default_factory=set)
+    _slow: Counter[SiteId] = field(default_factory=Counter)
+    _abandoned: int = 0
+    _may_help: bool = False
 
     def run(self, ask: Ask, take: Take) -> RoundState:
         """Sends one instruction and collects until the round is closed.
@@ -100,17 +118,15 @@ class Exchanges:
         Raises:
             StudyFailed: so many sites refuse for good that the quorum is out of reach.
         """
-        study, opened = self.study, self.clock.now()
-        cohort = ask.cohort or self.cohort()
+        study, cohort = self.study, ask.cohort or self.cohort()
         asked = cohort if ask.to is None else ask.to
         if ask.patience_seconds:
             self._await(asked, ask.patience_seconds)
-            opened = self.clock.now()
         state = RoundState(
             number=ask.round,
             cohort=asked,
             quorum=study.quorum if ask.quorum is None else ask.quorum,
-            opened_at=opened,
+            opened_at=self.clock.now(),
             deadline_seconds=(
                 study.deadline_seconds if ask.deadline_seconds is None else ask.deadline_seconds
             ),
@@ -126,18 +142,50 @@ class Exchanges:
             sites=list(asked),
         )
         self._floors = self.heads.newest()
-        self.fleet.send({site: self._envelope(ask, instruction, site) for site in asked})
+        envelopes = {site: self._envelope(ask, instruction, site) for site in asked}
+        self.fleet.send(envelopes)
+        self._tries = Counter()
         while not state.closed(now := self.clock.now()):
             for answer in self.fleet.receive(
                 timeout_seconds=min(POLL_SECONDS, state.seconds_left(now))
             ):
                 self._take(state, instruction, answer, take)
+            self._send_again(state, envelopes)
+        self._note_pace(state)
         for site in state.missing:
             state.lose(site, "deadline")
             self.events.emit(
                 "site.lost", kind=ask.kind, round=ask.round, site=site, reason="deadline"
             )
         return state
+
+    def _may_come_again(self, site: SiteId, instruction: Instruction) -> bool:
+        """Whether an instruction that the way lost is sent once more: the site answers from its
+        store, or begins now (rules 5). The steps of secure aggregation are asked once.
+        """
+        if instruction.kind in CONTROL_KINDS or self._tries[site] >= MAX_TRIES:
+            return False
+        self._tries[site] += 1
+        self._waiting.add(site)
+        self.events.emit("site.asked-again", round=instruction.round, site=site)
+        return True
+
+    def _send_again(self, state: RoundState, envelopes: Mapping[SiteId, Envelope]) -> None:
+        """Sends what was lost as soon as its site is there."""
+        self._waiting &= set(state.missing)
+        if self._waiting and (there := self._waiting & self.fleet.online()):
+            for site in sorted(there):
+                self.fleet.send_again(site, envelopes[site])
+            self._waiting -= there
+
+    def _note_pace(self, state: RoundState) -> None:
+        """Reports a site that took most of the deadline, or all of it, in SLOW_ROUNDS in a row."""
+        slow = self._late_in_round | set(state.missing)
+        self._late_in_round = set()
+        for site in state.cohort:
+            self._slow[site] = self._slow[site] + 1 if site in slow else 0
+            if self._slow[site] and self._slow[site] % SLOW_ROUNDS == 0:
+                self.events.emit("site.slow", round=state.number, site=site, count=self._slow[site])
 
     def abandon(
         self, state: RoundState, *, round_number: int | None = None, reason: str | None = None
@@ -147,6 +195,8 @@ class Exchanges:
         `round_number` names the round where the exchange that failed is not its own.
         """
         state.abandon()
+        self._abandoned += 1
+        self._may_help = bool(state.lost) or bool(PASSING & set(state.refused.values()))
         self.events.emit(
             "round.abandoned",
             **({} if reason is None else {"reason": one_line(reason)}),
@@ -160,6 +210,7 @@ class Exchanges:
     def commit(self, state: RoundState) -> None:
         """Marks an aggregated round as done and tells who was in it."""
         state.commit()
+        self._abandoned = 0
         self.events.emit("round.committed", round=state.number, sites=list(state.accepted))
 
     def willing(self) -> list[SiteId]:
@@ -185,16 +236,59 @@ class Exchanges:
         )
 
     def cohort(self) -> tuple[SiteId, ...]:
-        """The sites to ask: online, not refused for good; waits for the quorum, not forever."""
-        opened, willing = self.clock.now(), self.willing()
+        """The sites to ask: online, not refused for good. A round is opened for a quorum only.
+
+        Without one the study pauses: it says so, asks nobody and burns no round until enough sites
+        are there. It also pauses, ever longer, after rounds that failed one after the other.
+
+        Raises:
+            StudyFailed: it paused for MAX_PAUSE_SECONDS.
+        """
+        self._cool_down()
+        opened, willing, paused = self.clock.now(), self.willing(), False
         while True:
-            online = self.fleet.online()
-            cohort = tuple(site for site in willing if site in online)
-            if len(cohort) == len(willing) or self.clock.now() - opened >= self._patience(
-                len(cohort)
-            ):
-                return cohort or tuple(willing)
-            self.clock.sleep(0.2)
+            cohort = tuple(site for site in willing if site in self.fleet.online())
+            waited = self.clock.now() - opened
+            enough = len(cohort) >= self.study.quorum
+            if len(cohort) == len(willing) or (enough and waited >= self._moment):
+                if paused:
+                    self.events.emit("study.continued", sites=list(cohort))
+                return cohort
+            if not enough and not paused and waited >= self._moment:
+                paused = True
+                self._pause("expected a quorum of sites to be connected", there=cohort)
+            if waited >= MAX_PAUSE_SECONDS:
+                raise StudyFailed(
+                    f"study {self.study.id}: expected a quorum of {self.study.quorum} sites, found "
+                    f"{len(cohort)} for {MAX_PAUSE_SECONDS / 86400:.0f} days. Rounds that were "
+                    "charged stay charged; start the study again when the sites are back"
+                )
+            self.clock.sleep(LONG_LOOK_SECONDS if paused else LOOK_SECONDS)
+
+    def _cool_down(self) -> None:
+        """Waits before the next round when the last ones failed for what time may mend."""
+        if self._abandoned < 2 or not self._may_help:
+            return
+        seconds = min(
+            MAX_COOL_DOWN_SECONDS, self.study.deadline_seconds * 2.0 ** (self._abandoned - 2)
+        )
+        self._pause(f"{self._abandoned} rounds in a row failed", seconds=seconds)
+        until = self.clock.now() + seconds
+        while (left := until - self.clock.now()) > 0:
+            self.clock.sleep(min(left, LONG_LOOK_SECONDS))  # a process that sleeps long looks dead
+
+    def _pause(
+        self, reason: str, *, there: tuple[SiteId, ...] = (), seconds: float | None = None
+    ) -> None:
+        facts = {} if seconds is None else {"seconds": seconds}
+        self.events.emit(
+            "study.paused", reason=reason, quorum=self.study.quorum, sites=list(there), **facts
+        )
+
+    @property
+    def _moment(self) -> float:
+        """Seconds to wait for the last few sites, once there is a quorum."""
+        return min(2.0, self.study.deadline_seconds)
 
     def _await(self, sites: tuple[SiteId, ...], seconds: float) -> None:
         """Waits for sites: a coordinator that comes back is alone at first."""
@@ -202,21 +296,18 @@ class Exchanges:
         while not self.fleet.online() >= set(sites) and self.clock.now() - since < patience:
             self.clock.sleep(0.2)
 
-    def _patience(self, online: int) -> float:
-        """Seconds to wait for more sites: the deadline below the quorum, a moment above it."""
-        return (
-            self.study.deadline_seconds
-            if online < self.study.quorum
-            else min(2.0, self.study.deadline_seconds)
-        )
-
     def _take(
         self, state: RoundState, instruction: Instruction, answer: Answer, take: Take
     ) -> None:
         """Counts one answer; a bad one loses that site for this round, never the round itself."""
         site, number = answer.site, state.number
+        if answer.late:
+            self.events.emit("site.late", round=number, site=site)
+            return
         try:
             state.expects(site)
+            if answer.envelope is None and self._may_come_again(site, instruction):
+                return
             if answer.envelope is None:
                 raise ProtocolError(answer.lost or "no reply")
             reply = self._verified(site, instruction, answer.envelope)
@@ -226,6 +317,8 @@ class Exchanges:
                 return
             take(site, answer.envelope.blobs["payload"])
             state.accept(site)
+            if state.seconds_left(self.clock.now()) < SLOW * state.deadline_seconds:
+                self._late_in_round.add(site)
             if instruction.kind not in CONTROL_KINDS:
                 self.events.emit("site.replied", kind=instruction.kind, round=number, site=site)
         except (FedwardError, KeyError) as error:

@@ -11,11 +11,15 @@ from fedward_server.progress import Progress, Resumed
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """One site's answer to one instruction: an envelope, or the reason why none came."""
+    """One site's answer to one instruction: an envelope, or the reason why none came.
+
+    A late one answers an instruction that was given up.
+    """
 
     site: SiteId
     envelope: Envelope | None
     lost: str = ""
+    late: bool = False
 
 
 class Fleet(Protocol):
@@ -27,6 +31,10 @@ class Fleet(Protocol):
 
     def send(self, envelopes: Mapping[SiteId, Envelope]) -> None:
         """Hands one envelope to each site; forgets what earlier rounds left unanswered."""
+        ...
+
+    def send_again(self, site: SiteId, envelope: Envelope) -> None:
+        """Hands a site the same once more, after the way there lost it; forgets nothing."""
         ...
 
     def receive(self, *, timeout_seconds: float) -> list[Answer]:

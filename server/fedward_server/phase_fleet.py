@@ -137,6 +137,10 @@ class PhaseFleet:
         self._by_messages(others, first=True)
         self._by_streams(streamed)
 
+    def send_again(self, site: SiteId, envelope: Envelope) -> None:
+        """Hands a site the same once more, by a message."""
+        self._by_messages({site: envelope}, first=False)
+
     def receive(self, *, timeout_seconds: float) -> list[Answer]:
         """The answers that arrived; waits up to the timeout for a first one. Each comes once."""
         limit = self.clock() + timeout_seconds
@@ -317,8 +321,8 @@ class PhaseFleet:
 
     def _from_messages(self, timeout_seconds: float) -> list[Answer]:
         came = self.messages.receive(timeout_seconds=timeout_seconds)
-        answers = [answer for answer in came if answer.site in self._by_message]
-        self._by_message -= {answer.site for answer in answers}
+        answers = [a for a in came if a.late or a.site in self._by_message]
+        self._by_message -= {answer.site for answer in answers if not answer.late}
         return answers
 
     def _fall_back(self) -> None:

@@ -62,6 +62,7 @@ class _Story:
     counts: Counter[str] = field(default_factory=Counter)
     sites: dict[str, str] = field(default_factory=dict)
     refusals: dict[str, str] = field(default_factory=dict)
+    paused: str = ""
 
     def take(self, action: str, fields: Mapping[str, Any]) -> None:
         """Takes one event in."""
@@ -69,6 +70,9 @@ class _Story:
         if action == "round.opened":
             self.round, self.rounds = fields["round"], fields["rounds"]
             self.sites |= dict.fromkeys(fields["sites"], "asked")
+            self.paused = ""
+        elif action == "study.paused":
+            self.paused = fields["reason"]
         elif action in _SITE_STATES:
             self.sites[fields["site"]] = _SITE_STATES[action]
         if action == "site.refused":
@@ -117,7 +121,7 @@ def status(settings: CoordinatorSettings, run: StartedRun) -> RunStatus:
         sites=dict(sorted(story.sites.items())),
         refusals=dict(sorted(story.refusals.items())),
         model_signed=package_path(settings.state, run.name).exists(),
-        message="" if outcome is None else str(outcome.get("message", "")),
+        message=story.paused if outcome is None else str(outcome.get("message", "")),
     )
 
 
@@ -127,6 +131,8 @@ def _state(settings: CoordinatorSettings, run: StartedRun, story: _Story) -> str
         return "the coordinator does not run"
     if word.startswith("finished"):
         return ENDED
+    if story.paused:
+        return "paused"
     return "running" if story.counts["run.started"] else "starting"
 
 

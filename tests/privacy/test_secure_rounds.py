@@ -15,6 +15,7 @@ from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.mechanism import encode_event
 from fedward_common.privacy.randomness import RandomSource
 from fedward_common.wire import Instruction
+from tests.support.federation import FakeStore
 from tests.support.secure_federation import Federation, federation
 
 Vector = npt.NDArray[np.float64]
@@ -168,6 +169,40 @@ def test_a_guard_that_restarts_within_a_round_counts_as_dropped_and_comes_back(
     np.testing.assert_allclose(learned(result.model), pooled_dp_sgd(one), atol=1e-5)
     asked = [(site, a.kind, a.round) for site, a, _ in one.seen]
     assert ("s4", "advertise", 3) in asked
+
+
+@pytest.mark.parametrize("kind", ["share", "train", "sign", "unmask", "evaluate"])
+def test_a_coordinator_killed_within_a_secret_sum_burns_it_and_no_site_answers_twice(
+    tmp_path: Path, opened: list[Federation], kind: str
+) -> None:
+    """Rules 5: its secrets are gone with the process; charges are those of the rounds begun."""
+    one = deterministic(tmp_path, opened, sites=4)
+    first, second = one.run(), one.run()
+    first.store = second.store = FakeStore(events=one.events)
+    number = {"share": 1, "evaluate": 3}.get(kind, 2)
+
+    def cut(_site: SiteId, asked: Instruction) -> bool:
+        if (asked.kind, asked.round) == (kind, number):
+            raise KeyboardInterrupt
+        return False
+
+    one.lost = cut
+    with pytest.raises(KeyboardInterrupt):
+        first.run()
+    one.lost = lambda _site, _asked: False
+
+    result = second.run()
+
+    burnt = [] if kind == "share" else [number]
+    assert [event["round"] for event in one.actions("round.abandoned")] == burnt
+    trained = 3 if kind in ("share", "evaluate") else 2
+    assert (result.committed_rounds, result.abandoned_rounds) == (trained, 3 - trained)
+    for hospital in one.hospitals.values():
+        (account,) = hospital.service.ledger.accounts()
+        slots = [charge.slot for charge in account.charges]
+        assert len(slots) == len(set(slots))
+    began = one.actions("round.opened")
+    assert len(began) == 4
 
 
 def test_both_events_of_distributed_noise_are_charged(

@@ -121,19 +121,35 @@ class FakeFleet:
     offline: set[SiteId] = field(default_factory=set)
     inbox: list[Answer] = field(default_factory=list)
     sent: list[dict[SiteId, Envelope]] = field(default_factory=list)
+    until: dict[SiteId, float] = field(default_factory=dict)
+    lose: dict[SiteId, int] = field(default_factory=dict)
+    come_late: list[SiteId] = field(default_factory=list)
 
     def online(self) -> frozenset[SiteId]:
+        self.offline -= {site for site, then in self.until.items() if self.clock.now() >= then}
         return frozenset(self.sites) - self.offline
 
     def send(self, envelopes: Mapping[SiteId, Envelope]) -> None:
-        self.inbox = []
+        self.inbox = [Answer(site=site, envelope=None, late=True) for site in self.come_late]
+        self.come_late = []
         self.sent.append(dict(envelopes))
         for name, envelope in envelopes.items():
             if name in self.offline:
                 continue
-            answer = self.sites[name].answer(envelope)
-            if answer is not None:
-                self.inbox.append(Answer(site=name, envelope=answer))
+            self._reach(name, envelope)
+
+    def send_again(self, site: SiteId, envelope: Envelope) -> None:
+        self.sent.append({site: envelope})
+        self._reach(site, envelope)
+
+    def _reach(self, site: SiteId, envelope: Envelope) -> None:
+        """The site answers; as often as `lose` says, its answer is lost on the way."""
+        answer = self.sites[site].answer(envelope)
+        if self.lose.get(site, 0) > 0:
+            self.lose[site] -= 1
+            self.inbox.append(Answer(site=site, envelope=None, lost="flower error 5"))
+        elif answer is not None:
+            self.inbox.append(Answer(site=site, envelope=answer))
 
     def receive(self, *, timeout_seconds: float) -> list[Answer]:
         if not self.inbox:

@@ -153,6 +153,11 @@ class Federation:
             if not self.lost(site, instruction):
                 self.inbox.append(Answer(site=site, envelope=answer))
 
+    def send_again(self, site: SiteId, envelope: Envelope) -> None:
+        waiting = self.inbox
+        self.send({site: envelope})
+        self.inbox = [*waiting, *self.inbox]
+
     def receive(self, *, timeout_seconds: float) -> list[Answer]:
         if not self.inbox:
             self.clock.sleep(max(timeout_seconds, 0.01))

@@ -18,6 +18,7 @@ from fedward_server.fleet import Answer
 
 PULL_SECONDS: Final = 0.1
 TTL_MARGIN_SECONDS: Final = 60.0
+MAX_LATE: Final = 64
 FLOWER_KINDS: Final = {
     "statistics": "query",
     "phase": "query",
@@ -62,6 +63,8 @@ class FlowerFleet:
         self._by_key = {site.node_key_sha256: SiteId(site.id) for site in study.sites}
         self._nodes: dict[SiteId, int] = {}
         self._pending: dict[str, SiteId] = {}
+        self._late: dict[str, SiteId] = {}
+        self._look_for_late = False
 
     def online(self) -> frozenset[SiteId]:
         """The study's sites that are connected now."""
@@ -75,7 +78,9 @@ class FlowerFleet:
 
     def send(self, envelopes: Mapping[SiteId, Envelope]) -> None:
         """Hands one envelope to each site that is known; an unknown one stays unanswered."""
+        self._late = dict(list((self._late | self._pending).items())[-MAX_LATE:])
         self._pending.clear()
+        self._look_for_late = True
         self.add(envelopes)
 
     def add(self, envelopes: Mapping[SiteId, Envelope]) -> None:
@@ -88,6 +93,22 @@ class FlowerFleet:
             if message_id:
                 self._pending[message_id] = site
         self._kick([self._nodes[site] for site in targets])
+
+    def send_again(self, site: SiteId, envelope: Envelope) -> None:
+        """Hands a site the same once more, after the way there lost it; forgets nothing."""
+        self.add({site: envelope})
+
+    def _come_late(self) -> list[Answer]:
+        """The answers to instructions that were given up; asked for once in each exchange."""
+        if not self._late:
+            return []
+        try:
+            replies = list(self._grid.pull_messages(list(self._late)))
+        except UNREADABLE:
+            self._late.clear()
+            return []
+        sites = [self._late.pop(reply.metadata.reply_to_message_id, None) for reply in replies]
+        return [Answer(site=site, envelope=None, late=True) for site in sites if site is not None]
 
     def _message(self, site: SiteId, envelope: Envelope) -> Message:
         instruction = Instruction.parse(envelope.header)
@@ -102,6 +123,10 @@ class FlowerFleet:
     def receive(self, *, timeout_seconds: float) -> list[Answer]:
         """The answers that arrived; waits up to the timeout for a first one."""
         limit = time.monotonic() + timeout_seconds
+        if self._look_for_late:
+            self._look_for_late = False
+            if late := self._come_late():
+                return late
         while True:
             answers = [a for message_id in list(self._pending) for a in self._pull(message_id)]
             if answers or time.monotonic() >= limit:

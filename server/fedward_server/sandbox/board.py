@@ -89,6 +89,8 @@ class Board:
             self._move(site, action, fields)
         if action == "phase":
             self.phase = clean(fields.get("name", ""))
+        elif action == "study.paused":
+            self.phase = f"paused: {clean(fields.get('reason', ''))}"
         elif action == "round.opened":
             self._open(fields)
         elif action == "round.committed":
@@ -141,6 +143,8 @@ def event_line(action: str, fields: Mapping[str, Any], *, header: Header) -> str
             line = f"round {number}: {site} lost: {get('reason', '?')}"
         case "site.starting" | "site.online":
             line = f"{site} {action.removeprefix('site.')}"
+        case "study.paused":
+            line = f"PAUSED: {get('reason', '?')}; connected: {get('sites') or 'none'}"
         case "phase":
             line = get("name", "")
         case _:

@@ -45,8 +45,9 @@ class FakeGrid:
         return self.nodes
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        before = len(self.pushed)
         self.pushed += list(messages)
-        return [f"m{number}" for number in range(len(self.pushed))]
+        return [f"m{number}" for number in range(before, len(self.pushed))]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[SimpleNamespace]:
         return [self.replies.pop(i) for i in message_ids if i in self.replies]
@@ -160,16 +161,36 @@ def test_records_that_are_no_envelope_are_a_lost_answer() -> None:
     assert received.envelope is None
 
 
-def test_a_late_answer_to_an_earlier_round_is_forgotten() -> None:
+def test_a_late_answer_to_an_earlier_round_is_told_once_and_not_read() -> None:
     grid = a_grid()
     fleet, _ = a_fleet(grid)
     fleet.send({SiteId("east"): an_instruction()})
-    grid.push_messages = lambda _: ["later"]  # type: ignore[method-assign, assignment, misc]
+    (first,) = fleet._pending
     fleet.send({SiteId("east"): an_instruction()})
     late = to_records(Envelope(header=b"late"))
-    grid.replies["m0"] = SimpleNamespace(has_error=lambda: False, content=late)
+    grid.replies[first] = SimpleNamespace(
+        has_error=lambda: False,
+        content=late,
+        metadata=SimpleNamespace(reply_to_message_id=first),
+    )
 
+    (told,) = fleet.receive(timeout_seconds=0.0)
+
+    assert (told.site, told.late, told.envelope) == ("east", True, None)
     assert fleet.receive(timeout_seconds=0.0) == []
+
+
+def test_what_the_way_lost_is_sent_again_to_the_nodes_present_session() -> None:
+    grid = a_grid()
+    fleet, kicked = a_fleet(grid)
+    fleet.send({SiteId("east"): an_instruction()})
+    grid.nodes[SITES.index("east")].node_id = 7
+    fleet.online()
+
+    fleet.send_again(SiteId("east"), an_instruction())
+
+    assert grid.pushed[-1].metadata.dst_node_id == 7
+    assert kicked[-1] == [7]
 
 
 def test_an_envelope_survives_the_records_byte_for_byte() -> None:

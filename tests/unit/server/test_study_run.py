@@ -156,15 +156,87 @@ def test_a_site_that_refuses_for_good_is_not_asked_again() -> None:
     assert len(refusing.seen) == 1
 
 
-def test_a_run_waits_for_the_quorum_to_connect() -> None:
+def test_a_study_without_a_quorum_pauses_says_so_and_goes_on_when_the_sites_are_back() -> None:
+    world = World(rounds=1)
+    away = set(list(world.sites)[:2])
+    world.fleet.offline = set(away)
+    world.fleet.until = {site: world.clock.now() + 3 * 86400 for site in away}
+
+    result = world.run()
+
+    assert (result.committed_rounds, result.abandoned_rounds) == (1, 0)
+    (paused,) = world.heard("study.paused")
+    assert paused["quorum"] == 3
+    assert len(world.heard("study.continued")) == 1
+    assert all(len(site.seen) == 2 for site in world.sites.values())
+
+
+def test_a_study_that_waits_for_weeks_ends_and_asked_nobody() -> None:
     world = World(rounds=1)
     world.fleet.offline = set(list(world.sites)[:2])
-    started = world.clock.now()
 
-    with pytest.raises(StudyFailed):
+    with pytest.raises(StudyFailed, match="for 14 days"):
         world.run()
 
-    assert world.clock.now() - started >= world.study.deadline_seconds
+    assert all(site.seen == [] for site in world.sites.values())
+
+
+def test_rounds_that_fail_in_a_row_are_opened_ever_more_rarely() -> None:
+    world = World(rounds=6)
+    for site in list(world.sites.values())[:2]:
+        site.silent_rounds = {1, 2, 3, 4}
+
+    result = world.run()
+
+    pauses = [event["seconds"] for event in world.heard("study.paused")]
+    deadline = world.study.deadline_seconds
+    assert pauses == [min(3600, deadline * 2**n) for n in range(3)]
+    assert (result.committed_rounds, result.abandoned_rounds) == (2, 4)
+
+
+def test_a_site_that_is_slow_three_times_in_a_row_is_reported() -> None:
+    world = World(rounds=4)
+    slow = next(iter(world.sites.values()))
+    slow.silent_rounds = {1, 2, 3}
+
+    world.run()
+
+    assert world.heard("site.slow") == [{"round": 3, "site": slow.name, "count": 3}]
+
+
+def test_an_instruction_that_the_way_lost_is_sent_again_and_charged_once() -> None:
+    world = World(rounds=1)
+    for site in world.sites.values():
+        site.remembers = True
+    unlucky = SiteId(SITES[0])
+    world.fleet.lose = {unlucky: 2}
+
+    result = world.run()
+
+    assert result.committed_rounds == 1
+    assert world.heard("round.committed")[0]["sites"].count(unlucky) == 1  # type: ignore[attr-defined]
+    assert len(world.heard("site.asked-again")) == 2
+    assert [slot.split("/")[1] for slot in world.sites[unlucky].charged] == ["train", "evaluate"]
+
+
+def test_an_instruction_that_is_lost_again_and_again_costs_that_site_the_round_only() -> None:
+    world = World(rounds=1)
+    world.fleet.lose = {SiteId(SITES[0]): 99}
+
+    result = world.run()
+
+    assert result.committed_rounds == 1
+    assert "flower error 5" in lost_reasons(world)
+
+
+def test_a_late_reply_is_told_and_not_counted() -> None:
+    world = World(rounds=1)
+    late = SiteId(SITES[0])
+    world.fleet.come_late = [late]
+
+    world.run()
+
+    assert world.heard("site.late") == [{"round": 1, "site": late}]
 
 
 def first_reply_tampered(world: World, change: object) -> None:

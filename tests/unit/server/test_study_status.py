@@ -122,6 +122,17 @@ def test_a_serverapp_that_died_is_not_called_running(
     assert statuses(settings(run.state), "goes-on")[0].state == "interrupted: goes on by itself"
 
 
+def test_a_study_that_waits_for_its_sites_says_paused_and_why(
+    run: FinishedRun, control: FakeControl
+) -> None:
+    folder = going_on(run)
+    folder.emit("study.paused", reason="expected a quorum", quorum=2, sites=["alpha"])
+
+    (found,) = statuses(settings(run.state), "goes-on")
+
+    assert (found.state, found.message) == ("paused", "expected a quorum")
+
+
 def test_a_coordinator_that_is_down_is_said(run: FinishedRun) -> None:
     going_on(run)
 
