@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?=
+SHARED ?= ../shared/data
 OUT ?= runs/$(if $(DATA),$(notdir $(DATA)),demo)
 
 help:  ## what this file can do
@@ -47,6 +48,11 @@ bench-heart: $(STAMP)  ## 20 noise draws of the heart study: mean and spread
 bench-breast: $(STAMP)  ## 20 noise draws of the breast-cancer study
 	@$(BIN)/python -m benchmarks.study --study breast-cancer --draws 20 --out runs/bench-breast.json
 
+bench-ehr: $(STAMP)  ## EHR studies and FHIR speed (SHARED=folder of the data sets)
+	@$(BIN)/python -m benchmarks.ehr heart --data $(SHARED)/fed_heart_disease --out runs/bench-ehr-heart.json
+	@$(BIN)/python -m benchmarks.ehr tcga --data $(SHARED)/fed_tcga_brca --out runs/bench-ehr-tcga.json
+	@$(BIN)/python -m benchmarks.ehr fhir --data $(SHARED)/synthea_fhir_r4 --out runs/bench-ehr-fhir.json
+
 bench-ledger: $(STAMP)  ## what one charge of the budget ledger costs
 	@$(BIN)/python -m benchmarks.ledger --out runs/bench-ledger.json
 
@@ -81,4 +87,4 @@ ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-secagg bench-utility e2e-enrol ci-deps clean
+.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-secagg bench-utility e2e-enrol ci-deps clean

@@ -2,7 +2,16 @@
 
 import typer
 
-from fedward_client.commands import decide, deidentify, images, models, privacy, processes, site
+from fedward_client.commands import (
+    data,
+    decide,
+    deidentify,
+    images,
+    models,
+    privacy,
+    processes,
+    site,
+)
 from fedward_common.entry import run_program
 
 app = typer.Typer(
@@ -14,6 +23,7 @@ app = typer.Typer(
 )
 for group in (processes.app, site.app, decide.app, privacy.app, deidentify.app):
     app.add_typer(group)
+app.add_typer(data.data, name="data")
 app.add_typer(decide.studies, name="studies")
 app.add_typer(decide.approver, name="approver")
 app.add_typer(decide.bundle, name="bundle")

@@ -3,25 +3,28 @@
 import torch
 from torch import nn
 
-from fedward_common.models.tabular import build_tabular
+from fedward_common.models.tabular import build_tabular, empty_linear
 from fedward_common.study.spec import ModelSpec
 
 
 class ProportionalHazards(nn.Module):
     """The logarithm of the hazard in each interval: a risk score plus the interval's baseline.
 
-    The baselines start at `exp(-2)` a year: a step away from where rare events leave them.
+    The baselines start at 5 % a year, where the events of most follow-up studies leave them.
     """
 
     def __init__(self, risk: nn.Module, *, intervals: int) -> None:
         super().__init__()
         self.risk = risk
-        self.baseline = nn.Parameter(torch.full((intervals,), -2.0))
+        # A layer and no bare parameter: batched back ends have rules for layers only.
+        self.baseline = empty_linear(1, intervals, bias=False)
+        nn.init.constant_(self.baseline.weight, -3.0)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Log hazards per year [records, intervals] of `features` [records, inputs]."""
         score: torch.Tensor = self.risk(features)
-        return score.unsqueeze(-1) + self.baseline
+        baseline: torch.Tensor = self.baseline(torch.ones_like(score).unsqueeze(-1))
+        return score.unsqueeze(-1) + baseline
 
 
 def proportional_hazards(spec: ModelSpec, inputs: int) -> nn.Module:

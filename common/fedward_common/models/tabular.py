@@ -15,7 +15,7 @@ class LogisticRegression(nn.Module):
 
     def __init__(self, inputs: int, *, outputs: int = 1) -> None:
         super().__init__()
-        self.linear = _empty_linear(inputs, outputs)
+        self.linear = empty_linear(inputs, outputs)
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
@@ -37,9 +37,9 @@ class Mlp(nn.Module):
         super().__init__()
         blocks: list[nn.Module] = []
         for width_in, width_out in pairwise((inputs, *hidden)):
-            blocks += [_empty_linear(width_in, width_out), nn.LayerNorm(width_out), nn.ReLU()]
+            blocks += [empty_linear(width_in, width_out), nn.LayerNorm(width_out), nn.ReLU()]
         self.hidden = nn.Sequential(*blocks)
-        self.output = _empty_linear(hidden[-1], outputs)
+        self.output = empty_linear(hidden[-1], outputs)
         generator = torch.Generator(device="cpu").manual_seed(initial_seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -77,9 +77,9 @@ def build_tabular(spec: ModelSpec, inputs: int, *, outputs: int) -> nn.Module:
     return Mlp(inputs, hidden=spec.hidden, initial_seed=spec.initial_seed, outputs=outputs)
 
 
-def _empty_linear(inputs: int, outputs: int) -> nn.Linear:
-    # By way of `meta`, torch's global generator is left alone; the caller fills every number.
-    return nn.Linear(inputs, outputs, device="meta").to_empty(device="cpu")
+def empty_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
+    """A layer without numbers yet: by way of `meta`, torch's global generator is left alone."""
+    return nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
 
 
 def _initialise(linear: nn.Linear, generator: torch.Generator) -> None:

@@ -1,0 +1,233 @@
+"""What a study would find in this site's data: for the site's own people, before anything runs.
+
+Nothing is sent or charged. Numbers of patients below the site's minimum cell size are withheld in
+the report as in the summary, so that a page that is passed on does not single anybody out.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from fedward_client.data.site import SiteSource
+from fedward_common.errors import ProtocolError
+from fedward_common.study.clinical import ClinicalData, Feature, Measured, Present
+from fedward_common.study.clinical_encoding import Encoder, Tally
+from fedward_common.study.encoding import code_text, code_texts, decimal_number, encode_present
+from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.tabular import CategoryColumn, NumberColumn, TabularData
+
+FORMAT: Final = "fedward-data-report/1"
+SUMMARY: Final = "fedward-data-summary/1"
+BINS: Final = 20
+ROUND_TO: Final = 10
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FeatureFound:
+    """What was found of one feature: numbers of patients, and of single values.
+
+    `outside`: values outside the allowed range, or beyond the limits they are clipped to.
+    `unmapped`: values in a unit or code that cannot be mapped, or that are no numbers.
+    """
+
+    name: str
+    unit: str
+    patients: int
+    outside: int
+    unmapped: int
+    low: float = 0.0
+    high: float = 1.0
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DataFound:
+    """What was found: everybody, who is in the study, why others are not, and per feature."""
+
+    people: int
+    training: int
+    held_out: int
+    absent: Mapping[str, int]
+    features: Sequence[FeatureFound]
+
+    @property
+    def cohort(self) -> int:
+        """Everybody in the study."""
+        return self.training + self.held_out
+
+
+def check_data(study: StudySpec, source: SiteSource) -> DataFound:
+    """What `source` has for `study`, exactly; it stays here.
+
+    Raises:
+        DataError: the site's data cannot be read. ProtocolError: a study without records.
+    """
+    if isinstance(study.data, ClinicalData):
+        return _clinical(study.data, source)
+    if isinstance(study.data, TabularData):
+        return _tabular(study, study.data, source)
+    raise ProtocolError(f"data: expected kind tabular or clinical, found {study.data.kind!r}")
+
+
+def data_report(
+    study: StudySpec, site: str, found: DataFound, *, min_cell_size: int
+) -> dict[str, Any]:
+    """The report as a JSON value, numbers of patients below `min_cell_size` withheld (None)."""
+
+    def patients(count: int) -> int | None:
+        return count if count == 0 or count >= min_cell_size else None
+
+    return {
+        "format": FORMAT,
+        "site": site,
+        "study": study.id,
+        "digest": study.digest,
+        "min_cell_size": min_cell_size,
+        "patients": patients(found.people),
+        "cohort": patients(found.cohort),
+        "training": patients(found.training),
+        "held_out": patients(found.held_out),
+        "not_in_study": {reason: patients(count) for reason, count in found.absent.items()},
+        "features": [
+            {
+                "name": feature.name,
+                "unit": feature.unit,
+                "patients": patients(feature.patients),
+                "missing": patients(found.cohort - feature.patients),
+                "values_out_of_range": feature.outside,
+                "values_unmapped": feature.unmapped,
+                "histogram": histogram(feature, min_cell_size=min_cell_size),
+            }
+            for feature in found.features
+        ],
+    }
+
+
+def data_summary(
+    study: StudySpec, site: str, found: DataFound, *, min_cell_size: int
+) -> dict[str, Any]:
+    """What the site may choose to send: numbers of patients, rounded to tens, small ones withheld.
+
+    Rounded numbers are no differentially private release: no epsilon covers them. Whoever sends
+    them decides that for the hospital.
+    """
+
+    def rounded(count: int) -> int | None:
+        return round(count / ROUND_TO) * ROUND_TO if count >= min_cell_size else None
+
+    return {
+        "format": SUMMARY,
+        "note": "rounded, not differentially private; sent by the hospital's own decision",
+        "site": site,
+        "study": study.id,
+        "digest": study.digest,
+        "min_cell_size": min_cell_size,
+        "rounded_to": ROUND_TO,
+        "cohort": rounded(found.cohort),
+        "patients_with": {feature.name: rounded(feature.patients) for feature in found.features},
+    }
+
+
+def histogram(feature: FeatureFound, *, min_cell_size: int) -> list[int | None]:
+    """How many values are in each of 20 equal parts of the feature's range; None: too few."""
+    if not feature.values:
+        return []
+    counts, _ = np.histogram(
+        np.clip(feature.values, feature.low, feature.high),
+        bins=BINS,
+        range=(feature.low, feature.high),
+    )
+    return [int(n) if n == 0 or n >= min_cell_size else None for n in counts]
+
+
+def _clinical(schema: ClinicalData, source: SiteSource) -> DataFound:
+    people, tally = source.clinical.people(schema), Tally()
+    encoder = Encoder(schema)
+    everyone = encoder.encode(people, part=None, tally=tally)
+    held_out = encoder.encode(people, part="test").patients
+    return DataFound(
+        people=tally.people,
+        training=everyone.patients - held_out,
+        held_out=held_out,
+        absent=dict(tally.why_absent),
+        features=[_feature(feature, tally) for feature in schema.features],
+    )
+
+
+def _feature(feature: Feature, tally: Tally) -> FeatureFound:
+    name = feature.name
+    low, high = getattr(feature, "low", 0.0), getattr(feature, "high", 1.0)
+    with_it = tally.patients_with[name]
+    if isinstance(feature, Present):  # everybody has an answer; how many have the diagnosis
+        with_it = sum(value == 1.0 for value in tally.values.get(name, ()))
+    return FeatureFound(
+        name=name,
+        unit=feature.unit if isinstance(feature, Measured) else feature.type,
+        patients=with_it,
+        outside=tally.outside[name] + tally.clipped[name],
+        unmapped=tally.unconverted[name],
+        low=low,
+        high=high,
+        values=tuple(tally.values.get(name, ())),
+    )
+
+
+def _tabular(study: StudySpec, schema: TabularData, source: SiteSource) -> DataFound:
+    rows = source.rows(study)
+    single = isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
+    sizes = {}
+    for part in ("train", "test"):
+        records, absent = encode_present(schema, rows, part=part, one_record_per_patient=single)
+        sizes[part] = records.patients
+    people = {row[schema.patient_key] for row in rows}
+    incomplete = len(people) - absent - sum(sizes.values())
+    return DataFound(
+        people=len(people),
+        training=sizes["train"],
+        held_out=sizes["test"],
+        absent={"rows that do not fit": absent, "incomplete or without label": incomplete},
+        features=[_column(schema, column, rows) for column in schema.columns],
+    )
+
+
+def _column(
+    schema: TabularData, column: NumberColumn | CategoryColumn, rows: Sequence[Mapping[str, str]]
+) -> FeatureFound:
+    missing = code_texts((*schema.missing_codes, *column.missing_codes))
+    patients: set[str] = set()
+    counts: Counter[str] = Counter()
+    values: list[float] = []
+    codes = {code_text(value): number for number, value in enumerate(getattr(column, "values", ()))}
+    for row in rows:
+        text = row[column.name]
+        if code_text(text) in missing:
+            continue
+        number = (
+            decimal_number(text)
+            if isinstance(column, NumberColumn)
+            else codes.get(code_text(text), math.nan)
+        )
+        if number is None or math.isnan(number):
+            counts["unmapped"] += 1
+            continue
+        patients.add(row[schema.patient_key])
+        values.append(float(number))
+        if isinstance(column, NumberColumn):
+            counts["outside"] += not column.low <= number <= column.high
+    low, high = (
+        (column.low, column.high) if isinstance(column, NumberColumn) else (0.0, len(codes) - 1.0)
+    )
+    return FeatureFound(
+        name=column.name,
+        unit=column.unit if isinstance(column, NumberColumn) else f"{len(codes)} codes",
+        patients=len(patients),
+        outside=counts["outside"],
+        unmapped=counts["unmapped"],
+        low=low,
+        high=high,
+        values=tuple(values),
+    )
