@@ -59,6 +59,7 @@ class SitePolicy:
     source: str
     standing: Standing
     patient_keys: frozenset[str] = frozenset()
+    keyless_images: bool = False
 
     @classmethod
     def of(cls, settings: SiteSettings, standing: Standing | None = None) -> "SitePolicy":
@@ -71,6 +72,8 @@ class SitePolicy:
             patient_keys=frozenset(
                 table.patient_key for table in settings.tables if table.patient_key is not None
             ),
+            keyless_images=bool(settings.images)
+            and all(one.no_patient_key for one in settings.images),
         )
 
     @property
@@ -190,6 +193,13 @@ class SitePolicy:
                 f"it takes column {data.patient_key} for who is one patient, patient_key in "
                 f"[[data]] of {self.source} is {', '.join(sorted(self.patient_keys))}. {STEWARD}",
             )
+        if isinstance(dp, DpSgd) and dp.unit == "record" and not self.keyless_images:
+            # Rules 10: a source that says who is one patient is never read per record.
+            yield self._refused(
+                study,
+                "its epsilon is per record; NOT per patient, and no [[data]] of kind images in "
+                f"{self.source} says no_patient_key = true. {STEWARD}",
+            )
         plan = _plan_of(study)
         if plan is None:
             yield self._refused(
@@ -297,8 +307,8 @@ def _outputs_of(study: StudySpec) -> set[str]:
 
 
 def _plan_of(study: StudySpec) -> tuple[float, float] | None:
-    """Declared epsilon and delta of a plan whose unit is the patient; None for any other."""
+    """Declared epsilon and delta of a plan whose unit is known; None for any other."""
     dp = study.dp
-    if isinstance(dp, DpSgd | ReleasesOnly) and dp.unit == "patient":
+    if isinstance(dp, DpSgd | ReleasesOnly) and dp.unit in ("patient", "record"):
         return dp.epsilon, dp.delta
     return None

@@ -167,6 +167,25 @@ class OmopUrl(_Clinical):
         return self
 
 
+class ImageFiles(Strict):
+    """Images with the table that says whose they are: a folder with images.csv, or a .npz file.
+
+    Either `patient_key`, the column that says who is one patient, or `no_patient_key = true` where
+    nobody knows: only a study with the privacy unit `record` may read those.
+    """
+
+    kind: Literal["images"] = "images"
+    path: Location
+    patient_key: str | None = Field(default=None, min_length=1, max_length=256)
+    no_patient_key: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "ImageFiles":
+        if (self.patient_key is None) != self.no_patient_key:
+            raise ValueError("expected either patient_key or no_patient_key = true")
+        return self
+
+
 def _data_kind(value: object) -> str:
     """The kind of a [[data]] table; without one it is a CSV table, as before there were others."""
     kind = value.get("kind", "csv") if isinstance(value, dict) else getattr(value, "kind", "csv")
@@ -177,7 +196,8 @@ DataEntry = Annotated[
     Annotated[CsvFile, Tag("csv")]
     | Annotated[EventFiles, Tag("events")]
     | Annotated[FhirFolder, Tag("fhir")]
-    | Annotated[OmopUrl, Tag("omop")],
+    | Annotated[OmopUrl, Tag("omop")]
+    | Annotated[ImageFiles, Tag("images")],
     Discriminator(_data_kind),
 ]
 
@@ -353,7 +373,13 @@ class SiteSettings(Strict):
 
     @model_validator(mode="after")
     def _exclusions_by_the_right_column(self) -> "SiteSettings":
-        if self.exclusions is not None and any(one.patient_key is None for one in self.tables):
+        if self.exclusions is not None and any(
+            key is None
+            for key in (
+                *(table.patient_key for table in self.tables),
+                *(images.patient_key for images in self.images),
+            )
+        ):
             raise ValueError(
                 "exclusions: expected patient_key in every [[data]] beside it, found none: a study "
                 "could name another column, in which nobody of the list stands"
@@ -368,7 +394,12 @@ class SiteSettings(Strict):
     @property
     def clinical(self) -> tuple[EventFiles | FhirFolder | OmopUrl, ...]:
         """The [[data]] that are sources of clinical events."""
-        return tuple(one for one in self.data if not isinstance(one, CsvFile))
+        return tuple(one for one in self.data if isinstance(one, EventFiles | FhirFolder | OmopUrl))
+
+    @property
+    def images(self) -> tuple[ImageFiles, ...]:
+        """The [[data]] that are images."""
+        return tuple(one for one in self.data if isinstance(one, ImageFiles))
 
     @property
     def data_files(self) -> tuple[Path, ...]:
@@ -376,7 +407,7 @@ class SiteSettings(Strict):
         found: list[Path | None] = []
         for one in self.data:
             match one:
-                case CsvFile() | FhirFolder():
+                case CsvFile() | FhirFolder() | ImageFiles():
                     found.append(one.path)
                 case EventFiles():
                     found += [one.patients, one.events]

@@ -22,6 +22,7 @@ from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.clinical import ClinicalData, Measured, Present
+from fedward_common.study.imaging import ImageData
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
@@ -231,6 +232,11 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
     data = study.data
     if isinstance(data, ClinicalData):
         yield from _clinical_fields(data)
+        return
+    if isinstance(data, ImageData):
+        yield {"name": "images", "use": f"pixels, {data.height} x {data.width}; of a header none"}
+        for name in data.columns:
+            yield {"name": name, "use": "who is one patient, the label or who is held out"}
         return
     if not isinstance(data, TabularData | Table):
         return

@@ -1,4 +1,4 @@
-"""A site's [[data]] as the source of any study: tables for tabular studies, events for clinical."""
+"""A site's [[data]] as the source of any study: tables, clinical events or images."""
 
 from collections.abc import Callable, Sequence
 from zoneinfo import ZoneInfo
@@ -6,12 +6,14 @@ from zoneinfo import ZoneInfo
 from fedward_client.data.clinical import ClinicalSource, PeopleSource
 from fedward_client.data.event_tables import EventTables
 from fedward_client.data.fhir import FhirFiles
+from fedward_client.data.images import ImageSource
 from fedward_client.data.tabular import CsvSource, nobody
 from fedward_client.settings import EventFiles, FhirFolder, OmopUrl, SiteSettings
 from fedward_common.errors import DataError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
+from fedward_common.study.imaging import ImageData
 from fedward_common.study.spec import StudySpec
 
 
@@ -28,6 +30,7 @@ class SiteSource:
         self.clinical = ClinicalSource(
             [people_source(entry) for entry in settings.clinical], excluded=excluded
         )
+        self.images = ImageSource(settings.images, excluded=excluded)
 
     def records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part`; a patient whose rows do not fit counts as absent (rules 7).
@@ -37,6 +40,8 @@ class SiteSource:
         """
         if isinstance(study.data, ClinicalData):
             return self.clinical.records(study, part=part)
+        if isinstance(study.data, ImageData):
+            return self.images.records(study, part=part)
         return self.tables.records(study, part=part)
 
     def rows(self, study: StudySpec) -> list[dict[str, str]]:
@@ -47,6 +52,8 @@ class SiteSource:
         """The records of `part`, where anything that does not fit is an error. Raises: as such."""
         if isinstance(study.data, ClinicalData):
             return self.clinical.checked_records(study, part=part)
+        if isinstance(study.data, ImageData):
+            return self.images.checked_records(study, part=part)
         return self.tables.checked_records(study, part=part)
 
 

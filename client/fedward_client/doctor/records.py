@@ -9,7 +9,7 @@ from fedward_client.adapters.sqlite_ledger import LedgerFile, ledger_exists
 from fedward_client.exclusions import parse_exclusions
 from fedward_client.guard.main import noted_head, policy_of
 from fedward_client.guard.shelf import read_studies
-from fedward_client.settings import CsvFile, DataEntry, OmopUrl, SiteSettings
+from fedward_client.settings import CsvFile, DataEntry, EventFiles, OmopUrl, SiteSettings
 from fedward_common.doctor import Finding, fail, ok, warn
 from fedward_common.errors import DataError, FedwardError, LedgerError
 from fedward_common.privacy.ledger import Head
@@ -93,7 +93,7 @@ def data_source(name: str, entry: DataEntry) -> Finding:
         return csv_table(name, entry)
     if isinstance(entry, OmopUrl):
         return ok(name, "an OMOP database; `fedward-client data check STUDY` reads it")
-    paths = [entry.path] if entry.kind == "fhir" else [entry.patients, entry.events]
+    paths = [entry.patients, entry.events] if isinstance(entry, EventFiles) else [entry.path]
     if not all(path.exists() for path in paths):
         return fail(name, "not there", "Correct the paths in this [[data]]")
     if any(_open_to_all(path) for path in paths):

@@ -5,6 +5,7 @@ from fedward_client.tasks.tabular_classification import TabularClassificationTas
 from fedward_client.tasks.tabular_regression import TabularRegressionTask
 from fedward_client.tasks.task import Task
 from fedward_common.errors import ConfigError
+from fedward_common.study.imaging import ImageClassification
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
@@ -26,7 +27,7 @@ def task_of(study: StudySpec) -> Task:
     check_task(study)
     inputs = input_size(study.data)
     match study.task:
-        case TabularClassification() | TimeseriesClassification():
+        case TabularClassification() | TimeseriesClassification() | ImageClassification():
             return TabularClassificationTask(inputs=inputs)
         case TabularRegression():
             return TabularRegressionTask(inputs=inputs)

@@ -7,6 +7,7 @@ from torch import nn
 
 from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
+from fedward_common.models.imaging import cnn, densenet121, resnet18
 from fedward_common.models.recurrent import gru, lstm
 from fedward_common.models.survival import proportional_hazards
 from fedward_common.models.tabular import logistic_regression, mlp
@@ -20,6 +21,9 @@ _FACTORIES: dict[str, ModelFactory] = {
     "linear": logistic_regression,
     "mlp": mlp,
     "proportional-hazards": proportional_hazards,
+    "cnn": cnn,
+    "resnet18": resnet18,
+    "densenet121": densenet121,
     "gru": gru,
     "lstm": lstm,
 }

@@ -210,7 +210,11 @@ def _claim(study: StudySpec, facts: KnownFacts) -> Claim:
         epsilon_admission=measured(delta and epsilon_admission([event], delta=delta)),
         epsilon_pld=measured(delta and epsilon_pld(event, delta=delta)),
         charged_by_site=measured(None if facts.charged is None else dict(facts.charged)),
-        adjacency=configured("add or remove all records of one patient of one site"),
+        adjacency=configured(
+            "add or remove one record; NOT one patient"
+            if known and known.unit == "record"
+            else "add or remove all records of one patient of one site"
+        ),
         unit=configured(known and known.unit),
         contribution_bound=configured(_contribution(study)),
         population=configured("every person of each hospital, in the cohort or not"),

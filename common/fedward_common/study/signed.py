@@ -7,6 +7,7 @@ from typing import Any, Self
 from pydantic import Field
 
 # Registers the known kinds, so that a signed study parses wherever this module is used.
+import fedward_common.study.imaging
 import fedward_common.study.statistics
 import fedward_common.study.tasks  # noqa: F401
 from fedward_common.canonical import canonical_json, sha256_hex

@@ -38,7 +38,10 @@ class DpSgd(DpSpec):
     added: ClassVar[frozenset[str]] = frozenset({"clipping"})
 
     kind: Literal["dp-sgd"] = "dp-sgd"
-    unit: Literal["patient"] = "patient"
+    unit: Literal["patient", "record"] = Field(
+        default="patient",
+        description="record: only for a set that does not say whose a record is (rules 10)",
+    )
     placement: Literal["local", "distributed"] = Field(
         default="local",
         description="local: each site adds the whole noise; distributed: the sites' shares add up "
@@ -71,7 +74,7 @@ class ModelSpec(Extensible):
     checks updates against them and never runs a plugin.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"tensors", "outputs", "steps"})
+    added: ClassVar[frozenset[str]] = frozenset({"tensors", "outputs", "steps", "shape"})
 
     name: str = Field(min_length=1, max_length=64)
     hidden: tuple[Width, ...] = Field(default=(), max_length=16, strict=False)
@@ -79,6 +82,9 @@ class ModelSpec(Extensible):
     steps: int = Field(default=0, ge=0, le=4096, description="of a time series; 0: none")
     initial_seed: int = Field(default=0, ge=0, lt=2**53)
     tensors: tuple[TensorSpec, ...] = Field(default=(), max_length=4096, strict=False)
+    shape: tuple[Width, ...] = Field(
+        default=(), max_length=4, strict=False, description="of an image: channels, height, width"
+    )
 
 
 class Jitter(Strict):
@@ -279,6 +285,14 @@ class StudySpec(Extensible):
         if self.aggregation.average_last > self.rounds:
             raise ValueError("aggregation.average_last: expected at most the number of rounds")
         if isinstance(self.dp, DpSgd):
+            keyless = bool(getattr(self.data, "no_patient_key", False))
+            if (self.dp.unit == "record") != keyless:
+                raise ValueError(
+                    "dp.unit: expected 'record' exactly where data.no_patient_key = true, found "
+                    f"{self.dp.unit!r}; a set that says whose a record is has the unit 'patient'"
+                )
+            if keyless and self.dp.max_records_per_patient != 1:
+                raise ValueError("dp.max_records_per_patient: expected 1 with the unit 'record'")
             if self.dp.steps != self.rounds * self.local_steps:
                 raise ValueError(
                     f"dp.steps: expected rounds x local_steps = "

@@ -16,6 +16,9 @@ from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
 from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
+from fedward_common.study.image_encoding import encode_images, npz_rows
+from fedward_common.study.imaging import ImageData
+from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import BinnedScores, TabularData
@@ -98,6 +101,15 @@ class ParentCopy:
         """
         if is_statistics(study):
             return cls(training={}, held_out={}, tables=read_tables(study, files))
+        if isinstance(study.data, ImageData):
+            return cls(
+                training={
+                    s: _images(study.data, s, path, part="train") for s, path in files.items()
+                },
+                held_out={
+                    s: _images(study.data, s, path, part="test") for s, path in files.items()
+                },
+            )
         if not isinstance(study.data, TabularData):
             raise ConfigError(f"sandbox: expected tabular data, found {study.data.kind!r}")
         tables = {site: _read(site, path) for site, path in files.items()}
@@ -105,6 +117,13 @@ class ParentCopy:
             training={s: _encode(study, s, rows, part="train") for s, rows in tables.items()},
             held_out={s: _encode(study, s, rows, part="test") for s, rows in tables.items()},
         )
+
+
+def _images(schema: ImageData, site: SiteId, path: Path, *, part: TablePart) -> PatientRecords:
+    try:
+        return encode_images(schema, npz_rows(path, schema), part=part, strict=True)[0]
+    except DataError as error:
+        raise DataError(f"{site}: {error}") from error
 
 
 def _read(site: SiteId, path: Path) -> list[dict[str, str]]:
@@ -182,7 +201,7 @@ def assemble_result(
         "epsilon_is": "admission",
         "epsilon_pld": {site: budget["epsilon_pld"] for site, budget in budgets.items()},
         "delta": dp.delta if isinstance(dp, DpSgd) else None,
-        "unit": "patient",
+        "unit": dp.unit if isinstance(dp, DpSgd) else "patient",
         "bytes_sent": bytes_sent,
         "seconds": round(seconds, 2),
         "timings": {name: round(value, 2) for name, value in outcome.timings.items()},
@@ -316,9 +335,7 @@ def _budget(report: Mapping[str, Any], digest: str) -> Mapping[str, Any]:
 
 def _curve(study: StudySpec, copy: ParentCopy, outcome: Outcome) -> list[dict[str, Any]]:
     """AUC and accuracy of the global model after each committed round, exact."""
-    if not isinstance(study.data, TabularData):
-        return []
-    shapes = model_shapes(study.model, inputs=study.data.input_size)
+    shapes = model_shapes(study.model, inputs=input_size(study.data))
     points = []
     for number, content in sorted(outcome.checkpoints.items()):
         pooled = model_figures(

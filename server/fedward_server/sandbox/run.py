@@ -19,6 +19,7 @@ from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId, parse_digest, parse_site_id
 from fedward_common.log.setup import configure_logging
 from fedward_common.study.files import SiteKeys, parse_study
+from fedward_common.study.imaging import ImageData
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import is_statistics
@@ -36,6 +37,7 @@ from fedward_server.report.statistics import statistics_text
 from fedward_server.runs import follow, require_finished, run_folder, start_run
 from fedward_server.sandbox.board import Header
 from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fed_heart
+from fedward_server.sandbox.datasets_images import IMAGES, deal_pneumonia
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.layout import Layout, SiteFolder, make_layout, prepare_root
 from fedward_server.sandbox.progress import View, open_view
@@ -51,7 +53,10 @@ from fedward_server.sandbox.settings_files import write_coordinator, write_sites
 from fedward_server.sandbox.statistics import run_statistics
 from fedward_server.settings import load_coordinator_settings
 
-KNOWN_DATA: Final = {"fed_heart_disease": ("heart.toml", import_fed_heart)}
+KNOWN_DATA: Final = {
+    "fed_heart_disease": ("heart.toml", import_fed_heart),
+    "pneumoniamnist": ("pneumonia.toml", deal_pneumonia),
+}
 DEMO_STUDY: Final = "breast-cancer.toml"
 
 
@@ -84,7 +89,7 @@ class Inputs:
     def data_files(self, folder: Path) -> dict[SiteId, Path]:
         """One patients.csv per site; a known data set is dealt out under `folder`."""
         if self.sites:
-            return {site: path / TABLE for site, path in self.sites.items()}
+            return {site: _data_file(path) for site, path in self.sites.items()}
         if self.source is not None:
             return KNOWN_DATA[self.source.resolve().name][1](self.source, folder)
         return deal_breast_cancer(folder)
@@ -100,11 +105,16 @@ def _known_study(data: Path) -> Path:
     return studies_folder() / known[0]
 
 
+def _data_file(folder: Path) -> Path:
+    """The table or the images in a site's folder."""
+    return folder / (IMAGES if (folder / IMAGES).is_file() else TABLE)
+
+
 def _named_folder(text: str) -> tuple[SiteId, Path]:
     name, sign, folder = text.partition("=")
-    if not sign or not (Path(folder) / TABLE).is_file():
+    if not sign or not _data_file(Path(folder)).is_file():
         raise ConfigError(
-            f"--site {text}: expected NAME=FOLDER with a {TABLE} in the folder, found none"
+            f"--site {text}: expected NAME=FOLDER with {TABLE} or {IMAGES} in it, found neither"
         )
     return parse_site_id(name), Path(folder)
 
@@ -267,7 +277,11 @@ def run_study(federation: Federation, prepared: Prepared, *, view: View | None) 
         facts,
         budgets=_ask_all(federation, "budget", "show"),
         journals=_ask_all(federation, "journal", "show"),
-        alone=_rehearsals(federation, out=prepared.layout.root / "alone"),
+        alone=_rehearsals(
+            federation,
+            out=prepared.layout.root / "alone",
+            draws=1 if isinstance(prepared.study.data, ImageData) else ALONE_DRAWS,
+        ),
         timings={
             "start": ready - started,
             "training": evaluated - ready,
@@ -282,12 +296,14 @@ def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, An
         return dict(zip(federation.sites, answers, strict=True))
 
 
-def _rehearsals(federation: Federation, *, out: Path) -> dict[SiteId, list[dict[str, Array]]]:
+def _rehearsals(
+    federation: Federation, *, out: Path, draws: int
+) -> dict[SiteId, list[dict[str, Array]]]:
     """Each site's models from the study's plan without partners (`fedward-client rehearse`)."""
 
     def of(site: SiteId) -> list[dict[str, Array]]:
-        study, draws = str(federation.layout.root / "study.json"), str(ALONE_DRAWS)
-        options = ("--out", str(out / site), "--draws", draws)
+        study = str(federation.layout.root / "study.json")
+        options = ("--out", str(out / site), "--draws", str(draws))
         report = federation.ask_site(site, "rehearse", study, *options)
         return [tensors_from_bytes(Path(path).read_bytes()) for path in report["models"]]
 

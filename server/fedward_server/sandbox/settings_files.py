@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from fedward_common.privacy.collusion import collusion_facts
+from fedward_common.study.imaging import ImageData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly
 from fedward_common.trust.private_files import write_atomically, write_private
@@ -49,7 +50,7 @@ node_key = "keys/node.key"
 signing_key = "keys/signing.pem"
 
 [[data]]
-kind = "csv"
+kind = {data_kind}
 path = {data}
 
 [ports]
@@ -104,7 +105,7 @@ def write_sites(layout: Layout, *, study: StudySpec, bundle_sha256: str) -> None
         "secure": _secure_rules(study),
     }
     for number, site in enumerate(layout.sites.values()):
-        write_site(layout, site, number=number, policy=policy)
+        write_site(layout, site, number=number, policy=policy, owner=_owner(study))
         write_approval(site, study, now=datetime.now(UTC))
 
 
@@ -120,6 +121,14 @@ def _secure_rules(study: StudySpec) -> dict[str, Any]:
         colluding = facts["epsilon_if_all_others_collude"]
         rules["max_epsilon_if_all_others_collude"] = math.ceil(colluding * 100 + 1) / 100
     return rules
+
+
+def _owner(study: StudySpec) -> dict[str, Any]:
+    """What [[data]] of images says about whose they are; empty for a table."""
+    data = study.data
+    if not isinstance(data, ImageData):
+        return {}
+    return {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}
 
 
 def write_approval(site: SiteFolder, study: StudySpec, *, now: datetime) -> None:
@@ -140,15 +149,26 @@ def write_approval(site: SiteFolder, study: StudySpec, *, now: datetime) -> None
     write_private(folder / f"{approval.sha256}.json", approval.canonical)
 
 
-def write_site(layout: Layout, site: SiteFolder, *, number: int, policy: Mapping[str, Any]) -> None:
-    """Writes one site.toml; `policy` holds the values of the [policy] table."""
+def write_site(
+    layout: Layout,
+    site: SiteFolder,
+    *,
+    number: int,
+    policy: Mapping[str, Any],
+    owner: Mapping[str, Any],
+) -> None:
+    """Writes one site.toml; `policy` holds the values of the [policy] table, `owner` who is one
+    patient in [[data]].
+    """
+    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in owner.items())
     text = _filled(
-        SITE,
+        SITE.replace("path = {data}\n", "path = {data}\n" + lines),
         site=site.site,
         federation=FEDERATION,
         address=f"127.0.0.1:{layout.ports[0]}",
         run=str(layout.run / site.site),
         data=str(site.data_file.absolute()),
+        data_kind="images" if owner else "csv",
         gateway=layout.ports[2 + 2 * number],
         runtime=layout.ports[3 + 2 * number],
         approver_name=STEWARD,
