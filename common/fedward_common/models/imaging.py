@@ -17,6 +17,8 @@ from fedward_common.errors import ConfigError
 from fedward_common.study.spec import ModelSpec
 
 GROUPS: Final = 8
+ACTIVATION: Final = ("relu", {"inplace": False})
+NORM: Final = ("group", {"num_groups": GROUPS})
 
 
 class Cnn(nn.Module):
@@ -94,8 +96,8 @@ def resnet18(spec: ModelSpec, inputs: int) -> nn.Module:
         conv1_t_stride=1,
         no_max_pool=True,
         num_classes=1,
-        act=("relu", {"inplace": False}),
-        norm=("group", {"num_groups": GROUPS}),
+        act=ACTIVATION,
+        norm=NORM,
     )
     return _initialised(lambda: Folded(make(), shape), spec)
 
@@ -108,8 +110,8 @@ def densenet121(spec: ModelSpec, inputs: int) -> nn.Module:
         spatial_dims=2,
         in_channels=shape[0],
         out_channels=1,
-        act=("relu", {"inplace": False}),
-        norm=("group", {"num_groups": GROUPS}),
+        act=ACTIVATION,
+        norm=NORM,
     )
     return _initialised(lambda: Folded(make(), shape), spec)
 
@@ -148,6 +150,7 @@ def _initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
     """
     with torch.random.fork_rng(devices=()):
         model = make()
+    _keep_records_apart(model)
     generator = torch.Generator(device="cpu").manual_seed(spec.initial_seed)
     with torch.no_grad():
         for module in model.modules():
@@ -161,3 +164,15 @@ def _initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
                 module.weight.fill_(1.0)
                 module.bias.zero_()
     return model
+
+
+def _keep_records_apart(model: nn.Module) -> None:
+    """GroupNorm for every BatchNorm and nothing in place: MONAI's ResNet hands neither choice on
+    to all of its blocks.
+    """
+    for module in list(model.modules()):
+        if getattr(module, "inplace", False):
+            setattr(module, "inplace", False)  # noqa: B010 - a field that nn.Module does not know
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))
