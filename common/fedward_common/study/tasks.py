@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData, EventOutcome, TimeOutcome, ValueOutcome
+from fedward_common.study.imaging import ImageClassification, ImageData
 from fedward_common.study.registry import TaskSpec, register
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import (
@@ -66,6 +67,7 @@ KNOWN_TASKS: Final = (
     TabularRegression,
     Survival,
     TimeseriesClassification,
+    ImageClassification,
 )
 
 
@@ -86,6 +88,7 @@ def check_task(study: StudySpec) -> None:
         TimeseriesClassification: LabelRule,
         TabularRegression: NumberLabel,
         Survival: TimeLabel,
+        ImageClassification: ImageData,
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
@@ -115,7 +118,9 @@ def check_task(study: StudySpec) -> None:
 
 
 def _label_kind(study: StudySpec) -> type[object]:
-    """The kind of label that the data have, by the tables' names for it."""
+    """The kind of label that the data have, by the tables' names for it; images are their own."""
+    if isinstance(study.data, ImageData):
+        return ImageData
     if isinstance(study.data, TabularData):
         return type(study.data.label)
     if isinstance(study.data, ClinicalData):

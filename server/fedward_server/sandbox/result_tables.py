@@ -138,7 +138,7 @@ def _notes_on_models(run: RunFigures) -> list[str]:
 
 def _notes_on_sites(run: RunFigures) -> list[str]:
     return [
-        f"ε is {unit_text(run.unit)} at δ = {delta_text(run.delta)}, add or remove one patient; "
+        f"ε is {unit_text(run.unit)} at δ = {delta_text(run.delta)}, add or remove one {run.unit}; "
         "adm.: what the ledger admits against, PLD: tighter, same run.",
         "A patient of two sites is covered only up to two contributions. "
         "AUC and accuracy here are exact; —: too few patients of a class, or no figure.",

@@ -1,0 +1,107 @@
+"""A study of images from the study file to the signed model, through real processes."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.image_studies import SIDE, npz
+from tests.support.live import program
+
+pytestmark = [pytest.mark.federation, pytest.mark.slow]
+
+STUDY = f"""
+id = "bright"
+title = "Bright or dark, three hospitals"
+rounds = 2
+local_steps = 2
+quorum = 3
+deadline_seconds = 120
+
+[task]
+kind = "image-classification"
+
+[model]
+name = "cnn"
+shape = [1, {SIDE}, {SIDE}]
+hidden = [4]
+
+[dp]
+kind = "dp-sgd"
+epsilon = 8.0
+delta = 1e-4
+clip_norm = 1.0
+sampling_probability = 0.5
+max_records_per_patient = 2
+
+[training]
+learning_rate = 0.5
+
+[aggregation]
+name = "fedavg"
+
+[[releases]]
+kind = "binned-scores"
+bins = 4
+noise_multiplier = 4.0
+
+[data]
+kind = "image"
+height = {SIDE}
+width = {SIDE}
+
+[data.label]
+column = "label"
+low = 0
+high = 1
+positive_from = 1
+
+[data.split]
+kind = "column"
+column = "split"
+"""
+SITES = ("north", "east", "south")
+
+
+@pytest.mark.parametrize("unit", ["patient", "record"])
+def test_images_train_a_model_and_the_unit_is_printed_as_it_is(unit: str, tmp_path: Path) -> None:
+    patients = [f"p{number // 2}" for number in range(80)]
+    labels = [number // 2 % 2 for number in range(80)]
+    splits = ["test" if number // 2 % 4 in (0, 3) else "train" for number in range(80)]
+    text = STUDY
+    if unit == "record":
+        text = text.replace("[training]", "unit = 'record'\n\n[training]", 1)
+        text = text.replace("max_records_per_patient = 2", "max_records_per_patient = 1")
+        text = text.replace("width = ", "no_patient_key = true\nwidth = ")
+    for site in SITES:
+        text += f'\n[[sites]]\nid = "{site}"\npatients = 20\n'
+    (tmp_path / "study.toml").write_text(text)
+    options = []
+    for seed, site in enumerate(SITES):
+        (tmp_path / site).mkdir()
+        keyed = patients if unit == "patient" else []
+        npz(tmp_path / site / "images.npz", patients=keyed, labels=labels, splits=splits, seed=seed)
+        options += ["--site", f"{site}={tmp_path / site}"]
+
+    done = program(
+        "fedward-server",
+        "sandbox",
+        tmp_path / "study.toml",
+        *options,
+        "--out",
+        tmp_path / "out",
+        "--json",
+        timeout=500,
+    )
+
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["unit"] == unit
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+    held_out = {facts["held_out"] for facts in result["per_site"].values()}
+    assert held_out == ({20} if unit == "patient" else {40})
+    assert np.isfinite(result["auc"]["federated"])
+    assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+    words = "per record; NOT per patient" if unit == "record" else "per patient of one site"
+    assert words in (tmp_path / "out" / "report.html").read_text()
