@@ -62,6 +62,9 @@ bench-levers: $(STAMP)  ## each utility lever beside the study without it
 bench-privacy: $(STAMP)  ## the patient-level engine beside Opacus and training without privacy
 	@$(BIN)/python -m benchmarks.privacy --out runs/bench-privacy.json
 
+bench-imaging: $(STAMP)  ## PneumoniaMNIST over four hospitals, with and without noise (DATA=folder)
+	@$(BIN)/python -m benchmarks.imaging $(if $(DATA),--data $(DATA)) --out runs/bench-imaging.json
+
 bench-dicom: $(STAMP)  ## indexing and decoding DICOM: speed and memory
 	@$(BIN)/python -m benchmarks.dicom --out runs/bench-dicom.json
 
@@ -87,4 +90,4 @@ ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-secagg bench-utility e2e-enrol ci-deps clean
+.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-secagg bench-utility bench-imaging e2e-enrol ci-deps clean

@@ -52,7 +52,7 @@ from fedward_server.sandbox.figures import model_figures
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "pneumoniamnist"
-NETWORK = ModelSpec(name="cnn", shape=(1, 28, 28), hidden=(32, 64, 64), initial_seed=1)
+NETWORK = ModelSpec(name="cnn", shape=(1, 28, 28), hidden=(16, 32, 32), initial_seed=1)
 SMALL = ModelSpec(name="cnn", shape=(1, 28, 28), hidden=(8, 16), initial_seed=1)
 Tables = Mapping[SiteId, PatientRecords]
 
@@ -127,36 +127,34 @@ def descend(
     model: torch.nn.Module,
     records: PatientRecords,
     *,
-    epochs: int,
+    steps: int,
     rate: float,
     generator: torch.Generator,
 ) -> None:
     features, labels = torch.from_numpy(records.features), torch.from_numpy(records.labels)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=1e-3)
-    for _ in range(epochs):
-        order = torch.randperm(len(labels), generator=generator)
-        for start in range(0, len(labels), 64):
-            rows = order[start : start + 64]
-            outputs = model(shifted(features[rows], generator))
-            optimizer.zero_grad()
-            functional.binary_cross_entropy_with_logits(outputs, labels[rows]).backward()
-            optimizer.step()
+    for _ in range(steps):
+        rows = torch.randint(0, len(labels), (64,), generator=generator)
+        outputs = model(shifted(features[rows], generator))
+        optimizer.zero_grad()
+        functional.binary_cross_entropy_with_logits(outputs, labels[rows]).backward()
+        optimizer.step()
 
 
 def without_noise(
-    study: StudySpec, train: Tables, *, rounds: int, epochs: int, seed: int
+    study: StudySpec, train: Tables, *, rounds: int, steps: int, seed: int
 ) -> Mapping[str, Any]:
     """Federated averaging of the larger network, nothing clipped; cosine steps over the rounds."""
     generator = torch.Generator().manual_seed(seed)
     spec = NETWORK.model_copy(update={"initial_seed": seed})
     shared = build_model(spec, 784).train()
     for number in range(rounds):
-        rate = 2e-3 * 0.5 * (1 + np.cos(np.pi * number / rounds)) + 1e-5
+        rate = 3e-3 * 0.5 * (1 + np.cos(np.pi * number / rounds)) + 1e-5
         total = {name: torch.zeros_like(t) for name, t in shared.state_dict().items()}
         for site, records in train.items():
             local = build_model(spec, 784).train()
             local.load_state_dict(shared.state_dict())
-            descend(local, records, epochs=epochs, rate=rate, generator=generator)
+            descend(local, records, steps=steps, rate=rate, generator=generator)
             for name, tensor in local.state_dict().items():
                 total[name] += tensor * study.weight(site)
         shared.load_state_dict(total)
@@ -201,7 +199,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--network-draws", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=3, help="runs without noise")
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=60)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     study, train, test = load(options.data)
@@ -246,7 +244,7 @@ def main() -> None:
     larger = study.model_copy(update={"model": NETWORK})
     start = time.perf_counter()
     runs = [
-        auc(larger, without_noise(larger, train, rounds=options.rounds, epochs=1, seed=seed), test)
+        auc(larger, without_noise(larger, train, rounds=options.rounds, steps=12, seed=seed), test)
         for seed in range(1, options.seeds + 1)
     ]
     keep("cnn_federated_without_noise", spread(runs) | {"seconds": time.perf_counter() - start})

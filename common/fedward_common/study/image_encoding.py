@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,10 +15,10 @@ from fedward_common.study.encoding import (
     hash_part,
 )
 from fedward_common.study.imaging import ImageData
+from fedward_common.study.npz import read_npz
 from fedward_common.study.tabular import HashSplit
 
 FloatArray = npt.NDArray[np.float32]
-MAX_NPZ_BYTES: Final = 1 << 32
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,19 +84,16 @@ def npz_rows(path: Path, schema: ImageData) -> list[ImageRow]:
     Raises:
         DataError: no such file, pickled objects in it, or arrays that are not of one length.
     """
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            if "images" not in arrays.files or any(c not in arrays.files for c in schema.columns):
-                raise DataError(
-                    "images: expected the arrays images, "
-                    f"{', '.join(schema.columns)} in the .npz file, found others"
-                )
-            if schema.no_patient_key and schema.patient_key in arrays.files:
-                raise DataError("images: expected no array for the patient, found one")
-            images = arrays["images"]
-            columns = {name: arrays[name].ravel().astype(str) for name in schema.columns}
-    except (OSError, ValueError, EOFError, KeyError) as error:
-        raise DataError("images: expected a .npz file without objects, found none") from error
+    arrays = read_npz(path)
+    if "images" not in arrays or any(name not in arrays for name in schema.columns):
+        raise DataError(
+            f"images: expected the arrays images, {', '.join(schema.columns)} in the .npz file, "
+            "found others"
+        )
+    if schema.no_patient_key and schema.patient_key in arrays:
+        raise DataError("images: expected no array for the patient, found one")
+    images = arrays["images"]
+    columns = {name: arrays[name].ravel().astype(str) for name in schema.columns}
     if images.shape[1:] != (schema.height, schema.width):
         raise DataError(
             f"images: expected {schema.height} x {schema.width} pixels, found arrays of another "

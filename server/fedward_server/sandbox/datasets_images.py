@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from fedward_common.errors import DataError
 from fedward_common.ids import SiteId
+from fedward_common.study.npz import read_npz
 
 IMAGES: Final = "images.npz"
 PNEUMONIA_FILE: Final = "pneumoniamnist.npz"
@@ -55,19 +56,15 @@ def read_pneumonia(
     Raises:
         DataError: `source` does not hold the file.
     """
+    arrays = read_npz(source / PNEUMONIA_FILE)
     try:
-        with np.load(source / PNEUMONIA_FILE, allow_pickle=False) as arrays:
-            return {
-                part: (
-                    arrays[f"{part}_images"],
-                    arrays[f"{part}_labels"].ravel().astype(np.int64),
-                )
-                for part in ("train", "val", "test")
-            }
-    except (OSError, ValueError, KeyError) as error:
+        return {
+            part: (arrays[f"{part}_images"], arrays[f"{part}_labels"].ravel().astype(np.int64))
+            for part in ("train", "val", "test")
+        }
+    except KeyError as error:
         raise DataError(
-            f"PneumoniaMNIST: expected {PNEUMONIA_FILE} in the data folder, found none that can "
-            "be read"
+            "PneumoniaMNIST: expected images and labels of train, val and test, found others"
         ) from error
 
 

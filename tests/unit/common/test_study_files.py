@@ -167,8 +167,8 @@ def test_an_epsilon_of_zero_or_below_is_one_clear_line(value: str) -> None:
 
 def test_an_unknown_model_names_the_known_ones() -> None:
     assert problem('name = "logistic-regression"', 'name = "oracle"') == (
-        "study.toml: model.name: expected one of ['gru', 'linear', 'logistic-regression', 'lstm', "
-        "'mlp', 'proportional-hazards'], found 'oracle'"
+        "study.toml: model.name: expected one of ['cnn', 'densenet121', 'gru', 'linear', "
+        "'logistic-regression', 'lstm', 'mlp', 'proportional-hazards', 'resnet18'], found 'oracle'"
     )
 
 
@@ -225,8 +225,8 @@ def test_an_unknown_model_names_the_known_ones() -> None:
             'kind = "tabular-classification"',
             'kind = "magic"',
             "study.toml: task: unknown kind 'magic', expected one of "
-            "['federated-statistics', 'survival', 'tabular-classification', "
-            "'tabular-regression', 'timeseries-classification']",
+            "['federated-statistics', 'image-classification', 'survival', "
+            "'tabular-classification', 'tabular-regression', 'timeseries-classification']",
         ),
         (
             "delta = 1e-4",
