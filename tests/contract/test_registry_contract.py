@@ -30,6 +30,7 @@ from tests.support.roster import InMemoryRegistry
 
 Registry = SqlRegistry | InMemoryRegistry
 ALPHA, BETA = SiteId("alpha"), SiteId("beta")
+ISSUED = now()
 
 
 @pytest.fixture(scope="module")
@@ -76,9 +77,9 @@ def certificate(letter: str = "e", *, key: str | None = None) -> CertificateReco
         certificate_sha256=Digest(letter * 64),
         key_sha256=Digest((key or letter) * 64),
         chain_pem=b"chain " + letter.encode(),
-        issued_at=now(),
-        not_before=now(),
-        not_after=now() + timedelta(days=90),
+        issued_at=ISSUED,
+        not_before=ISSUED,
+        not_after=ISSUED + timedelta(days=90),
     )
 
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from fedward_common.channel.tls import CIPHER_VARIABLE
 from fedward_common.log.events import read_events
 from fedward_common.trust.certificates import Identity, make_loopback_identity
 from fedward_server.adapters.registry import SqlRegistry, open_registry
+from fedward_server.sandbox.layout import free_ports
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 from tests.support.pki import Authority, Site, write_identity
 
@@ -31,9 +31,7 @@ START_SECONDS = 20.0
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
+    return free_ports(1)[0]
 
 
 def clean_environment() -> dict[str, str]:

@@ -13,7 +13,6 @@ import pwd
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from fedward_server.sandbox.layout import free_ports
 
 DRIVER = "pg8000"
 OWNER = "fedward"
@@ -88,7 +89,7 @@ def running_postgres() -> Iterator[Postgres]:
         raise AssertionError("no PostgreSQL here")
     # Not pytest's folder: the server's user could not get into that of root.
     folder = Path(tempfile.mkdtemp(prefix="fedward-postgres-"))
-    server = Postgres(port=_free_port(), password=secrets.token_hex(16), programs=found)
+    server = Postgres(port=free_ports(1)[0], password=secrets.token_hex(16), programs=found)
     as_user = _unprivileged(folder)
     secret = folder / "password"
     secret.write_text(server.password)
@@ -155,12 +156,6 @@ def _run(command: list[str], as_user: dict[str, Any]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/", **as_user)
     if done.returncode != 0:
         raise AssertionError(f"{Path(command[0]).name}: {done.stderr}")
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def _wait(server: Postgres, process: subprocess.Popen[bytes], folder: Path) -> None:

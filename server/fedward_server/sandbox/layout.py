@@ -5,6 +5,7 @@ are the same, so the processes that read them are the same (rules 22).
 """
 
 import json
+import secrets
 import shutil
 import socket
 import tempfile
@@ -30,6 +31,8 @@ from fedward_common.trust.signing import SigningKey, key_sha256
 
 MARKER = ".fedward-sandbox"
 FEDERATION = "sandbox"
+FIXED_PORTS = range(12_000, 32_000)
+"""Where nothing of the machine's own traffic lands (Linux deals 32768 to 60999)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,12 +95,23 @@ def prepare_root(root: Path) -> None:
 
 
 def free_ports(count: int) -> tuple[int, ...]:
-    """`count` different ports of 127.0.0.1 that nothing listens on now."""
+    """`count` different ports of 127.0.0.1 that nothing listens on now.
+
+    Below the range that the kernel deals to outgoing connections: a port from there may be taken
+    by anybody's connection before its process binds it.
+    """
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return tuple(one.getsockname()[1] for one in sockets)
+        found: list[int] = []
+        for port in secrets.SystemRandom().sample(FIXED_PORTS, len(FIXED_PORTS)):
+            one = stack.enter_context(socket.socket())
+            try:
+                one.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            found.append(port)
+            if len(found) == count:
+                return tuple(found)
+    raise ConfigError(f"sandbox: expected {count} free ports of 127.0.0.1, found {len(found)}")
 
 
 def make_layout(root: Path, data_files: Mapping[SiteId, Path]) -> Layout:
