@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DATA ?=
 SHARED ?= ../shared/data
+JOBS ?= 2
 OUT ?= runs/$(if $(DATA),$(notdir $(DATA)),demo)
 
 help:  ## what this file can do
@@ -37,7 +38,7 @@ test: $(STAMP)  ## everything that must pass before a change lands
 	@$(BIN)/lint-imports
 	@$(BIN)/pip check
 	@$(BIN)/python deploy/check_licences.py
-	@$(BIN)/pytest -m "not slow" --durations=20
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not slow" --durations=20
 
 soak: $(STAMP)  ## the long tests
 	@$(BIN)/pytest -m slow --durations=20
