@@ -42,6 +42,10 @@ test: $(STAMP)  ## everything that must pass before a change lands
 
 soak: $(STAMP)  ## the long tests
 	@$(BIN)/pytest -m slow --durations=20
+	@$(BIN)/python -m benchmarks.soak --rounds $(or $(ROUNDS),1000) --out runs/bench-soak.json
+
+bench-soak: $(STAMP)  ## rounds with faults at random (ROUNDS=1000): anything lost, anything growing?
+	@$(BIN)/python -m benchmarks.soak --rounds $(or $(ROUNDS),1000) --out runs/bench-soak.json
 
 bench-heart: $(STAMP)  ## 20 noise draws of the heart study: mean and spread
 	@$(BIN)/python -m benchmarks.study --study heart --draws 20 --data $(or $(DATA),../shared/data/fed_heart_disease) --out runs/bench-heart.json

@@ -312,27 +312,38 @@ class Exchanges:
                 raise ProtocolError(answer.lost or "no reply")
             reply = self._verified(site, instruction, answer.envelope)
             self._observe(site, reply)
-            if reply.kind == "refusal":
-                self._refused(state, site, reply.code)
-                return
-            take(site, answer.envelope.blobs["payload"])
-            state.accept(site)
-            if state.seconds_left(self.clock.now()) < SLOW * state.deadline_seconds:
-                self._late_in_round.add(site)
-            if instruction.kind not in CONTROL_KINDS:
-                self.events.emit("site.replied", kind=instruction.kind, round=number, site=site)
+            if reply.kind != "refusal":
+                take(site, answer.envelope.blobs["payload"])
+                state.accept(site)
         except (FedwardError, KeyError) as error:
-            if isinstance(error, LedgerError):  # nothing of it counts until somebody restores it
-                self.refusals[site] = error.code
-            if site in state.missing:
-                state.lose(site, type(error).__name__)
-            self.events.emit(
-                "site.lost",
-                kind=instruction.kind,
-                round=number,
-                site=site,
-                reason=one_line(str(error)),
-            )
+            if isinstance(error.__cause__, OSError):
+                raise  # our own disk: no fault of the site's
+            self._lost(state, instruction, site, error)
+            return
+        # Outside of what may be the site's fault: to write the log is ours.
+        if reply.kind == "refusal":
+            self._refused(state, site, reply.code)
+            return
+        if state.seconds_left(self.clock.now()) < SLOW * state.deadline_seconds:
+            self._late_in_round.add(site)
+        if instruction.kind not in CONTROL_KINDS:
+            self.events.emit("site.replied", kind=instruction.kind, round=number, site=site)
+
+    def _lost(
+        self, state: RoundState, instruction: Instruction, site: SiteId, error: Exception
+    ) -> None:
+        """Notes that a site's answer does not count, and why."""
+        if isinstance(error, LedgerError):  # nothing of it counts until somebody restores it
+            self.refusals[site] = error.code
+        if site in state.missing:
+            state.lose(site, type(error).__name__)
+        self.events.emit(
+            "site.lost",
+            kind=instruction.kind,
+            round=state.number,
+            site=site,
+            reason=one_line(str(error)),
+        )
 
     def _observe(self, site: SiteId, reply: Reply) -> None:
         """Compares the head of the site's ledger with those that it showed before.

@@ -29,13 +29,14 @@ from fedward_common.processes import (
     socket_open,
 )
 from fedward_common.trust.certificates import LoopbackIdentity, make_loopback_identity
-from fedward_common.trust.private_files import write_private
+from fedward_common.trust.private_files import remove_drafts, write_private
 from fedward_server.adapters.flower_control import FlowerControl
 from fedward_server.adapters.registry import open_registry
 from fedward_server.settings import CoordinatorSettings
 
 SETTINGS_VARIABLE: Final = "FEDWARD_COORDINATOR_SETTINGS"
 LOCK: Final = "serve.lock"
+DRAFT_SECONDS: Final = 60.0
 
 _log = structlog.get_logger(__name__)
 
@@ -51,6 +52,8 @@ def serve(settings: CoordinatorSettings, *, settings_file: Path) -> None:
     for folder in (settings.state, settings.run):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     with only_one(settings):
+        for folder in (settings.state, settings.state / "studies"):
+            remove_drafts(folder, older_seconds=DRAFT_SECONDS)
         _serve(settings, settings_file)
 
 

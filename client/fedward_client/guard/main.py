@@ -40,6 +40,7 @@ from fedward_common.processes import AWAKE_SECONDS
 from fedward_common.study.inputs import input_size
 from fedward_common.study.signed import MAX_STUDY_BYTES
 from fedward_common.study.spec import StudySpec
+from fedward_common.trust.private_files import remove_drafts
 from fedward_common.trust.statements import MAX_STATEMENT_BYTES
 from fedward_common.users import user_id
 
@@ -138,6 +139,8 @@ def _open_service(
     memory = remembered(settings.audit_path)
     log = EventLog(settings.audit_path)
     opened.callback(log.close)
+    for folder in (settings.replies_folder, settings.approvals_folder, settings.studies_folder):
+        remove_drafts(folder)  # a guard that held the journal's lock was killed in mid-write
     standing = Standing(site=settings.site, approvers=settings.approvers)
     policy = SitePolicy.of(settings, standing)
     ledger = SqliteLedger(settings.ledger_path, limits=policy.limits, clock=utc_now)

@@ -1,14 +1,18 @@
 """Secrets in files: read only where nobody else can, written completely with mode 0600 or not."""
 
 import os
+import re
 import secrets
 import stat
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from fedward_common.errors import ConfigError
 
 MAX_SECRET_BYTES: Final = 1 << 16
+DRAFT: Final = re.compile(r"\..+\.[0-9a-f]{16}")
 MIN_PASSPHRASE: Final = 20
 """PKCS 8 stretches a passphrase 2048 times only: what protects is its length."""
 
@@ -121,3 +125,20 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def remove_drafts(folder: Path, *, older_seconds: float = 0.0) -> int:
+    """How many drafts of `write_atomically` were removed from `folder`: a kill left them there.
+
+    Whoever may not be alone in the folder gives an age that no write under way has.
+    """
+    removed = 0
+    for path in folder.glob(".*"):
+        if not DRAFT.fullmatch(path.name):
+            continue
+        with suppress(FileNotFoundError):
+            found = path.lstat()
+            if stat.S_ISREG(found.st_mode) and time.time() - found.st_mtime >= older_seconds:
+                path.unlink()
+                removed += 1
+    return removed

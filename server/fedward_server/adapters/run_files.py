@@ -17,7 +17,7 @@ from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ConfigError, LedgerError, StudyFailed
 from fedward_common.ids import parse_digest
 from fedward_common.log.events import EventLog, read_events
-from fedward_common.trust.private_files import write_atomically
+from fedward_common.trust.private_files import remove_drafts, write_atomically
 from fedward_server.exchange import FINAL_REFUSALS
 from fedward_server.progress import Progress, Resumed, require_study, resumed
 
@@ -52,6 +52,7 @@ class RunFolder:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._folder = folder
         self._log = EventLog(folder / LOG)
+        remove_drafts(folder)  # whoever made them held this log's lock before
 
     def resume(self, study: str) -> Resumed:
         """Where the run goes on: its checkpoint and what its log says since.

@@ -1,7 +1,10 @@
 """A coordinator that dies at any moment: the study ends as if nothing had been, and pays once."""
 
+import errno
 import hashlib
+import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,7 +12,7 @@ import numpy as np
 import pytest
 
 from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
-from fedward_common.errors import LedgerError, ProtocolError
+from fedward_common.errors import FedwardError, LedgerError, ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.log.events import read_events
 from fedward_common.models.averages import ExponentialAverage, TailAverage
@@ -136,13 +139,14 @@ def require_same(found: StudyResult, expected: StudyResult) -> None:
     assert (found.committed_rounds, found.abandoned_rounds) == (ROUNDS, 0)
 
 
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
 def test_a_coordinator_killed_at_any_moment_ends_with_the_same_model_and_no_second_charge(
-    tmp_path: Path,
+    tmp_path: Path, stride: int
 ) -> None:
     whole, counting = Hospital(tmp_path / "whole"), Cuts()
     expected = whole.attempt(counting)
 
-    for at in range(1, counting.seen + 1):
+    for at in range(1, counting.seen + 1, stride):
         hospital = Hospital(tmp_path / str(at))
         hospital.study, hospital.sites = whole.study, whole.sites
         for site in whole.sites.values():
@@ -159,6 +163,44 @@ def test_a_coordinator_killed_at_any_moment_ends_with_the_same_model_and_no_seco
         kept = [n for action, n in hospital.actions() if action == "model.checkpoint"]
         assert kept == committed
         assert not list(hospital.folder.glob(".*"))
+
+
+def test_a_coordinator_whose_disk_is_full_at_any_write_ends_with_the_same_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Hospital(tmp_path / "whole")
+    expected = whole.attempt(Cuts())
+    real, number, full = os.fsync, 0, True
+    while full:
+        number += 3  # every third write: two of them lie beside each other
+        hospital = Hospital(tmp_path / str(number))
+        hospital.study, hospital.sites = whole.study, whole.sites
+        for site in whole.sites.values():
+            site.stored.clear()
+            site.charged.clear()
+        left = number
+
+        def synced(descriptor: int) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            real(descriptor)
+
+        monkeypatch.setattr(os, "fsync", synced)
+        with suppress(FedwardError, OSError):
+            hospital.attempt(Cuts())
+        full = left <= 0
+        monkeypatch.setattr(os, "fsync", real)
+        if not full:
+            break
+        found = hospital.attempt(Cuts())
+
+        require_same(found, expected)
+        assert all(site.charged == slots(hospital) for site in hospital.sites.values())
+        assert not list(hospital.folder.glob(".*"))
+
+    assert number > 20
 
 
 def test_a_coordinator_that_dies_again_and_again_still_ends_with_the_same_model(
