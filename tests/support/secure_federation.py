@@ -138,6 +138,7 @@ class Federation:
     events: Silent = field(default_factory=Silent)
     seen: list[tuple[SiteId, Instruction, Envelope]] = field(default_factory=list)
     inbox: list[Answer] = field(default_factory=list)
+    messages: dict[tuple[str, int], bytes] = field(default_factory=dict)
 
     def online(self) -> frozenset[SiteId]:
         return frozenset(self.hospitals) - self.offline
