@@ -21,7 +21,8 @@ from fedward_client.settings import SiteSettings
 from fedward_common.errors import BudgetExceeded, LedgerError
 from fedward_common.log.events import read_events, verify
 from fedward_common.privacy.accounting import epsilon_admission
-from fedward_common.privacy.ledger import StudyAccount, check_declared
+from fedward_common.privacy.ledger import StudyAccount
+from fedward_common.privacy.ledger_state import check_declared
 
 FORMAT: Final = "fedward-budget-verified/1"
 SAME: Final = 1e-9

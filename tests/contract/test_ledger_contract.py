@@ -2,6 +2,7 @@
 
 import abc
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from dp_accounting import (
     GaussianDpEvent,
     LaplaceDpEvent,
     NonPrivateDpEvent,
+    PoissonSampledDpEvent,
     SelfComposedDpEvent,
 )
 
@@ -29,6 +31,9 @@ from tests.support.ledger_fakes import (
     reservation,
 )
 
+WEAK = PoissonSampledDpEvent(0.1, GaussianDpEvent(2.0))
+WEAK_ROUND = SelfComposedDpEvent(WEAK, 4)
+WEAK_WHOLE = ComposedDpEvent([SelfComposedDpEvent(WEAK, 20), GaussianDpEvent(3.5)])
 WIDE = Limits(max_epsilon_per_study=10.0, max_epsilon_total=20.0, delta=1e-4)
 
 
@@ -280,6 +285,60 @@ class LedgerContract(abc.ABC):
 
         assert sorted(outcomes) == ["again", "charged", "refused", "refused"]
         assert ledger.accounts()[0].charged("round") == 1
+
+    def test_both_cases_of_distributed_noise_are_charged_and_found_again(
+        self, ledger: Ledger
+    ) -> None:
+        """`declared` and `alone`: the same slot and key again gives both, and costs nothing more."""
+        ledger.reserve(replace(reservation("heart"), alone=WEAK_WHOLE))
+
+        first = ledger.charge(
+            [ROUND],
+            alone=[WEAK_ROUND],
+            study=digest("heart"),
+            slot="r1",
+            key=digest("k"),
+            purpose="round",
+        )
+        again = ledger.charge(
+            [ROUND],
+            alone=[WEAK_ROUND],
+            study=digest("heart"),
+            slot="r1",
+            key=digest("k"),
+            purpose="round",
+        )
+
+        assert again.repeated
+        assert again.alone == first.alone
+        (account,) = ledger.accounts()
+        assert account.charged("round") == 1
+        assert account.reservation.alone is not None
+
+    @pytest.mark.parametrize("alone", [[], [ROUND]])
+    def test_a_charge_without_the_reserved_case_of_collusion_is_refused(
+        self, ledger: Ledger, alone: list[DpEvent]
+    ) -> None:
+        ledger.reserve(replace(reservation("heart"), alone=WEAK_WHOLE))
+
+        with pytest.raises((ProtocolError, BudgetExceeded)):
+            ledger.charge(
+                [ROUND],
+                alone=alone,
+                study=digest("heart"),
+                slot="r1",
+                key=digest("k"),
+                purpose="round",
+            )
+
+    def test_a_study_whose_own_share_protects_too_little_is_refused(self, ledger: Ledger) -> None:
+        """Without a limit for that case the total's limit is the limit, over all studies."""
+        ledger.reserve(reservation("lung"))
+        none_left = SelfComposedDpEvent(PoissonSampledDpEvent(0.1, GaussianDpEvent(0.6)), 21)
+
+        with pytest.raises(BudgetExceeded, match="if all others collude"):
+            ledger.reserve(replace(reservation("heart"), alone=none_left))
+        assert len(ledger.accounts()) == 1
 
 
 class TestInMemoryLedger(LedgerContract):

@@ -20,7 +20,6 @@ from fedward_common.log.fields import checked
 from fedward_common.privacy.ledger import (
     Charge,
     Head,
-    LedgerState,
     Limits,
     Purpose,
     Reservation,
@@ -28,6 +27,7 @@ from fedward_common.privacy.ledger import (
     entry_body,
     row_sha256,
 )
+from fedward_common.privacy.ledger_state import LedgerState
 
 
 @dataclass(kw_only=True)

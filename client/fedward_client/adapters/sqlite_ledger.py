@@ -30,7 +30,6 @@ from fedward_common.privacy.ledger import (
     Charge,
     Entry,
     Head,
-    LedgerState,
     Limits,
     Purpose,
     Reservation,
@@ -38,6 +37,7 @@ from fedward_common.privacy.ledger import (
     entry_body,
     row_sha256,
 )
+from fedward_common.privacy.ledger_state import LedgerState
 
 BUSY_SECONDS: Final = 10.0
 
