@@ -197,8 +197,9 @@ def secure_study(
     **dp: Any,
 ) -> StudySpec:
     """`a_study` with secure sums; quorum as low as rules 1 let it be."""
+    plan: dict[str, Any] = {"epsilon": 5.0, "delta": min(1e-4, 1 / (2001 * len(keys)))}
     plain = a_study(
-        id="secure", rounds=rounds, local_steps=local_steps, sites=keys, **({"epsilon": 5.0} | dp)
+        id="secure", rounds=rounds, local_steps=local_steps, sites=keys, **(plan | dp)
     ).model_dump(mode="json")
     plain["dp"]["placement"] = placement
     plain["secure_sum"] = True
