@@ -130,6 +130,7 @@ class SecureRounds:
         sharers = tuple(SiteId(site) for site in ready.sharers)
         boxes = {s: {"boxes": Boxes(boxes=ready.boxes_for(s)).canonical} for s in sharers}
         ask = Ask(kind=kind, round=round_number, model=model, cohort=sharers, own=boxes)
+        ready.bound = ask.instruction(self.study, sharers).key
         state = self.exchanges.run(
             ask, lambda site, payload: ready.take_masked(site, _residues(plan, payload))
         )

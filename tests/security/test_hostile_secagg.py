@@ -125,6 +125,34 @@ def test_a_wrong_survivor_list_is_refused(survivors: tuple[str, ...], reason: Re
         one.parties["s1"].sign_survivors(survivors)  # type: ignore[index]
 
 
+def test_sites_that_answered_another_instruction_are_in_no_sum() -> None:
+    """One site gets a model of its own, so that its part could be told from the rest (Pasquini et
+    al. 2022). Its masks do not cancel with those of the others, and its signature is of another
+    text: nothing is opened.
+    """
+    one = Round(sites=6)
+    one.advertised()
+    one.shared()
+    for site, party in one.parties.items():
+        boxes = one.coordinator.boxes_for(site)
+        bound = "other" if site == "s1" else "same"
+        one.coordinator.take_masked(site, party.mask(boxes, np.zeros(10, np.uint32), bound=bound))
+    one.coordinator.bound = "same"
+    survivors = one.coordinator.close()
+    signed = {s: one.parties[SiteId(s)].sign_survivors(survivors) for s in survivors}
+
+    with refused(Reason.SIGNATURE):
+        one.coordinator.take_signature(signed["s1"])
+    for site in survivors[1:]:
+        one.coordinator.take_signature(signed[site])
+    with refused(Reason.SIGNATURE):
+        one.parties["s1"].unmask([signed[s] for s in survivors[1:]])  # type: ignore[index]
+    for site in survivors[1:]:
+        party = one.parties[SiteId(site)]
+        one.coordinator.take_unmasking(party.unmask(one.coordinator.signatures()))
+    assert (one.coordinator.sum() != 0).all()
+
+
 def test_a_split_view_cannot_gather_t_signatures_on_each_of_two_lists() -> None:
     """Half the sites see one list, half another: nobody unmasks."""
     one = after_masks()

@@ -112,7 +112,8 @@ class SecureSums:
 
         1. it is one int64 for each number of the sum; 2. each is cut at the public +-Q (rules 8);
         3. this site's noise is added, in whole numbers, where the study places it here; 4. all
-        masks are added; the set-up is used up.
+        masks are added, bound to the instruction: they cancel only among sites that answered the
+        same one, with the same model; the set-up is used up.
 
         Raises:
             ProtocolError: another length. SecAggRefused: the shares do not open.
@@ -129,7 +130,9 @@ class SecureSums:
             values += plan.grid.noise(plan.size, std=plan.noise_std, source=self.noise())
         party = self._party(live.study, sum_number(live.study, kind, round_number))
         try:
-            masked = party.mask(Boxes.parse(boxes).boxes, plan.grid.to_ring(values))
+            masked = party.mask(
+                Boxes.parse(boxes).boxes, plan.grid.to_ring(values), bound=live.instruction.key
+            )
         except SecAggRefused as error:
             note(self.log, "secagg.refused", live.instruction, code=error.reason.value)
             raise

@@ -31,13 +31,14 @@ from fedward_common.trust.signing import verify
 class Coordinator:
     """Collects one round; every `take_*` refuses what a site may not send, and loses only that.
 
-    `size` and `dtype` are the public length and ring of the vectors.
+    `size` and `dtype` are the public length and ring of the vectors, `bound` what they answer.
     """
 
     session: Session
     thresholds: Thresholds
     size: int
     dtype: type[np.uint32] | type[np.uint64]
+    bound: str = ""
     _adverts: dict[str, Advert] = field(default_factory=dict)
     _boxes: dict[str, Mapping[str, str]] = field(default_factory=dict)
     _total: Ring | None = None
@@ -103,7 +104,7 @@ class Coordinator:
         """Takes one survivor's signature of the list."""
         if signature.site not in self._survivors or signature.survivors != self._survivors:
             raise SecAggRefused(Reason.SURVIVORS, "expected a survivor's signature of the list")
-        text = survivors_bytes(self.session, self._survivors)
+        text = survivors_bytes(self.session, self._survivors, bound=self.bound)
         self._verify(signature.site, signature.signature, text)
         self._signatures[signature.site] = signature
 
@@ -162,7 +163,7 @@ class Coordinator:
         """What takes out the masks that survivors share with a site whose vector is not there."""
         for site in self._survivors:
             secret = agree(private, bytes.fromhex(self._adverts[site].mask_key))
-            key = pair_key(self.session, secret, pair=(site, lost))
+            key = pair_key(self.session, secret, pair=(site, lost), bound=self.bound)
             added = self.session.number(lost) > self.session.number(site)
             yield key, -1 if added else 1
 

@@ -168,6 +168,7 @@ class Opened(Message):
     envelopes: Envelopes | None = None
 
 
-def survivors_bytes(session: Session, survivors: Sequence[str]) -> bytes:
-    """What a site signs about a survivor list."""
-    return session.context("survivors") + canonical_json(list(survivors))
+def survivors_bytes(session: Session, survivors: Sequence[str], *, bound: str = "") -> bytes:
+    """What a site signs about a survivor list, and about what its vector answers (`bound`)."""
+    answered = f"{bound}|" if bound else ""
+    return session.context("survivors") + answered.encode() + canonical_json(list(survivors))

@@ -85,6 +85,7 @@ class Participant:
     _held: dict[str, tuple[bytes, bytes]] = field(default_factory=dict)
     _sharers: tuple[str, ...] = ()
     _survivors: tuple[str, ...] = ()
+    _bound: str = ""
 
     def advertise(self) -> Advert:
         """Fresh keys under the site's signature."""
@@ -135,11 +136,13 @@ class Participant:
             },
         )
 
-    def mask(self, boxes: Mapping[str, str], residues: Ring) -> Ring:
+    def mask(self, boxes: Mapping[str, str], residues: Ring, *, bound: str = "") -> Ring:
         """`residues` under this site's masks, written over them: what the coordinator may see.
 
         `boxes`: by sender, the envelope meant for this site. Those senders and this site are the
-        ones whose pairwise masks are in the vector.
+        ones whose pairwise masks are in the vector. `bound` names what the vector answers (the
+        instruction's key): masks cancel, and signatures count, only among sites that answered the
+        same. A coordinator that gives one site another model learns no sum at all.
         """
         self._step(Phase.SHARED, Phase.MASKED)
         for sender, box in boxes.items():
@@ -154,6 +157,7 @@ class Participant:
                 f"expected shares of {self.thresholds.fewest_survivors} sites, found "
                 f"{len(self._sharers)}",
             )
+        self._bound = bound
         add_masks(residues, self._masks())
         return residues
 
@@ -167,6 +171,7 @@ class Participant:
                     self.session,
                     agree(self._mask_private, bytes.fromhex(self._adverts[other].mask_key)),
                     pair=(self.site, other),
+                    bound=self._bound,
                 )
                 masks.append((key, 1 if self.session.number(other) > own else -1))
         return masks
@@ -176,7 +181,7 @@ class Participant:
         self._step(Phase.MASKED, Phase.SIGNED)
         self._check_survivors(survivors)
         self._survivors = tuple(survivors)
-        signature = self.key.sign(survivors_bytes(self.session, survivors)).hex()
+        signature = self.key.sign(survivors_bytes(self.session, survivors, bound=self._bound)).hex()
         return SurvivorSignature(site=self.site, survivors=self._survivors, signature=signature)
 
     def unmask(self, signatures: Sequence[SurvivorSignature]) -> Unmasking:
@@ -238,7 +243,7 @@ class Participant:
 
     def _check_signatures(self, signatures: Sequence[SurvivorSignature]) -> None:
         """T survivors, this site among them or not, signed this very list."""
-        text = survivors_bytes(self.session, self._survivors)
+        text = survivors_bytes(self.session, self._survivors, bound=self._bound)
         signed: set[str] = set()
         for one in signatures:
             if one.site not in self._survivors or one.survivors != self._survivors:
@@ -309,7 +314,8 @@ def own_mask_key(session: Session, own_mask: bytes) -> bytes:
     return derive(own_mask, session.context("own-mask"))
 
 
-def pair_key(session: Session, secret: bytes, *, pair: tuple[str, str]) -> bytes:
-    """The key of the mask that two sites share, the same for both."""
+def pair_key(session: Session, secret: bytes, *, pair: tuple[str, str], bound: str = "") -> bytes:
+    """The key of the mask that two sites share, the same for both if both answer `bound`."""
     first, second = sorted(pair)
-    return derive(secret, session.context("pair-mask") + f"{first}+{second}".encode())
+    answered = f"|{bound}" if bound else ""
+    return derive(secret, session.context("pair-mask") + f"{first}+{second}{answered}".encode())
