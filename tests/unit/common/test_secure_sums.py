@@ -97,9 +97,7 @@ def test_what_does_not_fit_32_bits_says_what_would() -> None:
 
     with pytest.raises(SecAggRefused, match="ring_bits = 64"):
         sum_plan(narrow, "train", 1, shapes=SHAPES)
-    wide = StudySpec.model_validate(
-        narrow.model_dump(mode="json") | {"secagg": {"ring_bits": 64}}
-    )
+    wide = StudySpec.model_validate(narrow.model_dump(mode="json") | {"secagg": {"ring_bits": 64}})
     assert sum_plan(wide, "train", 1, shapes=SHAPES).grid.bits == 64
 
 
