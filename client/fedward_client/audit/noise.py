@@ -215,6 +215,7 @@ def run_block_steps(
         examples=task.examples(device=device),
         most_records=probe.plan.most_records,
         max_records_per_chunk=flags.max_records_per_chunk,
+        patients_per_round=probe.plan.denominator * study.local_steps,
         precision=flags.precision,
         replicas=flags.replicas,
     )

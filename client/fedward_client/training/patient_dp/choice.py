@@ -1,4 +1,8 @@
-"""Which back end runs: by name, or by `auto` from a short measured table of 2026-11-20."""
+"""Which back end runs: by name, or by `auto` from a short measured table of 2026-11-26."""
+
+import math
+from dataclasses import dataclass
+from typing import Final, Literal
 
 import torch
 from torch import nn
@@ -18,21 +22,39 @@ from fedward_client.training.patient_dp.replicated_backend import ReplicatedBack
 from fedward_client.training.patient_dp.slot_check import check_slots
 from fedward_common.errors import ConfigError, ModelRefused
 
-_LARGEST_FOR_BOOKKEEPING = {"dense": 20_000, "recurrent": 30_000, "convolution": 0}
-"""The most trainable numbers for which `auto` tries bookkeeping first; none beyond the measured.
 
-Measured 2026-11-20 (torch 2.13.0 CPU, one thread of a busy machine, 4 records a patient), CPU-ms
-of a step, loop / bookkeeping: MLP of 13.5 thousand at 128 patients 73 / 16, LSTM of 25 thousand at
-16 patients 228 / 33, CNN of 27 thousand at 32 patients 95 / 83. The last is too close to choose by.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Measured:
+    """For which models of a group `bookkeeping` was measured faster than `loop`, and by how much.
+
+    The slot check runs once a round, and its cost grows with the places of a batch; it has to be
+    earned back by the patients of the round.
+    """
+
+    smallest: int
+    largest: int
+    """Trainable numbers; `auto` takes `loop` outside what was measured."""
+    places: int
+    least_patients: int
+    """Patients drawn in a round, on average and over all its steps, that earn the check back."""
+
+
+_TABLE: Final = {
+    "dense": _Measured(smallest=4_000, largest=800_000, places=64, least_patients=1_000),
+    "recurrent": _Measured(smallest=4_000, largest=30_000, places=16, least_patients=200),
+    "convolution": _Measured(smallest=4_000, largest=30_000, places=8, least_patients=1_000),
+}
+"""Measured 2026-11-26 (torch 2.13.0 CPU, one thread of a busy AMD Zen 5 machine, 4 records a
+patient), CPU ms of a step, loop / bookkeeping: MLP of 13.5 thousand at 128 patients 90 / 4.0, of
+32, 132 and 788 thousand at 64 patients 74 / 3.8, 70 / 11 and 300 / 35; transformer of 66 thousand
+at 32 patients 116 / 35; LSTM of 25 thousand at 16 patients 175 / 26; CNN of 27 thousand at 32
+patients 113 / 74. The other way round at 4 patients: ResNet18 654 / 893, DenseNet121 894 / 1476,
+3-D U-Net 170 / 315. The slot check took 0.9 CPU-s (MLP, 64 places), 1.5 (LSTM, 16), 0.7 (CNN, 8).
 """
 
-_SMALLEST_FOR_BOOKKEEPING = 4_000
-"""Below it a step of the loop takes some ten milliseconds: less than the slot check, which every
-round pays and the loop does not need."""
-
+_LEAST_PLACES = 8
 _MOST_PLACES = 64
-"""The slot check runs every round and its cost grows with the places: 0.06 CPU-s at 16, 0.26 at 256
-(an MLP of 545)."""
+"""Of a back end that is named and not chosen."""
 
 
 def choose_back_end(
@@ -43,22 +65,26 @@ def choose_back_end(
     examples: ExampleRecords,
     most_records: int,
     max_records_per_chunk: int,
+    patients_per_round: float = math.inf,
     precision: Precision = "float32",
     replicas: int = 1,
 ) -> BackEnd:
     """The back end `name` on `model`, checked on made-up patients; `auto` falls back to `loop`.
 
-    `most_records` is what one patient brings at most, by the plan. What is chosen depends on the
-    model, the plan and the machine, never on the site's patients. `auto` never takes `opacus`.
-    With bfloat16 or several replicas it takes `loop`.
+    `most_records` is what one patient brings at most and `patients_per_round` how many are drawn on
+    average, both by the plan. What is chosen depends on the model, the plan and the machine, never
+    on the site's patients. `auto` never takes `opacus`; with bfloat16 or replicas it takes `loop`.
 
     Raises:
         ModelRefused: the named back end, or `loop` under `auto`, cannot keep patients apart.
         ConfigError: another back end than `loop` with bfloat16 or replicas, or too few devices.
     """
+    group = _group(model)
+    fitting = max_records_per_chunk // most_records
 
     def bookkeeping() -> BackEnd:
-        places = max(1, min(_MOST_PLACES, max_records_per_chunk // most_records))
+        most = _TABLE[group].places if name == "auto" else _MOST_PLACES
+        places = max(1, min(most, fitting))
         made = BookkeepingBackEnd(
             model, loss=loss, geometry=Geometry(slots=places, records=most_records)
         )
@@ -85,19 +111,19 @@ def choose_back_end(
         raise ConfigError(
             f"backend: expected 'loop' or 'auto' with bfloat16 or replicas, found {name!r}"
         )
-    if name == "auto":
-        if not only_loop and _bookkeeping_is_faster(
-            model, places=max_records_per_chunk // most_records
-        ):
-            try:
-                return checked_back_end(
-                    bookkeeping, model, loss=loss, examples=examples, most_records=most_records
-                )
-            except ModelRefused:
-                pass  # the loop below takes any model that autograd can differentiate
-        name = "loop"
+    if name == "auto" and (
+        not only_loop
+        and fitting >= _LEAST_PLACES
+        and _is_faster(_TABLE[group], model, patients_per_round=patients_per_round)
+    ):
+        try:
+            return checked_back_end(
+                bookkeeping, model, loss=loss, examples=examples, most_records=most_records
+            )
+        except ModelRefused:
+            pass  # the loop below takes any model that autograd can differentiate
     return checked_back_end(
-        makers[name],
+        makers["loop" if name == "auto" else name],
         model,
         loss=loss,
         examples=examples,
@@ -121,13 +147,13 @@ def _devices(model: nn.Module, replicas: int) -> list[torch.device]:
     ]
 
 
-def _bookkeeping_is_faster(model: nn.Module, *, places: int) -> bool:
-    size = sum(p.numel() for p in trainable_parameters(model).values())
+def _group(model: nn.Module) -> Literal["dense", "recurrent", "convolution"]:
     kinds = {type(layer).__name__ for layer in model.modules()}
-    if any(kind.startswith("Conv") for kind in kinds):
-        group = "convolution"
-    elif "RNNLinear" in kinds:
-        group = "recurrent"
-    else:
-        group = "dense"
-    return places >= 8 and _SMALLEST_FOR_BOOKKEEPING <= size <= _LARGEST_FOR_BOOKKEEPING[group]
+    if any("Conv" in kind for kind in kinds):
+        return "convolution"
+    return "recurrent" if "RNNLinear" in kinds else "dense"
+
+
+def _is_faster(row: _Measured, model: nn.Module, *, patients_per_round: float) -> bool:
+    size = sum(p.numel() for p in trainable_parameters(model).values())
+    return row.smallest <= size <= row.largest and patients_per_round >= row.least_patients

@@ -77,7 +77,7 @@ class PatientDpEngine:
         Source: McMahan et al. 2018 (the unit is a person); Abadi et al. 2016 (the step).
         """
         total = self._clipped_sum(patients, self._drawn(patients))
-        total += self._draw_noise(total.device)
+        total.add_(self._draw_noise(total.device), alpha=self.plan.noise_std)
         self._steps += 1
         return total.div_(self.plan.denominator)
 
@@ -141,7 +141,8 @@ class PatientDpEngine:
         )
 
     def _draw_noise(self, device: torch.device) -> torch.Tensor:
+        """A standard normal number for each parameter, float64."""
         noise = self._noise.normal(self._parameters)
         if noise.shape != (self._parameters,) or not np.isfinite(noise).all():
             raise RuntimeError("noise source: expected a finite number for each parameter")
-        return torch.from_numpy(noise * self.plan.noise_std).to(device)
+        return torch.from_numpy(noise).to(device)

@@ -133,16 +133,20 @@ def test_attention_of_opacus_is_refused_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "twist", "expected"),
+    ("width", "twist", "patients", "expected"),
     [
-        (900, same, BookkeepingBackEnd),
-        (900, torch.sin, LoopBackEnd),
-        (1, same, LoopBackEnd),
+        (900, same, 5000.0, BookkeepingBackEnd),
+        (900, torch.sin, 5000.0, LoopBackEnd),
+        (1, same, 5000.0, LoopBackEnd),
+        (900, same, 50.0, LoopBackEnd),
     ],
-    ids=["large enough", "an operation it does not know", "too small to pay for the check"],
+    ids=["large enough", "unknown operation", "too small a model", "too few patients a round"],
 )
 def test_auto_takes_bookkeeping_where_it_pays_and_loop_where_it_does_not(
-    width: int, twist: Callable[[torch.Tensor], torch.Tensor], expected: type[object]
+    width: int,
+    twist: Callable[[torch.Tensor], torch.Tensor],
+    patients: float,
+    expected: type[object],
 ) -> None:
     model = nn.Sequential(nn.Linear(4, width), nn.Linear(width, 1))
 
@@ -153,6 +157,7 @@ def test_auto_takes_bookkeeping_where_it_pays_and_loop_where_it_does_not(
         examples=examples,
         most_records=2,
         max_records_per_chunk=16,
+        patients_per_round=patients,
     )
 
     assert isinstance(made, expected)
