@@ -281,7 +281,7 @@ def make_heart(data: Path, epsilon: float, plan: Plan) -> tuple[StudySpec, Table
         if old not in text:
             raise SystemExit(f"heart.toml: expected {old!r}")
         text = text.replace(old, new, 1)
-    study = _parsed(text, [str(site["id"]) for site in read_toml(STUDIES / "heart.toml")["sites"]])
+    study = parsed(text, [str(site["id"]) for site in read_toml(STUDIES / "heart.toml")["sites"]])
     with tempfile.TemporaryDirectory() as folder:
         rows = {s: _rows(path) for s, path in import_fed_heart(data, Path(folder)).items()}
     return study, _encoded(study, rows, "train"), _encoded(study, rows, "test")
@@ -352,7 +352,7 @@ longest_days = 8700.0
 kind = "column"
 column = "split"
 {columns}"""
-    study = _parsed(text, sorted(tables))
+    study = parsed(text, sorted(tables))
     return study, _encoded(study, tables, "train"), _encoded(study, tables, "test")
 
 
@@ -362,7 +362,7 @@ def _study_of(name: str) -> tuple[Mapping[float, Plan], Any, Any]:
     )
 
 
-def _parsed(text: str, sites: Sequence[str]) -> StudySpec:
+def parsed(text: str, sites: Sequence[str]) -> StudySpec:
     keys = {
         site: SiteKeys(key_sha256=f"{2 * n:064x}", node_key_sha256=f"{2 * n + 1:064x}")
         for n, site in enumerate(sites)
