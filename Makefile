@@ -74,6 +74,9 @@ bench-imaging: $(STAMP)  ## PneumoniaMNIST over four hospitals, with and without
 bench-dicom: $(STAMP)  ## indexing and decoding DICOM: speed and memory
 	@$(BIN)/python -m benchmarks.dicom --out runs/bench-dicom.json
 
+bench-phase: $(STAMP)  ## a step of a phase with 3 and 16 sites, small and 1 MB: time and CPU by process
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.phase --out runs/bench-phase.json
+
 bench-secagg: $(STAMP)  ## mask and unmask of the secure sum beside Flower's SecAgg+, 3 to 100 sites
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.secagg --out runs/bench-secagg.json
 
@@ -96,4 +99,4 @@ ci-deps:  ## Debian packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-secagg bench-utility bench-imaging e2e-enrol ci-deps clean
+.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging e2e-enrol ci-deps clean

@@ -1,6 +1,7 @@
 """Whether an instruction may run here: what is proven, what is reserved and what is charged."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from fedward_client.exclusions import exclusions_digest
 from fedward_client.guard.client import Grant, StoredReply
@@ -32,7 +33,7 @@ def verified_study(signed_study: bytes, *, site: SiteId, key: Signer) -> StudySp
         ProtocolError, SignatureRefused: which of these is not so.
     """
     # 1.
-    study = SignedStudy.parse(signed_study).verify()
+    study = _signed_by_its_lead(signed_study)
     # 2.
     own = study.site(site)
     if own is None:
@@ -43,6 +44,12 @@ def verified_study(signed_study: bytes, *, site: SiteId, key: Signer) -> StudySp
             "A changed key needs a new study digest and a new approval"
         )
     return study
+
+
+@lru_cache(maxsize=4)
+def _signed_by_its_lead(signed_study: bytes) -> StudySpec:
+    """The study; what the bytes prove they always prove, and a study asks for many rounds."""
+    return SignedStudy.parse(signed_study).verify()
 
 
 def require_of_study(instruction: Instruction, study: StudySpec, *, site: SiteId) -> None:

@@ -6,7 +6,7 @@ signed study, so that an update can be checked without it.
 
 from fedward_client.approvals import Standing
 from fedward_common.errors import PolicyRefused, ProtocolError
-from fedward_common.models.plugins import find_plugin
+from fedward_common.models.plugins import BUILT_IN, find_plugin
 from fedward_common.study.spec import DpSgd, StudySpec
 
 
@@ -19,7 +19,9 @@ def approved_plugin(study: StudySpec, standing: Standing) -> str | None:
         PolicyRefused: nobody approved this package, in this version, with these files.
         ProtocolError: the study does not write out the model's tensors.
     """
-    plugin = find_plugin(study.model.name) if isinstance(study.dp, DpSgd) else None
+    if study.model.name in BUILT_IN or not isinstance(study.dp, DpSgd):
+        return None
+    plugin = find_plugin(study.model.name)
     if plugin is None:
         return None
     if (plugin.package, plugin.version, plugin.sha256) not in standing.plugins(plugin.model):

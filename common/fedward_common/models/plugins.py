@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 GROUP: Final = "fedward.models"
 CACHE: Final = "__pycache__"
+BUILT_IN: Final = frozenset({"logistic-regression", "linear", "mlp", "gru", "lstm"})
+"""Names of the registry that no plugin can take: who only asks for a plugin need not look for one,
+nor load torch to know. Looking reads the metadata of every installed package."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

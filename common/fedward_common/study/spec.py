@@ -2,7 +2,7 @@
 
 import math
 from datetime import date
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -240,8 +240,16 @@ class StudySpec(Extensible):
 
     @property
     def digest(self) -> Digest:
-        """SHA-256 of `canonical`: the study's identity everywhere."""
-        return Digest(sha256_hex(self.canonical))
+        """SHA-256 of `canonical`: the study's identity everywhere; kept for the last few."""
+        # By identity, and not in the value: a changed copy would carry the old digest with it.
+        known = _DIGESTS.get(id(self))
+        if known is not None and known[0] is self:
+            return known[1]
+        digest = Digest(sha256_hex(self.canonical))
+        if len(_DIGESTS) >= MAX_DIGESTS:
+            _DIGESTS.clear()
+        _DIGESTS[id(self)] = (self, digest)
+        return digest
 
     @property
     def roster_sha256(self) -> Digest:
@@ -346,3 +354,8 @@ class StudySpec(Extensible):
                 "aggregation.name: expected fedavg with distributed noise (a round is one step of "
                 f"[training] over all sites' patients), found {self.aggregation.name}"
             )
+
+
+MAX_DIGESTS: Final = 32
+_DIGESTS: Final[dict[int, tuple[StudySpec, Digest]]] = {}
+"""Studies and their digests by identity; the value keeps a study alive, so no id comes twice."""

@@ -12,9 +12,11 @@ import torch
 from fedward_common.arrays import tensors_to_bytes
 from fedward_common.errors import ConfigError
 from fedward_common.models.dp_layers import dp_layer
+from fedward_common.models.plugins import BUILT_IN
 from fedward_common.models.registry import (
     build_model,
     initial_tensors,
+    is_known,
     model_shapes,
     register_model,
 )
@@ -109,3 +111,10 @@ def test_loading_opacus_leaves_the_root_logger_as_it_was() -> None:
     assert done.stdout == "[] True\n"
     assert done.stderr == ""
     assert logging.getLogger().handlers == here
+
+
+def test_what_needs_no_plugin_is_in_the_registry_and_cannot_be_taken() -> None:
+    for name in BUILT_IN:
+        assert is_known(name)
+        with pytest.raises(ValueError, match="not taken"):
+            register_model(name)(lambda spec, inputs: torch.nn.Linear(inputs, 1))

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from fedward_common.canonical import sha256_hex
 from fedward_common.ids import SiteId
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import NumberColumn
@@ -137,3 +138,13 @@ def test_inputs_are_one_per_number_and_one_less_than_the_values_of_a_category() 
     data: Any = make_spec().data
 
     assert data.input_size == 3
+
+
+def test_a_changed_copy_has_a_digest_of_its_own() -> None:
+    study = make_spec()
+    before = study.digest
+
+    changed = study.model_copy(update={"title": "Another"})
+
+    assert changed.digest == sha256_hex(changed.canonical) != before
+    assert study.digest == before == sha256_hex(study.canonical)
