@@ -5,11 +5,11 @@
 Each split of the patients into training and held-out is dealt to the hospitals anew and trained
 with several noise draws. All arms have the same epsilon (by PLD, of the whole training), delta,
 clip norm, averaging (the second half of the released models) and grid of settings; the setting is
-chosen anew in every split, by validation on parts of its training patients with fresh noise:
-`central` chooses for itself and for `distributed`, which is the same mechanism at the same sigma;
-`local` chooses for itself, and may take five local steps a round, which the others cannot. Tuning
-is not charged: no arm is. Every patient takes part in every step (q = 1): at these sizes sigma / q
-is the same at q = 1/2, and drawing only adds variance.
+chosen anew in every split and by every arm for itself, by validation on parts of its training
+patients with fresh noise; `local` may also take five local steps a round, which the others cannot.
+`central, same sigma` is central DP-SGD with the setting that `distributed` chose, so with its
+sigma. Tuning is not charged: no arm is. Every patient takes part in every step (q = 1): at these
+sizes sigma / q is the same at q = 1/2, and drawing only adds variance.
 
 Intervals are Student's, 95 %, over the means of the splits. The splits share patients: they say how
 sure the figures are on these patients, not on others.
@@ -49,6 +49,7 @@ Metric = Literal["auc", "site_accuracy"]
 Deal = Callable[[int], Split]
 
 ARMS: Final[tuple[Arm, ...]] = ("central", "distributed", "local")
+SAME: Final = "central, same sigma"
 STEPS: Final = (15, 45)
 RATES: Final = (0.5, 1.5, 4.5)
 LOCAL_STEPS: Final = (1, 5)
@@ -195,22 +196,22 @@ def measured(
     """The figures of one case: per arm, in pairs, and what was chosen."""
     names: tuple[Metric, ...] = ("auc", "site_accuracy")
     found: dict[str, dict[Metric, list[float]]] = {
-        arm: {name: [] for name in names} for arm in (*ARMS, "no privacy", "majority")
+        arm: {name: [] for name in names} for arm in (*ARMS, SAME, "no privacy", "majority")
     }
-    chosen: dict[str, list[str]] = {"central": [], "local": []}
+    chosen: dict[str, list[str]] = {arm: [] for arm in ARMS}
     for number in range(splits):
         training, held_out = deal_split(number)
         settings = tuned(case, training, number=number, validations=validations)
-        for arm in ("central", "local"):
-            chosen[arm].append(str(settings[arm]))
-        for arm in ARMS:
-            setting = settings["local" if arm == "local" else "central"]
+        tried = [(arm, arm, settings[arm]) for arm in ARMS]
+        for label, arm, setting in (*tried, (SAME, ARMS[0], settings["distributed"])):
             runs = [
                 figures(train(arm, training, setting=setting, budget=case.budget), held_out)
                 for _ in range(draws)
             ]
             for name in names:
-                found[arm][name].append(float(np.mean([run[name] for run in runs])))
+                found[label][name].append(float(np.mean([run[name] for run in runs])))
+        for arm in ARMS:
+            chosen[arm].append(str(settings[arm]))
         plain = figures(no_privacy(training), held_out)
         for name in names:
             found["no privacy"][name].append(plain[name])
@@ -232,7 +233,7 @@ def measured(
                 name: interval(np.subtract(found["distributed"][name], found[arm][name]).tolist())
                 for name in names
             }
-            for arm in ("central", "local")
+            for arm in (SAME, "central", "local")
         },
         "chosen": chosen,
     }
@@ -240,22 +241,23 @@ def measured(
 
 def tuned(
     case: Case, training: Sequence[Patients], *, number: int, validations: int
-) -> Mapping[str, Setting]:
-    """The best setting of `central` and of `local` by the mean over validation parts."""
+) -> Mapping[Arm, Setting]:
+    """The best setting of each arm by the mean over validation parts."""
     folds = []
     for validation in range(validations):
         generator = np.random.default_rng((number, validation))
         parts = [np.split(*cut(site, generator)) for site in training]
         pairs = list(zip(training, parts, strict=True))
         folds.append(tuple([site.some(part[side]) for site, part in pairs] for side in (0, 1)))
-    best: dict[str, Setting] = {}
-    for arm, local_steps in (("central", (1,)), ("local", LOCAL_STEPS)):
+    best: dict[Arm, Setting] = {}
+    for arm in ARMS:
+        local_steps = LOCAL_STEPS if arm == "local" else (1,)
         grid = [
             Setting(steps=steps, rate=rate, local_steps=local)
             for steps, rate, local in product(STEPS, RATES, local_steps)
         ]
 
-        def score(setting: Setting, arm: Any = arm) -> float:
+        def score(setting: Setting, arm: Arm = arm) -> float:
             runs = [
                 figures(train(arm, inner, setting=setting, budget=case.budget), validation)
                 for inner, validation in folds
@@ -308,24 +310,18 @@ def interval(values: Sequence[float]) -> dict[str, float]:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    lines = [
-        "| set | metric | no privacy | central | distributed | local | distributed - central | "
-        "distributed - local |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    shown, compared = ("no privacy", "central", "distributed", "local"), (SAME, "central", "local")
+    titles = ["set", "metric", *shown, *(f"distributed - {arm}" for arm in compared)]
+    lines = [f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for row in rows:
         metric = row["metric"]
-        arms = [row["arms"][arm][metric] for arm in ("no privacy", *ARMS)]
-        differences = [row["distributed_minus"][arm][metric] for arm in ("central", "local")]
-        lines.append(
-            f"| {row['case']} | {metric} | "
-            + " | ".join(f"{arm['mean']:.3f} +- {arm['sd']:.3f}" for arm in arms)
-            + " | "
-            + " | ".join(
-                f"{d['mean']:+.4f} ({d['low']:+.4f}, {d['high']:+.4f})" for d in differences
-            )
-            + " |"
-        )
+        arms = [row["arms"][arm][metric] for arm in shown]
+        differences = [row["distributed_minus"][arm][metric] for arm in compared]
+        cells = [
+            *(f"{arm['mean']:.3f} +- {arm['sd']:.3f}" for arm in arms),
+            *(f"{d['mean']:+.4f} ({d['low']:+.4f}, {d['high']:+.4f})" for d in differences),
+        ]
+        lines.append(f"| {row['case']} | {metric} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
