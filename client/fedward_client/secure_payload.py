@@ -27,19 +27,23 @@ def training_numbers(
     weights: Tensors,
     records: PatientRecords,
     plan: SumPlan,
-) -> tuple[bytes, ExecutedPlan]:
+    correction: Tensors,
+) -> tuple[bytes, ExecutedPlan, Tensors]:
     """The site's clipped patient sum (distributed noise), or its noised, weighted update (local).
+
+    With it goes the update itself, noised, which only a site that keeps something has a use for.
 
     The update is (model after - model before) times the site's public weight; what did not run as
     planned is for the caller to find in the executed plan.
     """
     if is_distributed(study):
         found = trainer.integer_sum(weights, records, grid=plan.grid)
-        return _bytes(found.vector), found.executed
-    update = trainer.train(weights, records)
+        return _bytes(found.vector), found.executed, {}
+    update = trainer.train(weights, records, correction=correction)
     moved = flat(study, update.tensors) - flat(study, weights)
     scaled = np.rint(moved * study.weight(site) * plan.grid.scale)
-    return _bytes(np.clip(scaled, -LARGEST, LARGEST).astype(np.int64)), update.executed
+    numbers = _bytes(np.clip(scaled, -LARGEST, LARGEST).astype(np.int64))
+    return numbers, update.executed, update.tensors
 
 
 def evaluation_numbers(

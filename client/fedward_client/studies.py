@@ -22,7 +22,12 @@ from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.clinical import ClinicalData, Measured, Present
+<<<<<<< HEAD
 from fedward_common.study.imaging import ImageData
+||||||| parent of 01ab74c (SCAFFOLD and FedBN: what sites keep between rounds stays with their guards)
+=======
+from fedward_common.study.kept import kept_words
+>>>>>>> 01ab74c (SCAFFOLD and FedBN: what sites keep between rounds stays with their guards)
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
@@ -146,6 +151,7 @@ def study_report(settings: SiteSettings, study: StudySpec, *, now: datetime) -> 
         "model": study.model.name if isinstance(study.dp, DpSgd) else None,
         "plugin": _plugin(settings, study),
         "aggregation": study.aggregation.name if isinstance(study.dp, DpSgd) else None,
+        "kept": kept_words(study) or None,
         "rounds": study.rounds,
         "local_steps": study.local_steps,
         "deadline_seconds": study.deadline_seconds,

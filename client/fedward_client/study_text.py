@@ -79,6 +79,8 @@ def _doing(report: dict[str, Any]) -> Iterator[str]:
             f"{report['local_steps']} steps; the sites' updates are joined by "
             f"{report['aggregation']}."
         )
+    if report.get("kept"):
+        yield f"Between rounds, {report['kept']}."
     if report["plugin"] is not None:
         yield plugin_text(report["plugin"])
     yield (

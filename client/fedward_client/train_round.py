@@ -12,6 +12,7 @@ import numpy as np
 import structlog
 
 from fedward_client.guard.client import Grant, StoredReply
+from fedward_client.kept_state import OpenedRound, own_weights, study_shapes
 from fedward_client.secure_payload import (
     evaluation_numbers,
     statistics_numbers,
@@ -21,16 +22,16 @@ from fedward_client.statistics import RowSource, release_of, statistics_payload
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import ExecutedPlan, LocalTrainer, PerformanceFlags
 from fedward_client.training.weights import record_scores
-from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
+from fedward_common.arrays import tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import REFUSAL_CODES, FedwardError, ProtocolError, SignatureRefused
 from fedward_common.ids import SiteId
 from fedward_common.models.plugins import register_installed
-from fedward_common.models.registry import model_shapes
 from fedward_common.privacy.histogram import binned_counts, noisy_counts
 from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.privacy.statistics import IntegerSource, SystemIntegers
 from fedward_common.secagg.sums import sum_plan
+from fedward_common.study.kept import is_kept
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import BinnedScores
@@ -46,8 +47,13 @@ class Guard(Protocol):
         """A single-use receipt after the charge is durable, or the reply that was sealed before."""
         ...
 
-    def seal(self, receipt: str, payload: bytes, boxes: bytes = b"") -> Envelope:
-        """The signed envelope that may leave; in a secure study with the payload masked."""
+    def seal(
+        self, receipt: str, payload: bytes, boxes: bytes = b"", *, state: bytes = b""
+    ) -> Envelope:
+        """The signed envelope that may leave; in a secure study with the payload masked.
+
+        `state` stays at the site for the study's next round.
+        """
         ...
 
     def step(self, instruction: bytes, signed_study: bytes, message: bytes) -> Envelope:
@@ -98,56 +104,68 @@ class Worker:
         study = SignedStudy.parse(signed).verify()
         register_installed(study.model.name, sha256=grant.plugin_sha256)
         if study.secure_sum:
-            numbers = self._numbers(study, SiteId(grant.site), instruction, model)
-            return self.guard.seal(grant.receipt, numbers, _blob(envelope, "boxes"))
-        payload = self._payload(study, SiteId(grant.site), instruction, model)
-        return self.guard.seal(grant.receipt, payload)
+            numbers, state = self._numbers(study, grant, instruction, model)
+            return self._sealed(grant, numbers, _blob(envelope, "boxes"), state=state)
+        payload, state = self._payload(study, grant, instruction, model)
+        return self._sealed(grant, payload, state=state)
+
+    def _sealed(self, grant: Grant, *blobs: bytes, state: bytes) -> Envelope:
+        if not state:
+            return self.guard.seal(grant.receipt, *blobs)
+        return self.guard.seal(grant.receipt, *blobs, state=state)
 
     def _payload(
-        self, study: StudySpec, site: SiteId, instruction: Instruction, model: bytes
-    ) -> bytes:
-        """What leaves as it is: noised here."""
+        self, study: StudySpec, grant: Grant, instruction: Instruction, model: bytes
+    ) -> tuple[bytes, bytes]:
+        """What leaves as it is, noised here, and what stays."""
         match instruction.kind:
             case "train":
-                return self._train(study, site, model)
+                return self._train(study, grant, model)
             case "evaluate":
-                return self._evaluate(study, model)
+                return self._evaluate(study, grant, model), b""
             case "statistics":
-                return self._statistics(study, instruction)
+                return self._statistics(study, instruction), b""
         raise ProtocolError(f"instruction: expected a known kind, found {instruction.kind}")
 
     def _numbers(
-        self, study: StudySpec, site: SiteId, instruction: Instruction, model: bytes
-    ) -> bytes:
-        """What the guard noises and masks."""
-        shapes = {} if instruction.kind == "statistics" else _shapes(study)
+        self, study: StudySpec, grant: Grant, instruction: Instruction, model: bytes
+    ) -> tuple[bytes, bytes]:
+        """What the guard noises and masks, and what stays."""
+        shapes = {} if instruction.kind == "statistics" else study_shapes(study)
         plan = sum_plan(study, instruction.kind, instruction.round, shapes=shapes)
         match instruction.kind:
             case "train":
-                numbers, ran = training_numbers(
+                opened = OpenedRound.of(study, model, grant.state)
+                numbers, ran, after = training_numbers(
                     study,
-                    site,
-                    self._trainer(study, site),
-                    weights=tensors_from_bytes(model, shapes=shapes),
+                    SiteId(grant.site),
+                    self._trainer(study, SiteId(grant.site)),
+                    weights=opened.weights,
                     records=self.source.records(study, part="train"),
                     plan=plan,
+                    correction=opened.correction,
                 )
                 _require_executed(study, ran)
-                return numbers
+                return numbers, opened.state_after(after)
             case "evaluate":
                 records = self.source.records(study, part="test")
-                weights = tensors_from_bytes(model, shapes=shapes)
+                weights = own_weights(study, model, grant.state)
                 scores = record_scores(study, weights, records.features)
-                return evaluation_numbers(scores, records, plan=plan)
+                return evaluation_numbers(scores, records, plan=plan), b""
         release = release_of(instruction, study)
-        return statistics_numbers(study, release, list(self.source.rows(study)), plan=plan)
+        rows = list(self.source.rows(study))
+        return statistics_numbers(study, release, rows, plan=plan), b""
 
-    def _train(self, study: StudySpec, site: SiteId, model: bytes) -> bytes:
-        weights = tensors_from_bytes(model, shapes=_shapes(study))
-        trainer = self._trainer(study, site)
-        update = trainer.train(weights, self.source.records(study, part="train"))
+    def _train(self, study: StudySpec, grant: Grant, model: bytes) -> tuple[bytes, bytes]:
+        opened = OpenedRound.of(study, model, grant.state)
+        update = self._trainer(study, SiteId(grant.site)).train(
+            opened.weights,
+            self.source.records(study, part="train"),
+            correction=opened.correction,
+        )
         _require_executed(study, update.executed)
-        return tensors_to_bytes(update.tensors)
+        leaves = {n: t for n, t in update.tensors.items() if not is_kept(study, n)}
+        return tensors_to_bytes(leaves), opened.state_after(update.tensors)
 
     def _trainer(self, study: StudySpec, site: SiteId) -> LocalTrainer:
         return LocalTrainer(
@@ -163,11 +181,11 @@ class Worker:
             integers=self.integers(),
         )
 
-    def _evaluate(self, study: StudySpec, model: bytes) -> bytes:
+    def _evaluate(self, study: StudySpec, grant: Grant, model: bytes) -> bytes:
         release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
         if release is None:
             raise ProtocolError("evaluation: expected a binned-scores release, found none")
-        weights = tensors_from_bytes(model, shapes=_shapes(study))
+        weights = own_weights(study, model, grant.state)
         records = self.source.records(study, part="test")
         classes = task_of(study).classes(records.labels)
         counted = np.isfinite(classes)
@@ -193,10 +211,6 @@ def _require_executed(study: StudySpec, ran: ExecutedPlan) -> None:
         or ran.sampling_probability != plan.sampling_probability
     ):
         raise ProtocolError("training: expected the study's plan to have run, found otherwise")
-
-
-def _shapes(study: StudySpec) -> dict[str, tuple[int, ...]]:
-    return model_shapes(study.model, inputs=task_of(study).inputs)
 
 
 def _blob(envelope: Envelope, name: str) -> bytes:

@@ -13,7 +13,9 @@ import numpy.typing as npt
 from fedward_common.arrays import Array, Tensors
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
-from fedward_common.study.spec import FedAdam, StudySpec
+from fedward_common.models.registry import model_shapes
+from fedward_common.study.inputs import input_size
+from fedward_common.study.spec import FedAdam, Scaffold, StudySpec
 
 Wide = npt.NDArray[np.float64]
 
@@ -64,8 +66,12 @@ class PlainSum:
 class ServerOptimiser(Protocol):
     """Turns the mean of the sites' models into the next global model."""
 
-    def step(self, current: Tensors, mean: Tensors) -> dict[str, Array]:
-        """The next global model."""
+    def step(self, current: Tensors, mean: Tensors, *, share: float = 1.0) -> dict[str, Array]:
+        """The next global model. `share`: how much of the public patients is in the mean."""
+        ...
+
+    def shared(self) -> dict[str, Array]:
+        """What goes to the sites beside the model."""
         ...
 
     def state(self) -> Mapping[str, Wide]:
@@ -78,12 +84,19 @@ class ServerOptimiser(Protocol):
 
 
 class Replace:
-    """FedAvg and FedProx: the mean is the next model. Source: McMahan et al. 2017, algorithm 1."""
+    """FedAvg, FedProx, FedBN: the mean is the next model. Source: McMahan et al. 2017, algorithm 1.
 
-    def step(self, current: Tensors, mean: Tensors) -> dict[str, Array]:
-        """The mean, unchanged; `current` plays no part."""
-        del current
-        return dict(mean)
+    What is not in the mean (FedBN: the sites' own layers) stays as it is.
+    """
+
+    def step(self, current: Tensors, mean: Tensors, *, share: float = 1.0) -> dict[str, Array]:
+        """The mean, unchanged."""
+        del share
+        return {**current, **mean}
+
+    def shared(self) -> dict[str, Array]:
+        """Nothing."""
+        return {}
 
     def state(self) -> Mapping[str, Wide]:
         """Nothing."""
@@ -101,8 +114,9 @@ class AdamStep:
         self._first: dict[str, Wide] = {}
         self._second: dict[str, Wide] = {}
 
-    def step(self, current: Tensors, mean: Tensors) -> dict[str, Array]:
+    def step(self, current: Tensors, mean: Tensors, *, share: float = 1.0) -> dict[str, Array]:
         """current + lr * m / (sqrt(v) + tau), without bias correction as in the paper."""
+        del share
         spec, following = self._spec, {}
         for name, value in current.items():
             delta = np.subtract(mean[name], value, dtype=np.float64)
@@ -114,6 +128,10 @@ class AdamStep:
             move = spec.learning_rate * self._first[name] / (np.sqrt(self._second[name]) + spec.tau)
             following[name] = (value + move).astype(np.float32)
         return following
+
+    def shared(self) -> dict[str, Array]:
+        """Nothing."""
+        return {}
 
     def state(self) -> Mapping[str, Wide]:
         """Both moments of every tensor."""
@@ -127,8 +145,44 @@ class AdamStep:
             (self._first if which == "first" else self._second)[tensor] = value
 
 
+class ScaffoldStep:
+    """SCAFFOLD: the mean is the next model, and the shared control variate follows from it.
+
+    Shared = the sites' own control variates, weighted by their public patients, where absent sites
+    keep theirs. The mean of the released models is enough to follow it: the coordinator needs no
+    site's variate, so a secure sum hides those as well. It is a function of released sums only.
+    Source: Karimireddy et al. 2020, algorithm 1, option II, global rate 1.
+    """
+
+    def __init__(self, study: StudySpec) -> None:
+        self._reach = study.local_steps * study.training.learning_rate
+        shapes = model_shapes(study.model, inputs=input_size(study.data))
+        self._shared: dict[str, Wide] = {name: np.zeros(shape) for name, shape in shapes.items()}
+
+    def step(self, current: Tensors, mean: Tensors, *, share: float = 1.0) -> dict[str, Array]:
+        """The mean; shared becomes (1 - share) shared + share (current - mean) / (steps x rate)."""
+        for name, value in mean.items():
+            moved = np.subtract(current[name], value, dtype=np.float64) / self._reach
+            self._shared[name] = (1 - share) * self._shared[name] + share * moved
+        return dict(mean)
+
+    def shared(self) -> dict[str, Array]:
+        """The shared control variate."""
+        return {name: value.astype(np.float32) for name, value in self._shared.items()}
+
+    def state(self) -> Mapping[str, Wide]:
+        """The shared control variate."""
+        return dict(self._shared)
+
+    def restore(self, state: Mapping[str, Wide]) -> None:
+        """Goes on with it."""
+        self._shared.update(state)
+
+
 def server_optimiser(study: StudySpec) -> ServerOptimiser:
     """The server optimiser that the study names."""
+    if isinstance(study.aggregation, Scaffold):
+        return ScaffoldStep(study)
     return AdamStep(study.aggregation) if isinstance(study.aggregation, FedAdam) else Replace()
 
 

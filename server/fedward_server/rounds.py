@@ -11,6 +11,7 @@ import numpy.typing as npt
 from fedward_common.arrays import Array, Tensors, tensors_from_bytes, tensors_to_bytes
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
+from fedward_common.study.kept import released_shapes, round_tensors
 from fedward_common.study.spec import StudySpec
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.exchange import RETURN_SECONDS, Ask, Exchanges
@@ -42,7 +43,7 @@ class OpenRounds:
         self, study: StudySpec, exchanges: Exchanges, *, inputs: int, opened: Opened | None
     ) -> None:
         self._study, self._exchanges, self._opened = study, exchanges, opened
-        self._shapes = model_shapes(study.model, inputs=inputs)
+        self._shapes = released_shapes(study, model_shapes(study.model, inputs=inputs))
         self._optimiser = server_optimiser(study)
 
     def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
@@ -52,13 +53,15 @@ class OpenRounds:
         def take(site: SiteId, payload: bytes) -> None:
             total.add(site, tensors_from_bytes(payload, shapes=self._shapes))
 
-        ask = Ask(kind="train", round=number, model=tensors_to_bytes(model))
+        asked = tensors_to_bytes(round_tensors(model, self._optimiser.shared()))
+        ask = Ask(kind="train", round=number, model=asked)
         state = self._exchanges.run(again(ask, self._opened), take)
         if not state.has_quorum:
             self._exchanges.abandon(state)
             return None
         state.aggregate()
-        return state, self._optimiser.step(model, total.mean())
+        share = share_of(self._study, state)
+        return state, self._optimiser.step(model, total.mean(), share=share)
 
     def state(self) -> Numbers:
         """The server optimiser's."""
@@ -78,11 +81,12 @@ class SecretRounds:
 
     def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
         """The server optimiser's step towards the opened mean."""
-        trained = self._secure.mean(number, model)
+        trained = self._secure.mean(number, model, shared=self._optimiser.shared())
         if trained is None:
             return None
         state, mean = trained
-        return state, self._optimiser.step(model, mean)
+        share = share_of(self._secure.study, state)
+        return state, self._optimiser.step(model, mean, share=share)
 
     def state(self) -> Numbers:
         """The server optimiser's, and that of the pooled descent."""
@@ -97,6 +101,11 @@ class SecretRounds:
             groups[group][rest] = value
         self._optimiser.restore(groups["server"])
         self._secure.descent.restore(groups["pooled"])
+
+
+def share_of(study: StudySpec, state: RoundState) -> float:
+    """The public patients of the sites in a round, of all the study's."""
+    return sum(study.weight(site) for site in state.accepted)
 
 
 def again(ask: Ask, opened: Opened | None) -> Ask:

@@ -42,6 +42,7 @@ from fedward_common.secagg.sums import (
     survivor_patients,
     unflat,
 )
+from fedward_common.study.kept import round_tensors
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_common.trust.signing import key_sha256
@@ -95,13 +96,18 @@ class SecureRounds:
                 )
         self.descent = PooledDescent(self.study.training)
 
-    def mean(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+    def mean(
+        self, number: int, model: Tensors, *, shared: Tensors | None = None
+    ) -> tuple[RoundState, dict[str, Array]] | None:
         """The round and the model after it, or None for an abandoned round.
+
+        `shared` goes to the sites beside the model.
 
         Distributed noise: one step along the pooled gradient over q times the public patients of
         the sites in it. Local noise: the mean of the sites' models by their public weights.
         """
-        opened = self.total("train", number, tensors_to_bytes(model))
+        asked = round_tensors(model, {} if shared is None else shared)
+        opened = self.total("train", number, tensors_to_bytes(asked))
         if opened is None:
             return None
         patients, dp = survivor_patients(self.study, opened.survivors), self.study.dp

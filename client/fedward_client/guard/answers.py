@@ -17,6 +17,7 @@ from fedward_client.guard.receipts import (
 )
 from fedward_client.guard.replies import PAYLOAD, Replies, SealedReply
 from fedward_client.guard.secure import SecureSums
+from fedward_client.guard.states import States, check_state
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, ObjectIds, Shapes, Signer
 from fedward_common.canonical import sha256_hex
@@ -50,12 +51,16 @@ class Answers:
     lock: threading.RLock
     secure: SecureSums
     steps: Steps
+    states: States
 
-    def seal(self, receipt: str, payload: bytes, boxes: bytes = b"") -> Envelope:
+    def seal(
+        self, receipt: str, payload: bytes, boxes: bytes = b"", *, state: bytes = b""
+    ) -> Envelope:
         """The signed reply with `payload`; it may leave once, unchanged. Uses the receipt up.
 
         In a study with secure sums `payload` is whole numbers for this process alone, and what is
         signed is their noised and masked form; `boxes` are the other sites' encrypted shares.
+        `state` is kept for the next round once the answer is on disk.
 
         Raises:
             PolicyRefused: the policy does not permit the study any more, or not now.
@@ -65,11 +70,20 @@ class Answers:
         """
         with self.lock:
             live = self._live(receipt)
-            if live.study.secure_sum:
+        trained = live.instruction.kind == "train"
+        if trained or state:
+            check_state(live.study, state, shapes=self.shapes)
+        if live.study.secure_sum:
+            with self.lock:
+                self._live(receipt)
                 payload = self.secure.mask(live, payload, boxes)
-                return self._sealed(receipt, live, payload)
-        check_payload(live, payload, shapes=self.shapes)
-        return self._sealed(receipt, live, payload)
+                envelope = self._sealed(receipt, live, payload)
+        else:
+            check_payload(live, payload, shapes=self.shapes)
+            envelope = self._sealed(receipt, live, payload)
+        if trained and state:
+            self.states.keep(live.study, state)
+        return envelope
 
     def _sealed(self, receipt: str, live: Live, payload: bytes) -> Envelope:
         kind = live.instruction.kind

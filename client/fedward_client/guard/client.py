@@ -25,12 +25,14 @@ TIMEOUT_SECONDS: Final = 300.0
 class Grant:
     """The charge is durable and the mechanism may run once; its result is sealed with `receipt`.
 
-    `plugin_sha256` names the files of the approved plugin that builds the model, if one does.
+    `plugin_sha256` names the files of the approved plugin that builds the model, if one does;
+    `state` is what this site kept of the study's last round that it answered, if it keeps anything.
     """
 
     receipt: str
     site: str
     plugin_sha256: str | None = None
+    state: bytes = b""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,18 +61,22 @@ class GuardClient:
                 receipt=str(answer.header["receipt"]),
                 site=str(answer.header["site"]),
                 plugin_sha256=str(answer.header.get("plugin_sha256", "")) or None,
+                state=answer.blobs[0],
             )
         return StoredReply(envelope=_envelope(answer))
 
-    def seal(self, receipt: str, payload: bytes, boxes: bytes = b"") -> Envelope:
+    def seal(
+        self, receipt: str, payload: bytes, boxes: bytes = b"", *, state: bytes = b""
+    ) -> Envelope:
         """The signed envelope with `payload` that must leave unchanged.
 
         In a study with secure sums: with its noised and masked form; `boxes` opens the masks.
+        `state` stays here for the study's next round.
 
         Raises:
             FedwardError: the receipt is void or the payload is not what the study releases.
         """
-        return _envelope(self._ask({"op": "seal", "receipt": receipt}, payload, boxes))
+        return _envelope(self._ask({"op": "seal", "receipt": receipt}, payload, boxes, state))
 
     def step(self, instruction: bytes, signed_study: bytes, message: bytes) -> Envelope:
         """The signed answer to a step of secure aggregation that must leave unchanged.

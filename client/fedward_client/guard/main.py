@@ -27,6 +27,7 @@ from fedward_client.guard.server import (
 from fedward_client.guard.service import GuardService
 from fedward_client.guard.shelf import StudyShelf
 from fedward_client.guard.statements import Statements, load_noted
+from fedward_client.guard.states import States
 from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, ObjectIds, Shapes
@@ -182,6 +183,7 @@ def _open_service(
         ),
         exclusions=ExclusionWatch(settings, log, key=key, noted=memory.exclusions_sha256).look,
         plugin=lambda study: approved_plugin(study, standing),
+        states=States(folder=settings.folders.state / "site-state"),
         unmasked=set(memory.unmasked),
     )
 

@@ -14,6 +14,7 @@ from fedward_common.canonical import canonical_json
 from fedward_common.errors import ProtocolError
 from fedward_common.privacy.mechanism import release_event, round_event
 from fedward_common.privacy.statistics import check_values
+from fedward_common.study.kept import released_shapes
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import BinnedScores
@@ -61,7 +62,9 @@ def check_payload(live: Live, payload: bytes, *, shapes: Shapes) -> None:
         _check_statistics(live, payload)
         return
     if live.instruction.kind == "train":
-        tensors = tensors_from_bytes(payload, shapes=shapes(live.study))
+        tensors = tensors_from_bytes(
+            payload, shapes=released_shapes(live.study, shapes(live.study))
+        )
         # The file format has a free-text header; one byte form leaves no room for notes in it.
         if tensors_to_bytes(tensors) != payload:
             raise ProtocolError("update: expected the plain bytes of its tensors, found others")

@@ -92,12 +92,14 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
         result = service.begin(frame.blobs[0], frame.blobs[1])
         if isinstance(result, Grant):
             header = {"receipt": result.receipt, "site": result.site}
-            return Frame(header=header | {"plugin_sha256": result.plugin_sha256 or ""})
+            header |= {"plugin_sha256": result.plugin_sha256 or ""}
+            return Frame(header=header, blobs=(result.state,))
         return _envelope(result.envelope)
 
     def seal(frame: Frame) -> Frame:
-        receipt = _request(_Seal, frame, blobs=2).receipt
-        return _envelope(service.seal(receipt, frame.blobs[0], frame.blobs[1]))
+        receipt = _request(_Seal, frame, blobs=3).receipt
+        payload, boxes, state = frame.blobs
+        return _envelope(service.seal(receipt, payload, boxes, state=state))
 
     def step(frame: Frame) -> Frame:
         _request(_Step, frame, blobs=3)

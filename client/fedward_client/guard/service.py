@@ -9,7 +9,7 @@ study's shapes, not that noise is in it.
 import secrets
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from fedward_client.approvals import read_statement
@@ -24,6 +24,7 @@ from fedward_client.guard.replies import Replies
 from fedward_client.guard.secure import SecureSums
 from fedward_client.guard.shelf import StudyShelf
 from fedward_client.guard.statements import Statements
+from fedward_client.guard.states import States
 from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, ObjectIds, Passing, Shapes, Signer
@@ -55,6 +56,7 @@ class GuardService:
     traffic: Traffic
     exclusions: Callable[[], None]
     plugin: Callable[[StudySpec], str | None]
+    states: States
     unmasked: set[tuple[str, int]] = field(default_factory=set)
     noise: Callable[[], RandomSource] = Csprng
     random_bytes: Callable[[int], bytes] = secrets.token_bytes
@@ -103,7 +105,10 @@ class GuardService:
                 stored = self._admission.stored(parsed)
                 if stored is None and study.secure_sum:
                     self._secure.require_ready(parsed, study)  # 9.
+                state = self.states.find(study)
                 answer = stored or self._admission.grant(parsed, study, plugin_sha256=plugin)
+                if isinstance(answer, Grant):
+                    answer = replace(answer, state=state)
                 self._reasons.forget(parsed.key)
                 return answer
         except FedwardError as error:
@@ -111,9 +116,11 @@ class GuardService:
             note(self.log, "instruction.refused", parsed, **reason(error))
             raise
 
-    def seal(self, receipt: str, payload: bytes, boxes: bytes = b"") -> Envelope:
+    def seal(
+        self, receipt: str, payload: bytes, boxes: bytes = b"", *, state: bytes = b""
+    ) -> Envelope:
         """As `Answers.seal`."""
-        return self._answers.seal(receipt, payload, boxes)
+        return self._answers.seal(receipt, payload, boxes, state=state)
 
     def step(self, instruction: bytes, signed_study: bytes, message: bytes) -> Envelope:
         """The signed answer to a step of secure aggregation. When it returns:
@@ -250,6 +257,7 @@ class GuardService:
             lock=self._lock,
             secure=self._secure,
             steps=self._steps,
+            states=self.states,
         )
 
     @cached_property

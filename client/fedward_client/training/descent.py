@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from fedward_common.errors import ConfigError
-from fedward_common.study.spec import FedProx, StudySpec, TrainingSpec
+from fedward_common.study.kept import is_kept
+from fedward_common.study.spec import FedBN, FedProx, StudySpec, TrainingSpec
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPSILON = 1e-8
@@ -31,6 +32,35 @@ def freeze(model: nn.Module, training: TrainingSpec) -> None:
         raise ConfigError("training.frozen: expected something left to train, found nothing")
 
 
+NORMALISATION = (
+    *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm),
+    *(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d),
+)
+"""Layers that look at one record alone."""
+
+
+def check_kept(model: nn.Module, study: StudySpec) -> None:
+    """Returns when what the study keeps at the sites is the normalisation layers, all of them.
+
+    Raises:
+        ConfigError: it keeps something else, or leaves one out.
+    """
+    if not isinstance(study.aggregation, FedBN):
+        return
+    found = {
+        f"{prefix}.{name}"
+        for prefix, layer in model.named_modules()
+        if isinstance(layer, NORMALISATION)
+        for name, _ in layer.named_parameters()
+    }
+    kept = {name for name, _ in model.named_parameters() if is_kept(study, name)}
+    if not found or kept != found:
+        raise ConfigError(
+            "aggregation.kept: expected the model's normalisation layers and nothing else, "
+            f"{sorted(found) or 'of which it has none'}, found {sorted(kept)}"
+        )
+
+
 class LocalDescent:
     """Moves the parameters along noisy gradients, round by round.
 
@@ -38,19 +68,29 @@ class LocalDescent:
     Adam's moments and the proximal term are functions of noisy gradients and public numbers only.
     """
 
-    def __init__(self, study: StudySpec, parameters: Sequence[nn.Parameter]) -> None:
+    def __init__(
+        self,
+        study: StudySpec,
+        parameters: Sequence[nn.Parameter],
+        *,
+        correction: Sequence[torch.Tensor] = (),
+    ) -> None:
+        """A descent that adds `correction`, one tensor a parameter or none, to every gradient."""
         aggregation = study.aggregation
         self._mu = aggregation.mu if isinstance(aggregation, FedProx) else 0.0
         self._parameters = list(parameters)
+        self._correction = list(correction) or [torch.zeros(())] * len(self._parameters)
         self._start = [parameter.detach().clone() for parameter in parameters]
         self._optimizer = _optimizer(study.training, self._parameters)
 
     def step(self, gradient: torch.Tensor) -> None:
         """One step along `gradient` [parameters], float64, flat in the parameters' order."""
         parts = torch.split(gradient, [parameter.numel() for parameter in self._parameters])
-        for parameter, origin, part in zip(self._parameters, self._start, parts, strict=True):
+        origins = zip(self._start, self._correction, strict=True)
+        for parameter, (origin, fixed), part in zip(self._parameters, origins, parts, strict=True):
             noisy = part.view_as(parameter).to(parameter.dtype)
-            parameter.grad = noisy + self._mu * (parameter.detach() - origin)
+            drift = self._mu * (parameter.detach() - origin)
+            parameter.grad = noisy + drift + fixed.to(noisy)
         self._optimizer.step()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fedward_client.tasks.registry import task_of
-from fedward_client.training.descent import LocalDescent, freeze
+from fedward_client.training.descent import LocalDescent, check_kept, freeze
 from fedward_client.training.patient_dp.back_end import (
     BackEndName,
     Precision,
@@ -105,8 +105,12 @@ class LocalTrainer:
         self._noise = noise
         self._flags = flags
 
-    def train(self, weights: Tensors, records: PatientRecords) -> TrainedUpdate:
+    def train(
+        self, weights: Tensors, records: PatientRecords, *, correction: Tensors | None = None
+    ) -> TrainedUpdate:
         """The weights after `local_steps` steps of DP-SGD from `weights`.
+
+        `correction`, by name, is added to every noisy gradient (SCAFFOLD).
 
         The model is checked on made-up records before `records` are touched, and once more
         afterwards that nothing but the trained parameters has changed.
@@ -120,7 +124,7 @@ class LocalTrainer:
         model, engine = self._prepared(weights)
         untrained = untrained_state(model)
         patients = PatientTensors.from_records(records, device=self._device)
-        self._descend(model, engine, patients)
+        self._descend(model, engine, patients, correction or {})
         check_untrained_state(model, before=untrained)
         return TrainedUpdate(tensors=_finite(model), executed=_executed(engine))
 
@@ -153,6 +157,7 @@ class LocalTrainer:
         """The checked model with `weights`, and a fresh engine for it."""
         model = build_model(self._study.model, self._task.inputs).to(self._device).train()
         freeze(model, self._study.training)
+        check_kept(model, self._study)
         examples = self._task.examples(device=self._device)
         check_model(model, loss=self._task.losses, examples=examples)
         back_end = choose_back_end(
@@ -177,8 +182,16 @@ class LocalTrainer:
         )
         return model, engine
 
-    def _descend(self, model: nn.Module, engine: PatientDpEngine, patients: PatientTensors) -> None:
-        descent = LocalDescent(self._study, list(trainable_parameters(model).values()))
+    def _descend(
+        self,
+        model: nn.Module,
+        engine: PatientDpEngine,
+        patients: PatientTensors,
+        correction: Tensors,
+    ) -> None:
+        trained = trainable_parameters(model)
+        fixed = [torch.tensor(correction[name]) for name in trained] if correction else []
+        descent = LocalDescent(self._study, list(trained.values()), correction=fixed)
         for _ in range(self._study.local_steps):
             descent.step(engine.step(patients))
 

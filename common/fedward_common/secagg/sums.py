@@ -15,6 +15,7 @@ from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.privacy.statistics import noise_spread
 from fedward_common.secagg.fixedpoint import FixedPoint
 from fedward_common.secagg.refusals import Reason, SecAggRefused
+from fedward_common.study.kept import released_shapes
 from fedward_common.study.spec import DpSgd, SecureAggregation, StudySpec
 from fedward_common.study.statistics import cells, is_statistics, statistics_releases
 from fedward_common.study.tabular import BinnedScores
@@ -107,9 +108,9 @@ def sum_plan(study: StudySpec, kind: Kind, round_number: int, *, shapes: Shapes)
 
 
 def summed(study: StudySpec, shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:
-    """The tensors that training adds up, names sorted: those that it does not freeze."""
-    frozen = study.training.frozen
-    return [(name, shapes[name]) for name in sorted(shapes) if not name.startswith(frozen)]
+    """The tensors that training adds up, names sorted: neither frozen nor kept at the sites."""
+    frozen, released = study.training.frozen, released_shapes(study, shapes)
+    return [(name, released[name]) for name in sorted(released) if not name.startswith(frozen)]
 
 
 def flat(study: StudySpec, tensors: Mapping[str, npt.NDArray[np.floating]]) -> Float64Array:

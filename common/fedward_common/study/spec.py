@@ -159,7 +159,26 @@ class FedAdam(_Averaged):
     tau: Positive = 1e-3
 
 
-Aggregation = Annotated[FedAvg | FedProx | FedAdam, Field(discriminator="name")]
+class Scaffold(_Averaged):
+    """FedAvg with control variates against the drift of unlike sites (Karimireddy et al. 2020)."""
+
+    name: Literal["scaffold"] = "scaffold"
+
+
+class FedBN(_Averaged):
+    """FedAvg of all but the normalisation layers, which stay each site's own (Li et al. 2021).
+
+    `kept`: how their parameters' names begin. GroupNorm, LayerNorm and the like: BatchNorm mixes
+    patients and is refused everywhere.
+    """
+
+    name: Literal["fedbn"] = "fedbn"
+    kept: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        min_length=1, max_length=1024, strict=False
+    )
+
+
+Aggregation = Annotated[FedAvg | FedProx | FedAdam | Scaffold | FedBN, Field(discriminator="name")]
 
 
 class SecureAggregation(Strict):
@@ -290,6 +309,14 @@ class StudySpec(Extensible):
                 f"quorum: expected at most {len(self.sites)} (the sites), found {self.quorum}"
             )
         self._check_secure_sum()
+        training = self.training
+        if isinstance(self.aggregation, Scaffold) and (
+            training.optimizer != "sgd" or training.momentum or training.weight_decay
+        ):
+            raise ValueError(
+                "training: expected plain sgd with scaffold (no momentum, no weight_decay): its "
+                "control variates are mean gradients, found more"
+            )
         if self.aggregation.average_last > self.rounds:
             raise ValueError("aggregation.average_last: expected at most the number of rounds")
         if isinstance(self.dp, DpSgd):

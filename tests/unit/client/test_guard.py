@@ -12,6 +12,7 @@ from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.guard.replies import Replies
 from fedward_client.guard.service import GuardService
 from fedward_client.guard.shelf import StudyShelf
+from fedward_client.guard.states import States
 from fedward_client.guard.statements import Statements
 from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import Paused, SitePolicy
@@ -87,6 +88,7 @@ class Site:
             traffic=Traffic(rules=self.policy.rules, clock=self.clock),
             exclusions=lambda: None,
             plugin=lambda study: None,
+            states=States(folder=self.folder.parent / "site-state"),
         )
         return self.guard
 
