@@ -12,8 +12,8 @@ from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.guard.replies import Replies
 from fedward_client.guard.service import GuardService
 from fedward_client.guard.shelf import StudyShelf
-from fedward_client.guard.states import States
 from fedward_client.guard.statements import Statements
+from fedward_client.guard.states import States
 from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import Paused, SitePolicy
 from fedward_client.ports import Passing
