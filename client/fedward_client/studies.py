@@ -22,12 +22,8 @@ from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.clinical import ClinicalData, Measured, Present
-<<<<<<< HEAD
 from fedward_common.study.imaging import ImageData
-||||||| parent of 01ab74c (SCAFFOLD and FedBN: what sites keep between rounds stays with their guards)
-=======
 from fedward_common.study.kept import kept_words
->>>>>>> 01ab74c (SCAFFOLD and FedBN: what sites keep between rounds stays with their guards)
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
