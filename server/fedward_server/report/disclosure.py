@@ -8,7 +8,6 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-from fedward_common.study.kept import kept_words
 from fedward_server.report.figures import (
     bytes_text,
     describe,
@@ -154,14 +153,12 @@ def accountant(run: RunFigures) -> str:
 def facts_of_study(run: RunFigures) -> tuple[Fact, ...]:
     """What was trained, and how."""
     study = run.study
-    kept = kept_words(study)
     return (
         Fact(name="Study", value=study.id),
         Fact(name="Digest", value=study.digest),
         Fact(name="Task", value=describe(study.task)),
         Fact(name="Model", value=describe(study.model)),
         Fact(name="Aggregation", value=describe(study.aggregation)),
-        *([Fact(name="Kept at the hospitals", value=kept)] if kept else []),
         Fact(
             name="Rounds",
             value=f"{run.rounds.committed} committed, {run.rounds.abandoned} abandoned, "
