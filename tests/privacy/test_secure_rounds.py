@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import numpy.typing as npt
@@ -282,3 +283,82 @@ def test_evaluation_is_opened_over_all_sites_only(tmp_path: Path, opened: list[F
     assert result.pooled.noise == pytest.approx(20 * np.sqrt(4 / 2))
     assert result.pooled.sites == ("s1", "s2", "s3", "s4")
     assert abs(result.pooled.counts.sum() - 4 * 60) < 6 * result.pooled.noise * np.sqrt(10)
+
+
+def long_study(one: Federation) -> None:
+    """Every round completes or is abandoned by name, whoever is lost; no site charges twice."""
+    one.lost = lambda site, asked: crc32(f"{site} {asked.kind} {asked.round}".encode()) % 97 == 0
+
+    result = one.run().run()
+
+    burnt = one.actions("round.abandoned")
+    assert result.committed_rounds + result.abandoned_rounds == one.study.rounds
+    assert all(fields["reason"] for fields in burnt)
+    assert result.committed_rounds > 0.9 * one.study.rounds
+    for hospital in one.hospitals.values():
+        (account,) = hospital.service.ledger.accounts()
+        assert account.charged("round") <= one.study.rounds
+
+
+def test_seven_sites_bear_losses_in_any_exchange(tmp_path: Path, opened: list[Federation]) -> None:
+    one = federation(tmp_path, sites=7, rounds=2, change={"releases": []})
+    opened.append(one)
+
+    long_study(one)
+
+
+@pytest.mark.slow
+def test_sixteen_sites_and_five_hundred_steps_end_without_an_error(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    one = federation(tmp_path, sites=16, rounds=500, noise_multiplier=12.0)
+    opened.append(one)
+
+    long_study(one)
+
+
+def test_statistics_are_opened_over_all_sites_only(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    """Counts and means of 3 x 60 patients, within six deviations; each release charged once."""
+    columns = [
+        {"name": name, "type": "number", "unit": "u", "low": 0.0, "high": 120.0}
+        for name in ("age", "pressure")
+    ]
+    one = federation(
+        tmp_path,
+        policy={"allowed_tasks": ["federated-statistics"], "allow_statistics": True},
+        rounds=1,
+        change={
+            "task": {"kind": "federated-statistics"},
+            "model": {"name": "none"},
+            "data": {"kind": "table", "patient_key": "patient", "columns": columns},
+            "dp": {
+                "kind": "releases-only",
+                "placement": "distributed",
+                "epsilon": 5.0,
+                "delta": 1e-4,
+            },
+            "releases": [
+                {
+                    "kind": "column-statistics",
+                    "columns": ["age"],
+                    "statistics": ["count", "mean"],
+                    "noise_multiplier": 3.0,
+                }
+            ],
+        },
+    )
+    opened.append(one)
+
+    result = one.run().run()
+
+    (totals,) = result.statistics
+    assert totals is not None
+    deviation = 3.0 * np.sqrt(2) * np.sqrt(3 / 2)
+    assert abs(totals.values[0] - 180) < 6 * deviation
+    assert totals.shown == (3, 3)
+    for hospital in one.hospitals.values():
+        (account,) = hospital.service.ledger.accounts()
+        assert account.charged("release") == 1
+        assert account.reservation.alone is not None

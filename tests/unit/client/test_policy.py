@@ -15,6 +15,7 @@ from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly
 from tests.support.guard_site import (
     BUNDLE,
+    KEYS,
     STEWARD,
     STEWARD_NAME,
     a_study,
@@ -22,6 +23,7 @@ from tests.support.guard_site import (
     site_values,
     statement,
 )
+from tests.support.secure_federation import secure_study
 
 SOURCE = "/etc/fedward/site.toml"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -246,3 +248,25 @@ def test_a_release_of_an_unknown_kind_is_refused() -> None:
 
     assert len(found) == 1
     assert "its release rows is none that is known here" in found[0]
+
+
+def test_a_site_may_refuse_studies_that_show_its_numbers_to_the_coordinator() -> None:
+    open_study, secret = a_study(), secure_study(KEYS, placement="local")
+
+    def objections(study: StudySpec) -> list[str]:
+        rules = policy(require_secure_sum=True).objections(study, now=NOW)
+        return [str(one) for one in rules if "require_secure_sum" in str(one)]
+
+    assert len(objections(open_study)) == 1
+    assert objections(secret) == []
+
+
+def test_semi_honest_sums_need_the_sites_own_word() -> None:
+    study = secure_study(KEYS, placement="local", change={"secagg": {"mode": "semi-honest"}})
+
+    def said(**rules: bool) -> bool:
+        found = policy(**rules).objections(study, now=NOW)
+        return any("allow_semi_honest" in str(one) for one in found)
+
+    assert said()
+    assert not said(allow_semi_honest=True)
