@@ -201,19 +201,26 @@ def changed(path: Path) -> Callable[[int], int | None]:
 
 @dataclass(kw_only=True, slots=True)
 class _Pulse:
-    """When one heartbeat of one child last changed. A child gets time until its first."""
+    """How long one heartbeat of one child stood still. A child gets time until its first.
+
+    Only time in which we ourselves were looking counts: where the whole machine stood still, no
+    child is to blame.
+    """
 
     value: int | None
-    changed_at: float
+    looked_at: float
+    still: float = 0.0
     patience: float = field(default_factory=lambda: FIRST_BEAT_SECONDS)
 
     def silent(self, value: int | None, now: float) -> bool:
         """Whether the beat has stood still for too long; one that cannot be told never has."""
+        self.still += min(now - self.looked_at, 2 * LOOK_SECONDS)
+        self.looked_at = now
         if value is None or value != self.value:
             if value is not None and self.value is not None:
                 self.patience = SILENT_SECONDS
-            self.value, self.changed_at = value, now
-        return now - self.changed_at > self.patience
+            self.value, self.still = value, 0.0
+        return self.still > self.patience
 
 
 @dataclass(kw_only=True, slots=True)
@@ -235,7 +242,7 @@ class _Child:
         self.looked_at = now
         for name, beat in self.spec.beats.items():
             value = beat(self.process.pid)
-            pulse = self.pulses.setdefault(name, _Pulse(value=value, changed_at=now))
+            pulse = self.pulses.setdefault(name, _Pulse(value=value, looked_at=now))
             if pulse.silent(value, now):
                 return name
         return None
