@@ -74,7 +74,7 @@ bench-imaging: $(STAMP)  ## PneumoniaMNIST over four hospitals, with and without
 bench-dicom: $(STAMP)  ## indexing and decoding DICOM: speed and memory
 	@$(BIN)/python -m benchmarks.dicom --out runs/bench-dicom.json
 
-bench-phase: $(STAMP)  ## a step of a phase with 3 and 16 sites, small and 1 MB: time and CPU by process
+bench-phase: $(STAMP)  ## a step of a phase: 3 sites as processes, 16 in one; time and CPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.phase --out runs/bench-phase.json
 
 bench-secagg: $(STAMP)  ## mask and unmask of the secure sum beside Flower's SecAgg+, 3 to 100 sites

@@ -290,6 +290,53 @@ def measure(sites: int, size: str, steps: int) -> dict[str, Any]:
     }
 
 
+def measure_together(sites: int, steps: int) -> dict[str, Any]:
+    """As `measure`, with all sites and the ServerApp in one process beside the edge's.
+
+    For more sites than a machine has room for; without the ServerApp's files.
+    """
+    require_tls13()
+    from tests.support.edge_process import running_edge
+    from tests.support.guard_site import KEYS, a_study
+    from tests.support.phase_sites import MODEL, PhaseSites
+
+    names = [f"site-{number}" for number in range(1, sites + 1)]
+    KEYS.update({name: SigningKey.generate() for name in names})
+    study = _study(a_study, names, "small", steps + WARM_STEPS, {n: KEYS[n] for n in names})
+    times = list[float]()
+    with tempfile.TemporaryDirectory(dir="/tmp") as root, running_edge(Path(root), *names) as edge:
+        processes = {
+            "edge": [psutil.Process(edge.process.pid)],
+            "sites and serverapp": [psutil.Process()],
+        }
+        made = PhaseSites(edge, Path(root) / "sites", study)
+        for site in made.sites.values():
+            site.payload = lambda: MODEL
+        for number in range(1, steps + WARM_STEPS + 1):
+            if number == WARM_STEPS + 1:
+                before = _cpu(processes)
+            began = time.perf_counter()
+            if len(made.ask(number).accepted) != sites:
+                raise RuntimeError(f"step {number}: expected an answer of every site")
+            times.append(time.perf_counter() - began)
+        after = _cpu(processes)
+        made.close()
+    measured = np.array(times[WARM_STEPS:])
+    cpu = {name: (after[name] - before[name]) / steps * 1000 for name in processes}
+    return {
+        "sites": sites,
+        "model": "small",
+        "together": True,
+        "steps": steps,
+        "ms_median": float(np.median(measured)) * 1000,
+        "ms_p95": float(np.quantile(measured, 0.95)) * 1000,
+        "ms_min": float(measured.min()) * 1000,
+        "cpu_ms": {name: round(value, 2) for name, value in cpu.items()},
+        "cpu_ms_all": round(sum(cpu.values()), 1),
+        "load": os.getloadavg()[0],
+    }
+
+
 def _study(
     a_study: Any, names: list[str], size: str, rounds: int, keys: Mapping[str, SigningKey]
 ) -> StudySpec:
@@ -339,7 +386,8 @@ def _cpu(processes: Mapping[str, list[psutil.Process]]) -> dict[str, float]:
 def main() -> None:
     """Measures, prints a table and writes JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sites", type=int, nargs="+", default=[3, 16])
+    parser.add_argument("--sites", type=int, nargs="*", default=[3])
+    parser.add_argument("--together", type=int, nargs="*", default=[16])
     parser.add_argument("--sizes", nargs="+", choices=list(SIZES), default=list(SIZES))
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--out", type=Path)
@@ -351,6 +399,7 @@ def main() -> None:
         roles[role](Path(folder), *rest)  # type: ignore[operator]
         return
     rows = [measure(sites, size, asked.steps) for size in asked.sizes for sites in asked.sites]
+    rows += [measure_together(sites, asked.steps) for sites in asked.together]
     for row in rows:
         print(json.dumps(row))
     if asked.out:
