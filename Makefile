@@ -38,7 +38,7 @@ test: $(STAMP)  ## everything that must pass before a change lands
 	@$(BIN)/lint-imports
 	@$(BIN)/pip check
 	@$(BIN)/python deploy/check_licences.py
-	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadgroup -m "not slow" --durations=20
+	@OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow" --durations=20
 
 soak: $(STAMP)  ## the long tests
 	@$(BIN)/pytest -m slow --durations=20

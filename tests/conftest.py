@@ -28,12 +28,8 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that share something stay in one process (`-n`), and the longest groups go first."""
+    """What starts processes goes first: it takes longest, and one process of `-n` is never idle."""
     items.sort(key=lambda item: item.get_closest_marker("federation") is None)
-    for item in items:
-        shares_live = "live" in getattr(item, "fixturenames", ())
-        group = "live" if shares_live else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")

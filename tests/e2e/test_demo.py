@@ -149,7 +149,7 @@ def test_the_sandbox_starts_the_same_programs_as_a_hospital(live: LiveFederation
     allowed = [
         r"\S*python\S* \S*/fedward-server serve --config \S+/coordinator\.toml",
         r"\S*python\S* \S*/fedward-client run --config \S+/site\.toml",
-        r"\S*python\S* -m fedward_server edge --config \S+/coordinator\.toml",
+        r"\S*python\S* -m fedward_server (edge|keep-runs) --config \S+/coordinator\.toml",
         r"\S*python\S* -m fedward_client (guard|gateway|worker) --config \S+/site\.toml",
         r"\S*python\S* -m fedward_common\.bridge --listen \S+ --to \S+",
         r"\S*python\S* \S*/flower-superlink --host 127\.0\.0\.1 .*--isolation process .*",

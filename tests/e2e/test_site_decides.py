@@ -63,7 +63,8 @@ def test_every_object_that_left_for_a_study_names_its_round_and_run(live: LiveFe
 
         rounds = {one["round"] for one in sent if one["study"] == live.prepared.study.digest}
         assert rounds == set(range(1, live.prepared.study.rounds + 1))
-        assert all(one["run"] for one in sent)
+        # A step of a phase passes no Flower message; the run is that of the message that opened it.
+        assert all(one["run"] for one in sent if one["kind"] != "step")
 
 
 @pytest.mark.slow

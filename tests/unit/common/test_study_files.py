@@ -236,8 +236,8 @@ def test_an_unknown_model_names_the_known_ones() -> None:
         (
             'name = "fedavg"',
             'name = "fedmagic"',
-            "study.toml: aggregation: expected one of 'fedavg', 'fedprox', 'fedadam' as 'name', "
-            "found a table",
+            "study.toml: aggregation: expected one of 'fedavg', 'fedprox', 'fedadam', 'scaffold', "
+            "'fedbn' as 'name', found a table",
         ),
     ],
 )
