@@ -196,7 +196,12 @@ class Exchanges:
         """
         state.abandon()
         self._abandoned += 1
-        self._may_help = bool(state.lost) or bool(PASSING & set(state.refused.values()))
+        # A round closes as soon as refusals put the quorum out of reach; who had not answered yet
+        # counts as lost then, and waiting would not have helped.
+        lasting = [code for code in state.refused.values() if code not in PASSING]
+        self._may_help = len(state.cohort) - len(lasting) >= state.quorum and (
+            bool(state.lost) or bool(PASSING & set(state.refused.values()))
+        )
         self.events.emit(
             "round.abandoned",
             **({} if reason is None else {"reason": one_line(reason)}),
