@@ -4,6 +4,7 @@ The attacks on the protocol alone are in test_hostile_secagg; here the whole sit
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,30 @@ def test_adverts_of_an_old_round_are_refused_and_the_round_is_opened_all_the_sam
 
     assert attack(one, "unmask", 1, change) == ["other-round"]
     assert len(one.actions("round.committed")) == 2
+
+
+def test_a_sum_with_a_vector_is_not_set_up_again_when_later_ones_took_its_place(
+    tmp_path: Path,
+) -> None:
+    """Its part in it is forgotten by then; that it gave a vector is not."""
+    with closing(federation(tmp_path, sites=4, rounds=4, change={"releases": []})) as one:
+        asked: list[Envelope] = []
+
+        def keep(site: SiteId, envelope: Envelope) -> Envelope:
+            found = Instruction.parse(envelope.header)
+            if (site, found.kind, found.round) == (VICTIM, "advertise", 1):
+                asked.append(envelope)
+            return envelope
+
+        one.tamper = keep
+        one.lost = lambda _site, found: (found.kind, found.round) == ("sign", 1)
+        result = one.run().run()
+        victim = one.hospitals[VICTIM]
+        message = Keys.parse(asked[0].blobs["model"])
+        victim.answer(again(asked[0], message, attempt=7))
+
+        assert result.committed_rounds == 3
+        assert victim.refused == ["answered-before"]
 
 
 @pytest.mark.parametrize(

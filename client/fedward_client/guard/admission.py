@@ -56,7 +56,8 @@ def require_of_study(instruction: Instruction, study: StudySpec, *, site: SiteId
     """Returns when the instruction is one of `study` that this site may get.
 
     1. It names the study's digest and its roster. 2. Its cohort is sites of the study, each once,
-    and this site is in it. 3. Its round is one of the study's, its kind one that the study has.
+    and this site is in it. 3. Its round is one of the study's, its kind one that the study has; an
+    evaluation comes after the last round (rules 7: once, the final model).
 
     Raises:
         ProtocolError: which of these is not so.
@@ -83,6 +84,11 @@ def require_of_study(instruction: Instruction, study: StudySpec, *, site: SiteId
             f"instruction: expected a round of 1 to {study.rounds}, found {instruction.round}"
         )
     charged_event(instruction, study)
+    if instruction.kind == "evaluate" and instruction.round != study.rounds:  # rules 7
+        raise ProtocolError(
+            f"instruction: expected the final model's evaluation, after round {study.rounds}, "
+            f"found one after round {instruction.round}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,8 @@ class _Running:
 
     members: tuple[Member, ...]
     parties: dict[int, Participant] = field(default_factory=dict)
+    masked: set[int] = field(default_factory=set)
+    """Sums with a vector of this site; they outlive their parties, of which only a few are kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +138,7 @@ class SecureSums:
         except SecAggRefused as error:
             note(self.log, "secagg.refused", live.instruction, code=error.reason.value)
             raise
+        self._running[live.study.digest].masked.add(party.session.round)
         return masked.astype(masked.dtype.newbyteorder("<")).tobytes()
 
     def _advertise(self, instruction: Instruction, study: StudySpec, message: bytes) -> bytes:
@@ -181,11 +184,7 @@ class SecureSums:
         """A part with fresh secrets; an older one of that sum is gone, unless it masked already."""
         if not 1 <= number <= last_sum(study):
             raise SecAggRefused(Reason.OTHER_ROUND, "expected a sum of the study, found another")
-        known = running.parties.get(number)
-        masked = known is not None and known.phase in (
-            *(Phase.MASKED, Phase.SIGNED, Phase.UNMASKED),
-        )
-        if masked or (study.digest, number) in self.unmasked:
+        if number in running.masked or (study.digest, number) in self.unmasked:
             raise SecAggRefused(
                 Reason.ANSWERED_BEFORE, "expected a sum without a vector of this site, found one"
             )

@@ -305,8 +305,10 @@ def test_the_evaluation_is_charged_once_for_the_study(site: Site) -> None:
     receipt = site.receipt(5, kind="evaluate")
     envelope = site.guard.seal(receipt, counts())
 
-    with pytest.raises(BudgetExceeded, match="one release too many"):
+    with pytest.raises(ProtocolError, match="final model's evaluation"):
         site.guard.begin(instruction(STUDY, 4, kind="evaluate"), signed(STUDY))
+    with pytest.raises(ProtocolError, match="A round is answered once"):
+        site.guard.begin(instruction(STUDY, 5, attempt=1, kind="evaluate"), signed(STUDY))
 
     assert Reply.parse(envelope.header).kind == "evaluate"
     assert site.ledger.accounts()[0].charged("release") == 1

@@ -194,6 +194,19 @@ def test_rounds_that_fail_in_a_row_are_opened_ever_more_rarely() -> None:
     assert (result.committed_rounds, result.abandoned_rounds) == (2, 4)
 
 
+def test_rounds_that_refusals_end_are_not_waited_for() -> None:
+    """What two sites answered before they answer no more, however long one waits."""
+    world = World(rounds=6)
+    for site in list(world.sites.values())[:2]:
+        site.refusal = "protocol"
+
+    with pytest.raises(StudyFailed, match="none of 6 rounds"):
+        world.run()
+
+    assert world.heard("study.paused") == []
+    assert any(event["lost"] for event in world.heard("round.abandoned"))
+
+
 def test_a_site_that_is_slow_three_times_in_a_row_is_reported() -> None:
     world = World(rounds=4)
     slow = next(iter(world.sites.values()))
