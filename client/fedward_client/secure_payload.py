@@ -47,12 +47,14 @@ def training_numbers(
 
 
 def evaluation_numbers(
-    scores: npt.NDArray[np.floating], records: PatientRecords, *, plan: SumPlan
+    scores: npt.NDArray[np.floating],
+    classes: npt.NDArray[np.floating],
+    patient: npt.NDArray[np.int64],
+    *,
+    plan: SumPlan,
 ) -> bytes:
     """How many held-out patients score where, in units of the sum's grid."""
-    units = binned_units(
-        scores, records.labels, records.patient, bins=plan.size // 2, scale=plan.grid.scale
-    )
+    units = binned_units(scores, classes, patient, bins=plan.size // 2, scale=plan.grid.scale)
     return _bytes(units.reshape(-1))
 
 

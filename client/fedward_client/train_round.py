@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 import structlog
 
 from fedward_client.guard.client import Grant, StoredReply
@@ -38,6 +39,9 @@ from fedward_common.study.tabular import BinnedScores
 from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction
 
 _log = structlog.get_logger(__name__)
+
+Scored = tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], npt.NDArray[np.int64]]
+"""Scores, classes (0 or 1) and patients, one entry per record."""
 
 
 class Guard(Protocol):
@@ -148,10 +152,7 @@ class Worker:
                 _require_executed(study, ran)
                 return numbers, opened.state_after(after)
             case "evaluate":
-                records = self.source.records(study, part="test")
-                weights = own_weights(study, model, grant.state)
-                scores = record_scores(study, weights, records.features)
-                return evaluation_numbers(scores, records, plan=plan), b""
+                return evaluation_numbers(*self._scored(study, grant, model), plan=plan), b""
         release = release_of(instruction, study)
         rows = list(self.source.rows(study))
         return statistics_numbers(study, release, rows, plan=plan), b""
@@ -185,20 +186,20 @@ class Worker:
         release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
         if release is None:
             raise ProtocolError("evaluation: expected a binned-scores release, found none")
-        weights = own_weights(study, model, grant.state)
-        records = self.source.records(study, part="test")
-        classes = task_of(study).classes(records.labels)
-        counted = np.isfinite(classes)
-        counts = binned_counts(
-            record_scores(study, weights, records.features[counted]),
-            classes[counted],
-            records.patient[counted],
-            bins=release.bins,
-        )
+        counts = binned_counts(*self._scored(study, grant, model), bins=release.bins)
         noised = noisy_counts(
             counts, noise_multiplier=release.noise_multiplier, noise=self.randomness()
         )
         return canonical_json({"counts": noised.tolist()})
+
+    def _scored(self, study: StudySpec, grant: Grant, model: bytes) -> Scored:
+        """Scores, classes and patients of the held-out records that have a class."""
+        weights = own_weights(study, model, grant.state)
+        records = self.source.records(study, part="test")
+        classes = task_of(study).classes(records.labels)
+        counted = np.isfinite(classes)
+        scores = record_scores(study, weights, records.features[counted])
+        return scores, classes[counted], records.patient[counted]
 
 
 def _require_executed(study: StudySpec, ran: ExecutedPlan) -> None:

@@ -288,7 +288,8 @@ def test_batch_norm_in_any_form_is_refused(name: str, how: dict[str, bool], froz
 def test_full_networks_keep_the_bounds(kind: str, name: str) -> None:
     """In float64 the sum is the naive one; in float32 it is as near as plain autograd comes.
 
-    DenseNet121 in float32: plain autograd, without any clipping engine, is 1.9e-4 off float64.
+    Plain autograd in float32, without any clipping engine, is off float64 by 8e-4 (DenseNet121)
+    and 5e-3 (3-D U-Net) on an AMD EPYC: there the float32 half of this test says little.
     """
     chosen, model = network(name, full=True)
     patients = people(chosen, sizes=[3, 1, 3])

@@ -56,8 +56,13 @@ def write_mark(path: Path, head: Head) -> None:
             return
         descriptor = os.open(mark, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            if _found(os.pread(descriptor, 2 * _PLACE, 0)) != head:
-                os.pwrite(descriptor, _record(head), (head.seq % 2) * _PLACE)
+            data = os.pread(descriptor, 2 * _PLACE, 0)
+            newest = _found(data)
+            if newest != head:
+                # Never over the newest good record, which is not always in the other place: the
+                # write before may have failed.
+                in_first = newest is not None and _head(data[:_PLACE], checked=True) == newest
+                os.pwrite(descriptor, _record(head), _PLACE if in_first else 0)
                 os.fdatasync(descriptor)
         finally:
             os.close(descriptor)

@@ -99,7 +99,13 @@ class Encoder:
                 continue
             if part is not None and hash_part(self._schema.split, patient) != part:
                 continue
-            encoded = self._one(person, tally)
+            try:
+                encoded = self._one(person, tally)
+            except (ArithmeticError, ValueError):
+                # A sum near the largest number there is, for one: this patient's alone (rules 7).
+                tally.broken += 1
+                tally.why_absent["rows that do not fit"] += 1
+                continue
             if encoded is not None:
                 rows.append(encoded[0])
                 labels.append(encoded[1])

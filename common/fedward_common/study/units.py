@@ -114,8 +114,8 @@ def _affine(found: tuple[float, Any], target: tuple[float, Any]) -> tuple[float,
             / target[0]
             for value in (0.0, 1.0)
         )
-    except PintError:
-        return None
+    except (PintError, ArithmeticError, AssertionError, ValueError):
+        return None  # pint asserts on some pairs, such as decibels with a molar mass
     return one - zero, zero
 
 

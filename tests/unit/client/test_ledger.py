@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fedward_client.adapters.ledger_mark import read_mark
+from fedward_client.adapters.ledger_mark import mark_path, read_mark, write_mark
 from fedward_client.adapters.sqlite_ledger import SqliteLedger, ledger_exists, read_accounts
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import BudgetExceeded, LedgerError
@@ -314,7 +314,7 @@ def test_a_mark_that_a_crash_tore_leaves_the_one_before_it(used: Path) -> None:
     whole = read_mark(used / "ledger.sqlite")
     assert whole is not None
     torn = bytearray(mark.read_bytes())
-    at = (whole.seq % 2) * 512
+    at = torn.index(f'"seq":{whole.seq},'.encode()) // 512 * 512
     torn[at + 20 : at + 512] = bytes(492)
     mark.write_bytes(torn)
 
@@ -324,6 +324,23 @@ def test_a_mark_that_a_crash_tore_leaves_the_one_before_it(used: Path) -> None:
     assert before is not None
     assert before.seq == whole.seq - 1
     assert read_mark(used / "ledger.sqlite") == whole
+
+
+def test_the_newest_good_mark_is_never_written_over(tmp_path: Path) -> None:
+    """Also where a write in between failed, and rows and places no longer go in turns."""
+    ledger = tmp_path / "ledger.sqlite"
+    write_mark(ledger, Head(seq=1, sha256="a" * 64))
+    for seq in (2, 4, 6, 7, 9):
+        newest, before = read_mark(ledger), mark_path(ledger).read_bytes()
+        write_mark(ledger, Head(seq=seq, sha256="a" * 64))
+        after = mark_path(ledger).read_bytes()
+
+        kept = [
+            before[at : at + 512] for at in (0, 512) if after.startswith(before[at : at + 512], at)
+        ]
+        assert newest is not None
+        assert any(f'"seq":{newest.seq},'.encode() in record for record in kept)
+        assert read_mark(ledger) == Head(seq=seq, sha256="a" * 64)
 
 
 def test_a_mark_of_which_nothing_is_left_is_refused(used: Path) -> None:

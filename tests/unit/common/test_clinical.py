@@ -168,6 +168,23 @@ def test_a_patient_whose_rows_do_not_fit_counts_as_absent() -> None:
     assert tally.why_absent == {"rows that do not fit": 1, "no index event": 1}
 
 
+def test_numbers_that_no_sum_can_hold_make_their_patient_absent_and_no_error() -> None:
+    """An error would tell of this patient, outside epsilon (rules 7)."""
+    features = [measured("one", "LOINC:1-1", aggregation="mean", missing="fill", fill=0.0)]
+    tally = Tally()
+    huge = [event(-2, "LOINC:1-1", 1.7e308), event(-1, "LOINC:1-1", 1.7e308)]
+
+    records = encoded(small(features=features), person(), person(*huge), tally=tally)
+
+    assert records.patients == 1
+    assert tally.why_absent == {"rows that do not fit": 1}
+
+
+def test_a_unit_that_pint_asserts_on_is_one_that_nobody_can_convert() -> None:
+    assert converter("mmol/L", molar_mass=180.0)(1.0, "dB") is None
+    assert converter("mmol/L", molar_mass=180.0)(1.0, "B[SPL]") is None
+
+
 def test_values_without_a_usable_unit_or_outside_the_allowed_range_are_not_there() -> None:
     tally = Tally()
     data = small(features=[measured("one", "LOINC:1-1", allowed=[10.0, 1000.0])])

@@ -133,8 +133,11 @@ class BookkeepingBackEnd:
         place's inputs, gradients and norm are.
         """
         with _one_thread(), torch.no_grad():
-            parts = [_wide(part) for part in self._parts(batch).values()]
+            found = list(self._parts(batch).values())
+            parts = [_wide(part) for part in found]
             kept = [_norms(parts).unsqueeze(1)]
+            # `patient_gradients` multiplies out what `add_clipped` does not.
+            kept += [p.rows().double().flatten(1) for p in found if isinstance(p, Product)]
             for part in parts:
                 both = [part.back, part.inputs] if isinstance(part, Product) else [part]
                 kept += [numbers.flatten(1) for numbers in both]

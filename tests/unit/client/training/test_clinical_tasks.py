@@ -7,20 +7,26 @@ import numpy as np
 import pytest
 import torch
 
+from fedward_client.guard.client import Grant
 from fedward_client.tasks.registry import task_of
 from fedward_client.tasks.survival import SurvivalTask
+from fedward_client.train_round import Worker
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.plan import PatientTensors
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_client.training.weights import record_scores
+from fedward_common.arrays import tensors_to_bytes
+from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ConfigError, ModelRefused
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import build_model, initial_tensors
 from fedward_common.privacy.randomness import Csprng
+from fedward_common.secagg.sums import sum_plan
 from fedward_common.study.encoding import PatientRecords, encode_present, encode_table
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import ModelSpec, StudySpec
 from fedward_common.study.tasks import Survival, check_task
+from fedward_common.wire import Instruction
 from tests.support.clinical import clinical_spec, measured
 from tests.support.studies import make_data, make_dp, make_rows, make_spec
 
@@ -204,3 +210,40 @@ def test_a_recurrent_model_starts_the_same_everywhere() -> None:
 def test_old_studies_have_the_digests_they_had() -> None:
     assert "outputs" not in make_spec().canonical.decode()
     assert "steps" not in make_spec(dp=make_dp()).model.model_dump()
+
+
+class Nobody:
+    """A guard that is never asked."""
+
+
+class Patients:
+    """A source of the six that `test_who_was_lost_before_the_horizon_is_in_no_class` has."""
+
+    def records(self, study: StudySpec, *, part: str) -> PatientRecords:
+        del part
+        days = np.array([50.0, -50.0, 200.0, -200.0, 300.0, -900.0], np.float32)
+        inputs = np.zeros((6, input_size(study.data)), np.float32)
+        return PatientRecords(features=inputs, labels=days, patient=np.arange(6))
+
+
+def test_a_secure_evaluation_of_survival_counts_who_has_a_class() -> None:
+    release = {"kind": "binned-scores", "bins": 4, "noise_multiplier": 9.0}
+    spec = survival(HAZARD, secure_sum=True, releases=[release])
+    model = tensors_to_bytes(initial_tensors(spec.model, input_size(spec.data)))
+    asked = Instruction(
+        kind="evaluate",
+        study=spec.digest,
+        round=1,
+        attempt=0,
+        model_sha256=sha256_hex(model),
+        cohort=tuple(SiteId(site.id) for site in spec.sites),
+        roster_sha256=spec.roster_sha256,
+    )
+    worker = Worker(guard=Nobody(), source=Patients(), flags=PerformanceFlags())
+    grant = Grant(receipt="r", site=SiteId(spec.sites[0].id))
+
+    payload, _ = worker._numbers(spec, grant, asked, model)
+
+    plan = sum_plan(spec, "evaluate", 1, shapes={})
+    counts = np.frombuffer(payload, "<i8").reshape(2, 4) / plan.grid.scale
+    assert counts.sum(axis=1).tolist() == pytest.approx([3.0, 2.0], abs=1e-3)
