@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 
 from fedward_common.errors import StudyFailed
 from fedward_common.ids import SiteId
+from fedward_server.cli import main
 from fedward_server.runs import follow, require_finished, start_run
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.run import Inputs, prepare
@@ -24,7 +26,7 @@ DISTRICT = SiteId("district")
 
 @pytest.mark.federation
 def test_a_site_killed_in_mid_round_costs_the_study_that_site_only(tmp_path: Path) -> None:
-    study = write_short_study(tmp_path / "study.toml", rounds=2, deadline_seconds=20)
+    study = write_short_study(tmp_path / "study.toml", rounds=2, deadline_seconds=40)
     prepared = prepare(Inputs.parse(study=study, sites=[], data=None), out=tmp_path / "out")
     seen: list[tuple[str, dict[str, object]]] = []
 
@@ -91,9 +93,30 @@ WRONG_STUDIES = {
 }
 
 
+Here = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    """`fedward-server` from its entry point to its exit code, without a process of its own.
+
+    As the programs of `program`, which each spend seconds on imports.
+    """
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        line = ["fedward-server", *map(str, arguments)]
+        monkeypatch.setattr("sys.argv", line)
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        return subprocess.CompletedProcess(line, int(ended.value.code or 0), out, err)
+
+    return run
+
+
 @pytest.mark.parametrize("wrong", WRONG_STUDIES, ids=list(WRONG_STUDIES))
 def test_a_wrong_study_file_is_one_clear_line_and_leaves_nothing(
-    tmp_path: Path, wrong: str
+    tmp_path: Path, here: Here, wrong: str
 ) -> None:
     old, new, named = WRONG_STUDIES[wrong]
     text = (STUDY_FILES / "breast-cancer.toml").read_text()
@@ -101,7 +124,7 @@ def test_a_wrong_study_file_is_one_clear_line_and_leaves_nothing(
     study = tmp_path / "study.toml"
     study.write_text(text.replace(old, new, 1))
 
-    done = program("fedward-server", "sandbox", study, "--out", tmp_path / "out")
+    done = here("sandbox", study, "--out", tmp_path / "out")
 
     assert done.returncode in (2, 3), done.stderr
     assert named in done.stderr
@@ -153,7 +176,7 @@ def sites_of(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("wrong", WRONG_TABLES, ids=list(WRONG_TABLES))
 def test_a_wrong_table_is_one_clear_line_without_a_value_and_leaves_nothing(
-    tmp_path: Path, dealt: Path, wrong: str
+    tmp_path: Path, here: Here, dealt: Path, wrong: str
 ) -> None:
     change, named = WRONG_TABLES[wrong]
     tables = tmp_path / "tables"
@@ -168,7 +191,7 @@ def test_a_wrong_table_is_one_clear_line_without_a_value_and_leaves_nothing(
         writer.writerows(changed)
     study, out = STUDY_FILES / "breast-cancer.toml", tmp_path / "out"
 
-    done = program("fedward-server", "sandbox", study, *sites_of(tables), "--out", out)
+    done = here("sandbox", study, *sites_of(tables), "--out", out)
 
     assert done.returncode == 3, done.stderr
     assert named in done.stderr
