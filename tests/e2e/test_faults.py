@@ -6,10 +6,11 @@ import re
 import shutil
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 
 from fedward_common.errors import StudyFailed
 from fedward_common.ids import SiteId
@@ -97,7 +98,7 @@ Here = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
     """`fedward-server` from its entry point to its exit code, without a process of its own.
 
     As the programs of `program`, which each spend seconds on imports.
@@ -111,7 +112,8 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
         out, err = capsys.readouterr()
         return subprocess.CompletedProcess(line, int(ended.value.code or 0), out, err)
 
-    return run
+    yield run
+    structlog.reset_defaults()  # the program logged to this test's stderr, which ends with it
 
 
 @pytest.mark.parametrize("wrong", WRONG_STUDIES, ids=list(WRONG_STUDIES))
