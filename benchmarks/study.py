@@ -38,9 +38,10 @@ from fedward_common.privacy.histogram import binned_counts, noisy_counts
 from fedward_common.privacy.mechanism import study_event
 from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.files import SiteKeys, parse_study, read_toml
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.study.tabular import BinnedScores, TabularData
+from fedward_common.study.tabular import TabularData
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.evaluation import PrivateEvaluation, evaluate
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy

@@ -13,9 +13,10 @@ from fedward_client.approvals import Said, Standing
 from fedward_client.settings import PolicyRules, SiteSettings
 from fedward_common.errors import PolicyRefused
 from fedward_common.privacy.ledger import Limits
+from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, Table
-from fedward_common.study.tabular import BinnedScores, TabularData
+from fedward_common.study.tabular import TabularData
 
 STEWARD: Final = "Ask the data steward or choose another study."
 OUTPUTS: Final[Mapping[str, str]] = {
@@ -246,12 +247,12 @@ class SitePolicy:
             )
 
     def _releases(self, study: StudySpec) -> Iterator[PolicyRefused]:
-        if sum(isinstance(release, BinnedScores) for release in study.releases) > 1:
+        if sum(isinstance(release, EvaluationRelease) for release in study.releases) > 1:
             yield self._refused(
                 study, f"one release of binned scores is allowed, it asks for more. {STEWARD}"
             )
         for release in study.releases:
-            if not isinstance(release, BinnedScores | ColumnStatistics):
+            if not isinstance(release, EvaluationRelease | ColumnStatistics):
                 yield self._refused(
                     study, f"its release {release.kind} is none that is known here. {STEWARD}"
                 )
@@ -302,7 +303,7 @@ def _outputs_of(study: StudySpec) -> set[str]:
     """Every output that a study asks for."""
     outputs = {"update"} if isinstance(study.dp, DpSgd) else set()
     for release in study.releases:
-        outputs.add("evaluation" if isinstance(release, BinnedScores) else "statistics")
+        outputs.add("evaluation" if isinstance(release, EvaluationRelease) else "statistics")
     return outputs
 
 

@@ -6,10 +6,10 @@ Nothing here leaves the site as it is: the guard saturates, adds the site's nois
 import numpy as np
 import numpy.typing as npt
 
+from fedward_client.held_out import HeldOut
 from fedward_client.training.trainer import ExecutedPlan, LocalTrainer
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
-from fedward_common.privacy.histogram import binned_units
 from fedward_common.privacy.statistics import exact_sums
 from fedward_common.secagg.sums import SumPlan, flat, is_distributed
 from fedward_common.study.encoding import PatientRecords, Row
@@ -46,16 +46,9 @@ def training_numbers(
     return numbers, update.executed, update.tensors
 
 
-def evaluation_numbers(
-    scores: npt.NDArray[np.floating],
-    classes: npt.NDArray[np.floating],
-    patient: npt.NDArray[np.int64],
-    *,
-    plan: SumPlan,
-) -> bytes:
-    """How many held-out patients score where, in units of the sum's grid."""
-    units = binned_units(scores, classes, patient, bins=plan.size // 2, scale=plan.grid.scale)
-    return _bytes(units.reshape(-1))
+def evaluation_numbers(held_out: HeldOut, *, plan: SumPlan) -> bytes:
+    """How many held-out patients are counted where, in units of the sum's grid."""
+    return _bytes(held_out.units(scale=plan.grid.scale).reshape(-1))
 
 
 def statistics_numbers(

@@ -22,13 +22,13 @@ from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.clinical import ClinicalData, Measured, Present
+from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.imaging import ImageData
 from fedward_common.study.kept import kept_words
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
 from fedward_common.study.tabular import (
-    BinnedScores,
     LabelRule,
     NumberColumn,
     TabularData,
@@ -297,9 +297,9 @@ def _leaves(study: StudySpec) -> Iterator[dict[str, Any]]:
             "tensors": {name: list(shape) for name, shape in shapes.items()},
         }
     for release in study.releases:
-        if isinstance(release, BinnedScores):
+        if isinstance(release, EvaluationRelease):
             yield {
-                "what": f"held-out patients counted in {release.bins} bins per class, with noise",
+                "what": f"{release.counted}, with noise",
                 "times": 1,
             }
         elif isinstance(release, ColumnStatistics):

@@ -8,11 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
 import structlog
 
 from fedward_client.guard.client import Grant, StoredReply
+from fedward_client.held_out import HeldOut
 from fedward_client.kept_state import OpenedRound, own_weights, study_shapes
 from fedward_client.secure_payload import (
     evaluation_numbers,
@@ -20,28 +19,23 @@ from fedward_client.secure_payload import (
     training_numbers,
 )
 from fedward_client.statistics import RowSource, release_of, statistics_payload
-from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import ExecutedPlan, LocalTrainer, PerformanceFlags
-from fedward_client.training.weights import record_scores
 from fedward_common.arrays import tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import REFUSAL_CODES, FedwardError, ProtocolError, SignatureRefused
 from fedward_common.ids import SiteId
 from fedward_common.models.plugins import register_installed
-from fedward_common.privacy.histogram import binned_counts, noisy_counts
+from fedward_common.privacy.histogram import noisy_counts
 from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.privacy.statistics import IntegerSource, SystemIntegers
 from fedward_common.secagg.sums import sum_plan
+from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.kept import is_kept
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.study.tabular import BinnedScores
 from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction
 
 _log = structlog.get_logger(__name__)
-
-Scored = tuple[npt.NDArray[np.float64], npt.NDArray[np.float32], npt.NDArray[np.int64]]
-"""Scores, classes (0 or 1) and patients, one entry per record."""
 
 
 class Guard(Protocol):
@@ -152,7 +146,7 @@ class Worker:
                 _require_executed(study, ran)
                 return numbers, opened.state_after(after)
             case "evaluate":
-                return evaluation_numbers(*self._scored(study, grant, model), plan=plan), b""
+                return evaluation_numbers(self._held_out(study, grant, model), plan=plan), b""
         release = release_of(instruction, study)
         rows = list(self.source.rows(study))
         return statistics_numbers(study, release, rows, plan=plan), b""
@@ -183,23 +177,22 @@ class Worker:
         )
 
     def _evaluate(self, study: StudySpec, grant: Grant, model: bytes) -> bytes:
-        release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
+        release = evaluation_of(study)
         if release is None:
-            raise ProtocolError("evaluation: expected a binned-scores release, found none")
-        counts = binned_counts(*self._scored(study, grant, model), bins=release.bins)
+            raise ProtocolError("evaluation: expected the study to release one, found none")
         noised = noisy_counts(
-            counts, noise_multiplier=release.noise_multiplier, noise=self.randomness()
+            self._held_out(study, grant, model).counts(),
+            noise_multiplier=release.noise_std,
+            noise=self.randomness(),
         )
         return canonical_json({"counts": noised.tolist()})
 
-    def _scored(self, study: StudySpec, grant: Grant, model: bytes) -> Scored:
-        """Scores, classes and patients of the held-out records that have a class."""
-        weights = own_weights(study, model, grant.state)
-        records = self.source.records(study, part="test")
-        classes = task_of(study).classes(records.labels)
-        counted = np.isfinite(classes)
-        scores = record_scores(study, weights, records.features[counted])
-        return scores, classes[counted], records.patient[counted]
+    def _held_out(self, study: StudySpec, grant: Grant, model: bytes) -> HeldOut:
+        return HeldOut(
+            study=study,
+            weights=own_weights(study, model, grant.state),
+            records=self.source.records(study, part="test"),
+        )
 
 
 def _require_executed(study: StudySpec, ran: ExecutedPlan) -> None:

@@ -21,7 +21,7 @@ from scipy.special import ndtr, ndtri  # type: ignore[import-untyped]
 
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
-from fedward_common.study.tabular import BinnedScores
+from fedward_common.study.evaluation import EvaluationRelease
 
 Numbers = npt.NDArray[np.float64]
 
@@ -109,7 +109,7 @@ class PooledCounts:
         )
 
 
-def evaluate(counts: Mapping[SiteId, Numbers], *, release: BinnedScores) -> PrivateEvaluation:
+def evaluate(counts: Mapping[SiteId, Numbers], *, release: EvaluationRelease) -> PrivateEvaluation:
     """The figures from every site's noised counts [2, bins] (negative class first).
 
     Deterministic: equal counts give equal figures.

@@ -31,9 +31,9 @@ from fedward_common.privacy.plan import (
     alternatives,
     plan_option,
 )
+from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.files import SiteKeys, parse_study, read_toml
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.study.tabular import BinnedScores
 from fedward_server.report.figures import delta_text, epsilon_number
 
 FORMAT: Final = "fedward-plan/1"

@@ -19,6 +19,7 @@ from fedward_common.errors import ConfigError, ProtocolError, StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
 from fedward_common.models.registry import initial_tensors, model_shapes
+from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import (
@@ -26,7 +27,6 @@ from fedward_common.study.statistics import (
     is_statistics,
     statistics_releases,
 )
-from fedward_common.study.tabular import BinnedScores
 from fedward_server.evaluation import PooledCounts
 from fedward_server.exchange import Ask, Exchanges
 from fedward_server.fleet import Clock, Fleet, RunEvents, RunStore
@@ -293,7 +293,7 @@ class StudyRun:
         self, model: bytes, progress: Progress, start: Resumed
     ) -> PooledCounts | None:
         """The noised counts over all sites; None without an evaluation or where it failed."""
-        release = next((r for r in self.study.releases if isinstance(r, BinnedScores)), None)
+        release = evaluation_of(self.study)
         if progress.pooled is not None:
             return PooledCounts.from_json(progress.pooled)
         opened = (
@@ -304,7 +304,7 @@ class StudyRun:
         if release is None or opened is None:
             return None
         pooled = PooledCounts(
-            counts=opened.values.reshape(2, release.bins),
+            counts=opened.values.reshape(release.rows, release.bins),
             sites=opened.survivors,
             noise=opened.noise_std,
         )
@@ -313,7 +313,7 @@ class StudyRun:
 
     def _evaluate(self, model: bytes, progress: Progress, start: Resumed) -> dict[SiteId, Counts]:
         """The noised counts per site; empty without an evaluation or below its quorum."""
-        release = next((r for r in self.study.releases if isinstance(r, BinnedScores)), None)
+        release = evaluation_of(self.study)
         if release is None or start.evaluated:
             return {}
         if progress.counts is not None:
@@ -321,7 +321,7 @@ class StudyRun:
         counts: dict[SiteId, Counts] = {}
 
         def take(site: SiteId, payload: bytes) -> None:
-            counts[site] = parse_counts(payload, bins=release.bins)
+            counts[site] = parse_counts(payload, rows=release.rows, bins=release.bins)
 
         ask = Ask(kind="evaluate", round=self.study.rounds, model=model)
         state = self.exchanges.run(again(ask, start.opened), take)
@@ -333,8 +333,8 @@ class StudyRun:
         return counts
 
 
-def parse_counts(payload: bytes, *, bins: int) -> Counts:
-    """The counts [2, bins] in an evaluation payload. Raises ProtocolError for anything else."""
+def parse_counts(payload: bytes, *, bins: int, rows: int = 2) -> Counts:
+    """The counts [rows, bins] in an evaluation payload. Raises ProtocolError for anything else."""
     try:
         value: Any = json.loads(payload)
         counts = np.asarray(value["counts"], dtype=np.float64)
@@ -342,8 +342,8 @@ def parse_counts(payload: bytes, *, bins: int) -> Counts:
         raise ProtocolError(
             "evaluation: expected {'counts': [[...], [...]]}, found something else"
         ) from error
-    if counts.shape != (2, bins) or not np.isfinite(counts).all():
+    if counts.shape != (rows, bins) or not np.isfinite(counts).all():
         raise ProtocolError(
-            f"evaluation: expected finite counts of shape (2, {bins}), found {counts.shape}"
+            f"evaluation: expected finite counts of shape ({rows}, {bins}), found {counts.shape}"
         )
     return counts

@@ -5,13 +5,13 @@ from typing import Any
 from fedward_common.models.registry import model_shapes
 from fedward_common.privacy import accounting, mechanism
 from fedward_common.study.clinical import ClinicalData
+from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.files import SiteKeys
 from fedward_common.study.imaging import ImageData
 from fedward_common.study.inputs import input_size
 from fedward_common.study.registry import ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, declared, is_statistics
-from fedward_common.study.tabular import BinnedScores
 from fedward_server.report.figures import delta_text, epsilon_number, unit_text
 from fedward_server.study_files import key_words
 
@@ -103,11 +103,8 @@ def _updates(study: StudySpec) -> str:
 
 
 def _release(release: ReleaseSpec) -> str:
-    if isinstance(release, BinnedScores):
-        return (
-            f"once: held-out patients per class in {release.bins} score bins, with noise of "
-            f"{release.noise_multiplier:g}"
-        )
+    if isinstance(release, EvaluationRelease):
+        return f"once: {release.counted}, with noise of {release.noise_std:g}"
     if isinstance(release, ColumnStatistics):
         return (
             f"once: {', '.join(release.statistics)} of {', '.join(release.columns)}, with "

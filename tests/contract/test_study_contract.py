@@ -13,6 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.registry import (
     DataSpec,
     DpSpec,
@@ -22,7 +23,6 @@ from fedward_common.study.registry import (
     register,
 )
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.tabular import BinnedScores
 from tests.support.studies import make_document, make_spec
 
 VECTORS: list[dict[str, Any]] = json.loads(

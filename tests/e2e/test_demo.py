@@ -14,9 +14,9 @@ from fedward_common.errors import StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.log.events import Event, read_events, verify
 from fedward_common.models.registry import model_shapes
+from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, FedAvg, StudySpec
-from fedward_common.study.tabular import BinnedScores
 from fedward_server.adapters.flower_control import FlowerControl, build_bundle
 from fedward_server.adapters.model_package import verify_package
 from fedward_server.adapters.run_files import LOG, study_path

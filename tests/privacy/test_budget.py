@@ -17,8 +17,8 @@ from fedward_client.policy import SitePolicy
 from fedward_common.errors import BudgetExceeded
 from fedward_common.privacy.accounting import calibrate_noise_multiplier
 from fedward_common.privacy.ledger import Reservation
+from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.study.tabular import BinnedScores
 from tests.support.guard_site import a_study, make_site
 from tests.support.ledger_fakes import Ticking
 

@@ -19,7 +19,7 @@ from fedward_common.privacy.plan import (
     alternatives,
     plan_option,
 )
-from fedward_common.study.tabular import BinnedScores
+from fedward_common.study.evaluation import BinnedScores
 
 RELEASE = BinnedScores(bins=4, noise_multiplier=2.5)
 ERROR = 2e-3

@@ -14,10 +14,10 @@ from fedward_common.canonical import canonical_json
 from fedward_common.errors import ProtocolError
 from fedward_common.privacy.mechanism import release_event, round_event
 from fedward_common.privacy.statistics import check_values
+from fedward_common.study.evaluation import EvaluationRelease, evaluation_of
 from fedward_common.study.kept import released_shapes
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import is_statistics
-from fedward_common.study.tabular import BinnedScores
 from fedward_common.wire import Instruction
 
 
@@ -43,8 +43,8 @@ def charged_event(instruction: Instruction, study: StudySpec) -> DpEvent:
     raise ProtocolError(f"instruction: expected one that costs something, found {instruction.kind}")
 
 
-def _evaluation(study: StudySpec) -> BinnedScores:
-    release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
+def _evaluation(study: StudySpec) -> EvaluationRelease:
+    release = evaluation_of(study)
     if release is None:
         raise ProtocolError(
             f"instruction: expected study {study.id} to release an evaluation, found none in it"
@@ -69,11 +69,12 @@ def check_payload(live: Live, payload: bytes, *, shapes: Shapes) -> None:
         if tensors_to_bytes(tensors) != payload:
             raise ProtocolError("update: expected the plain bytes of its tensors, found others")
         return
-    bins = _evaluation(live.study).bins
-    if not _is_counts(_canonical(payload, what="evaluation"), bins=bins):
+    release = _evaluation(live.study)
+    found = _canonical(payload, what="evaluation")
+    if not _is_counts(found, rows=release.rows, bins=release.bins):
         raise ProtocolError(
-            f"evaluation: expected {{'counts': 2 x {bins} finite numbers}} in canonical JSON, "
-            "found something else"
+            f"evaluation: expected {{'counts': {release.rows} x {release.bins} finite numbers}} in "
+            "canonical JSON, found something else"
         )
 
 
@@ -96,13 +97,13 @@ def _canonical(payload: bytes, *, what: str) -> Any:
     return value
 
 
-def _is_counts(value: Any, *, bins: int) -> bool:
+def _is_counts(value: Any, *, rows: int, bins: int) -> bool:
     if not isinstance(value, dict) or value.keys() != {"counts"}:
         return False
-    rows = value["counts"]
+    found = value["counts"]
     return (
-        isinstance(rows, list)
-        and len(rows) == 2
-        and all(isinstance(row, list) and len(row) == bins for row in rows)
-        and all(type(n) in (int, float) and math.isfinite(n) for row in rows for n in row)
+        isinstance(found, list)
+        and len(found) == rows
+        and all(isinstance(row, list) and len(row) == bins for row in found)
+        and all(type(n) in (int, float) and math.isfinite(n) for row in found for n in row)
     )

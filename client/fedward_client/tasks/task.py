@@ -1,13 +1,17 @@
 """What a kind of learning task has to say: the port that training is written against."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
+
+from fedward_common.study.evaluation import EvaluationRelease
 
 Labels = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(model outputs, labels [records]) -> one loss for each record, shape [records]."""
@@ -41,4 +45,21 @@ class Task(Protocol):
 
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up records for the model check."""
+        ...
+
+
+@runtime_checkable
+class CountedTask(Task, Protocol):
+    """A task whose evaluation marks more than one cell for a record (see `EvaluationRelease`)."""
+
+    def predict(self, model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+        """The model's outputs for one record, `features` [1, ...]."""
+        ...
+
+    def places(self, outputs: torch.Tensor, labels: Labels, release: EvaluationRelease) -> Places:
+        """Where one record is counted, [marks]; NOWHERE for a mark that cannot be made.
+
+        Raises:
+            ConfigError: the release is not one for this task.
+        """
         ...

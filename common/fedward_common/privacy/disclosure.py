@@ -19,9 +19,9 @@ from fedward_common.errors import ConfigError
 from fedward_common.privacy.accounting import PLD_INTERVAL, epsilon_admission, epsilon_pld
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.mechanism import encode_event, study_event
+from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, weight
-from fedward_common.study.tabular import BinnedScores
 
 FORMAT: Final = "fedward-disclosure/1"
 Status = Literal["configured", "measured", "declared", "missing"]
@@ -353,8 +353,11 @@ def _floating_point(study: StudySpec) -> str:
 def _release(study: StudySpec, number: int) -> Entry:
     release = study.releases[number]
     facts: dict[str, Any] = release.model_dump(mode="json")
-    if isinstance(release, BinnedScores):
-        facts |= {"sensitivity": "L2: 1", "when": "once, the final model, on held-out patients"}
+    if isinstance(release, EvaluationRelease):
+        facts |= {
+            "sensitivity": f"L2: {release.sensitivity:g}",
+            "when": "once, the final model, on held-out patients",
+        }
     elif isinstance(release, ColumnStatistics):
         facts |= {"sensitivity": _sensitivity(release, study), "when": "once"}
     else:

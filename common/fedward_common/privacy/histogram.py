@@ -12,7 +12,10 @@ from fedward_common.errors import ConfigError, DataError
 from fedward_common.privacy.randomness import RandomSource
 
 Counts = npt.NDArray[np.float64]
-"""[2, bins]: first the negative class, then the positive one."""
+"""[rows, bins]; of a binary model first the negative class, then the positive one."""
+Int64Array = npt.NDArray[np.int64]
+NOWHERE: Final = -1
+"""The place of a mark that is not made."""
 
 GRID: Final = 1024.0
 """Noised counts are rounded to 1/1024: the low bits of a float64 sum would tell more than the
@@ -67,6 +70,56 @@ def binned_units(
     return counts
 
 
+def tallied(
+    places: Int64Array, patient: npt.NDArray[np.integer], *, rows: int, bins: int
+) -> Counts:
+    """The exact counts [rows, bins] of the marks at `places` [records, marks].
+
+    A place is row * bins + bin, or NOWHERE. Which rows a mark may be in is fixed by the release and
+    no row takes two of them.
+
+    Guarantees:
+        A patient contributes a total weight of at most 1 to each mark, an equal share with each
+        record, so adding or removing one changes the counts by at most sqrt(marks) in L2.
+
+    These counts are private: only `noisy_counts` of them may leave.
+
+    Raises:
+        DataError: a place outside the counts, or not one row of places for each record.
+    """
+    counts = np.zeros(rows * bins, dtype=np.float64)
+    marked, share = _marks(places, patient, cells=rows * bins)
+    for mark in range(places.shape[1]):
+        there = marked[:, mark]
+        np.add.at(counts, places[there, mark], 1.0 / share[there])
+    return counts.reshape(rows, bins)
+
+
+def tallied_units(
+    places: Int64Array, patient: npt.NDArray[np.integer], *, rows: int, bins: int, scale: float
+) -> Int64Array:
+    """`tallied` in whole units of 1 / `scale`, each record's share rounded down."""
+    counts = np.zeros(rows * bins, dtype=np.int64)
+    marked, share = _marks(places, patient, cells=rows * bins)
+    units = np.floor(scale / share).astype(np.int64)
+    for mark in range(places.shape[1]):
+        there = marked[:, mark]
+        np.add.at(counts, places[there, mark], units[there])
+    return counts.reshape(rows, bins)
+
+
+def _marks(
+    places: Int64Array, patient: npt.NDArray[np.integer], *, cells: int
+) -> tuple[npt.NDArray[np.bool_], Counts]:
+    """Which marks are made, and how many records each record's patient has."""
+    if places.ndim != 2 or places.shape[0] != len(patient):
+        raise DataError("evaluation: expected one row of places for each record")
+    if places.size and (places.min() < NOWHERE or places.max() >= cells):
+        raise DataError("evaluation: expected places among the release's counts, found others")
+    _, group, records = np.unique(patient, return_inverse=True, return_counts=True)
+    return places != NOWHERE, records[group].astype(np.float64)
+
+
 def _places(
     scores: npt.NDArray[np.floating],
     labels: npt.NDArray[np.floating],
@@ -102,7 +155,8 @@ def _places(
 def noisy_counts(counts: Counts, *, noise_multiplier: float, noise: RandomSource) -> Counts:
     """`counts` plus independent Gaussian noise of standard deviation `noise_multiplier`.
 
-    The sensitivity of `binned_counts` is 1, so the multiplier is the standard deviation. Results
+    The sensitivity of `binned_counts` is 1, so the multiplier is the standard deviation; for more
+    marks than one the caller gives the multiplier times the sensitivity. Results
     may be negative and are not corrected: the coordinator knows the noise and accounts for it.
 
     Raises:

@@ -23,10 +23,10 @@ from dp_accounting.dp_event import DiscreteLaplaceDpEvent
 
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ConfigError
+from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.registry import DpSpec, ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly
-from fedward_common.study.tabular import BinnedScores
 
 MIN_NOISE: Final = 0.05
 MAX_NOISE: Final = 1e4
@@ -76,9 +76,9 @@ def release_event(release: ReleaseSpec) -> DpEvent:
 
 
 @release_event.register
-def _(release: BinnedScores) -> DpEvent:
-    # One patient moves the counts by at most 1 in L2 (privacy/histogram), so the noise multiplier
-    # is the standard deviation.
+def _(release: EvaluationRelease) -> DpEvent:
+    # One patient moves the counts by at most the release's sensitivity in L2 (privacy/histogram);
+    # the noise on each count is the multiplier times that.
     return GaussianDpEvent(release.noise_multiplier)
 
 

@@ -15,10 +15,10 @@ from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.privacy.statistics import noise_spread
 from fedward_common.secagg.fixedpoint import FixedPoint
 from fedward_common.secagg.refusals import Reason, SecAggRefused
+from fedward_common.study.evaluation import EvaluationRelease, evaluation_of
 from fedward_common.study.kept import released_shapes
 from fedward_common.study.spec import DpSgd, SecureAggregation, StudySpec
 from fedward_common.study.statistics import cells, is_statistics, statistics_releases
-from fedward_common.study.tabular import BinnedScores
 from fedward_common.wire import Kind
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -62,7 +62,7 @@ def last_sum(study: StudySpec) -> int:
     """The number of the study's last secret sum."""
     if is_statistics(study):
         return len(study.releases)
-    return study.rounds + any(isinstance(r, BinnedScores) for r in study.releases)
+    return study.rounds + any(isinstance(r, EvaluationRelease) for r in study.releases)
 
 
 def is_distributed(study: StudySpec) -> bool:
@@ -95,10 +95,11 @@ def sum_plan(study: StudySpec, kind: Kind, round_number: int, *, shapes: Shapes)
             reach = dp.sampling_probability * most
             return _plan(study, size, norm=dp.clip_norm, noise=noise, reach=reach)
         case "evaluate":
-            release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
+            release = evaluation_of(study)
             if release is not None:
-                noise = release.noise_multiplier * noise_share(study)
-                return _plan(study, 2 * release.bins, norm=1.0, noise=noise, reach=float(most))
+                noise = release.noise_std * noise_share(study)
+                size, norm = release.rows * release.bins, release.sensitivity
+                return _plan(study, size, norm=norm, noise=noise, reach=float(most))
         case "statistics":
             asked = statistics_releases(study)[round_number - 1]
             noise = noise_spread(asked, study.data) * noise_share(study)

@@ -42,7 +42,9 @@ class PatientRecords:
 
     `features`: float32 [records, inputs], numbers in [-1, 1] and categories 0 or 1.
     `labels`: float32 [records], the same for all records of a patient: 0 or 1 of a class, a number
-    in [-1, 1], or days until an event, negative where the patient was only followed so far.
+    in [-1, 1], or days until an event, negative where the patient was only followed so far; the
+    number of a class; a whole number whose bits are labels. Of a segmentation [records, voxels]:
+    the structure in each.
     `patient`: int64 [records], 0..patients-1, never falling; a patient's records are neighbours.
     """
 

@@ -1,11 +1,11 @@
-"""The tabular variants: one task, one data schema, one evaluation release."""
+"""The tabular variants: one task and one data schema."""
 
 import math
 from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from fedward_common.study.registry import DataSpec, ReleaseSpec, Strict, TaskSpec, register
+from fedward_common.study.registry import DataSpec, Strict, TaskSpec, register
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z][A-Za-z0-9_. -]*$")]
 
@@ -177,16 +177,3 @@ class TabularData(DataSpec):
                         f"missing = 'fill': expected a public fill value for {column.name!r}"
                     )
         return self
-
-
-@register
-class BinnedScores(ReleaseSpec):
-    """Evaluation of the final model, once.
-
-    Per class, how many held-out patients score in each of `bins` equal parts of [0, 1], plus
-    Gaussian noise of `noise_multiplier` (L2 sensitivity 1).
-    """
-
-    kind: Literal["binned-scores"] = "binned-scores"
-    bins: int = Field(ge=2, le=20)
-    noise_multiplier: float = Field(gt=0, allow_inf_nan=False)

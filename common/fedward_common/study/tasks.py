@@ -7,11 +7,11 @@ from pydantic import Field, model_validator
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData, EventOutcome, TimeOutcome, ValueOutcome
+from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.imaging import ImageClassification, ImageData
 from fedward_common.study.registry import TaskSpec, register
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import (
-    BinnedScores,
     LabelRule,
     NumberLabel,
     TabularClassification,
@@ -112,7 +112,7 @@ def check_task(study: StudySpec) -> None:
     ):
         raise ConfigError(f"model.name: expected one for {task.likelihood}")
     if isinstance(task, TabularRegression) and any(
-        isinstance(release, BinnedScores) for release in study.releases
+        isinstance(release, EvaluationRelease) for release in study.releases
     ):
         raise ConfigError("releases: expected no binned scores of a regression, which has no class")
 

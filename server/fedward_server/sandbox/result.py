@@ -16,12 +16,13 @@ from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
 from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
+from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageData
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
-from fedward_common.study.tabular import BinnedScores, TabularData
+from fedward_common.study.tabular import TabularData
 from fedward_server.adapters.run_files import MODEL
 from fedward_server.evaluation import Estimate, PooledCounts, PrivateFigures, evaluate
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
@@ -234,7 +235,7 @@ def _cores() -> int:
 def _private(study: StudySpec, outcome: Outcome) -> PrivateFigures | None:
     if outcome.pooled is not None:
         return outcome.pooled.figures
-    release = next((r for r in study.releases if isinstance(r, BinnedScores)), None)
+    release = evaluation_of(study)
     if release is None or not outcome.counts:
         return None
     return evaluate(outcome.counts, release=release).pooled

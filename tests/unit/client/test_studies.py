@@ -194,7 +194,7 @@ def test_the_report_says_what_is_read_what_leaves_what_it_costs_and_who_takes_pa
         STUDY.digest,
         words(STUDY.digest),
         "5 x a model update with noise: 3 numbers",
-        "1 x held-out patients counted in 5 bins per class",
+        "1 x held-out patients per class in 5 score bins",
         words(STUDY.sites[1].key_sha256),
         "(this hospital)",
         "nobody of this site approved it",

@@ -34,7 +34,7 @@ from fedward_common.privacy.accounting import (
     renyi_curve,
 )
 from fedward_common.privacy.mechanism import dp_sgd_event, release_event
-from fedward_common.study.tabular import BinnedScores
+from fedward_common.study.evaluation import BinnedScores
 
 DELTA = 1e-5
 RELEASE = BinnedScores(bins=10, noise_multiplier=10.0)

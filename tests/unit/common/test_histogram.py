@@ -8,7 +8,15 @@ import pytest
 from scipy import stats
 
 from fedward_common.errors import ConfigError, DataError
-from fedward_common.privacy.histogram import GRID, Counts, binned_counts, noisy_counts
+from fedward_common.privacy.histogram import (
+    GRID,
+    NOWHERE,
+    Counts,
+    binned_counts,
+    noisy_counts,
+    tallied,
+    tallied_units,
+)
 from fedward_common.privacy.randomness import Csprng
 
 Numbers = npt.NDArray[np.float64]
@@ -113,3 +121,29 @@ def test_noised_counts_stand_on_a_coarse_grid() -> None:
 def test_without_noise_nothing_is_released(multiplier: float) -> None:
     with pytest.raises(ConfigError):
         noisy_counts(np.zeros((2, 2)), noise_multiplier=multiplier, noise=Csprng())
+
+
+def test_marks_of_one_patient_move_the_counts_by_at_most_the_root_of_their_number() -> None:
+    generator = np.random.default_rng(5)
+    patient = np.repeat(np.arange(6), [1, 3, 2, 1, 4, 2])
+    places = np.stack([generator.integers(4 * m, 4 * m + 4, len(patient)) for m in range(3)], 1)
+    everyone = tallied(places, patient, rows=3, bins=4)
+
+    for one in range(6):
+        rest = patient != one
+        _, renamed = np.unique(patient[rest], return_inverse=True)
+        moved = everyone - tallied(places[rest], renamed, rows=3, bins=4)
+
+        assert np.isclose(moved.sum(), 3)
+        assert np.linalg.norm(moved) <= np.sqrt(3) + 1e-12
+
+
+def test_a_mark_that_is_nowhere_counts_nothing_and_units_are_rounded_down() -> None:
+    places = np.array([[0], [NOWHERE], [3]])
+
+    units = tallied_units(places, np.array([0, 0, 1]), rows=2, bins=2, scale=7.0)
+
+    assert units.tolist() == [[3, 0], [0, 7]]
+    assert tallied(np.zeros((0, 2), np.int64), np.zeros(0, int), rows=2, bins=2).sum() == 0
+    with pytest.raises(DataError, match="places"):
+        tallied(np.array([[4]]), np.array([0]), rows=2, bins=2)

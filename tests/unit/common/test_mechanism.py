@@ -25,8 +25,8 @@ from fedward_common.privacy.mechanism import (
     study_event,
     training_event,
 )
+from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.registry import DpSpec, ReleaseSpec
-from fedward_common.study.tabular import BinnedScores
 from tests.support.guard_site import a_study
 
 STEP = PoissonSampledDpEvent(0.1, GaussianDpEvent(3.0))

@@ -17,9 +17,9 @@ from fedward_common.privacy.plan import (
     delta_limit,
     plan_option,
 )
+from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.registry import ReleaseSpec
 from fedward_common.study.spec import DpSgd
-from fedward_common.study.tabular import BinnedScores
 from tests.support.studies import make_dp, make_spec
 
 PATIENTS = (200, 170, 30, 85)

@@ -9,7 +9,7 @@ from scipy.special import expit, ndtr
 
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
-from fedward_common.study.tabular import BinnedScores
+from fedward_common.study.evaluation import BinnedScores
 from fedward_server.evaluation import PrivateFigures, evaluate, figures
 
 Numbers = npt.NDArray[np.float64]

@@ -122,9 +122,9 @@ def record_losses(
             outputs = model(features)
         outputs = outputs.float()
     losses = loss(outputs, labels)
-    if losses.shape != labels.shape:
+    if losses.shape != labels.shape[:1]:
         raise ModelRefused(
-            f"loss: expected one number for each record, shape {list(labels.shape)}, found "
+            f"loss: expected one number for each record, shape {list(labels.shape[:1])}, found "
             f"{list(losses.shape)}; return the losses unreduced"
         )
     return losses

@@ -68,8 +68,8 @@ class PatientDpPlan:
 class PatientTensors:
     """The records of a site's patients on the device that trains, grouped by patient.
 
-    `features` [records, ...] and `labels` [records]; patient p owns the records from `starts[p]`
-    up to `starts[p + 1]`, at least one.
+    `features` [records, ...] and `labels` [records] (or masks, [records, ...]); patient p owns the
+    records from `starts[p]` up to `starts[p + 1]`, at least one.
     """
 
     features: torch.Tensor
@@ -78,7 +78,7 @@ class PatientTensors:
 
     def __post_init__(self) -> None:
         records = self.features.shape[0]
-        if self.labels.shape != (records,):
+        if self.labels.shape[:1] != (records,):
             raise DataError("records: expected one label for each record, found another number")
         if self.starts[0] != 0 or self.starts[-1] != records or (np.diff(self.starts) < 1).any():
             raise DataError("records: expected every patient to own at least one, all contiguous")
