@@ -97,7 +97,8 @@ FURTHER_STUDIES = {
     },
     "every utility lever": {
         "rounds = 8": "rounds = 2",
-        'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]',
+        'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]\n'
+        'lora = { rank = 2, layers = ["hidden.0"] }',
         "average_last = 2": "ema = 0.5",
         "momentum = 0.5": "momentum = 0.0",
         "learning_rate = 1.0": 'learning_rate = 0.05\noptimizer = "adam"\nfrozen = ["hidden.1."]\n'

@@ -28,6 +28,7 @@ def freeze(model: nn.Module, training: TrainingSpec) -> None:
             )
         for parameter in named:
             parameter.requires_grad_(False)
+    # The bases of low-rank adapters are frozen where the model is built.
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("training.frozen: expected something left to train, found nothing")
 

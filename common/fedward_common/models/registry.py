@@ -8,7 +8,9 @@ from torch import nn
 from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
 from fedward_common.models.imaging import cnn, densenet121, resnet18
+from fedward_common.models.low_rank import adapt
 from fedward_common.models.recurrent import gru, lstm
+from fedward_common.models.standardised import standardise
 from fedward_common.models.survival import proportional_hazards
 from fedward_common.models.tabular import logistic_regression, mlp
 from fedward_common.study.spec import ModelSpec
@@ -64,7 +66,12 @@ def build_model(spec: ModelSpec, inputs: int) -> nn.Module:
     factory = _FACTORIES.get(spec.name)
     if factory is None:
         raise ConfigError(f"model.name: expected one of {sorted(_FACTORIES)}, found {spec.name!r}")
-    return factory(spec, inputs)
+    model = factory(spec, inputs)
+    if spec.weight_standardisation:
+        standardise(model)
+    if spec.lora is not None:
+        adapt(model, spec, spec.lora)
+    return model
 
 
 def initial_tensors(spec: ModelSpec, inputs: int) -> dict[str, Array]:

@@ -110,8 +110,8 @@ def sum_plan(study: StudySpec, kind: Kind, round_number: int, *, shapes: Shapes)
 
 def summed(study: StudySpec, shapes: Shapes) -> list[tuple[str, tuple[int, ...]]]:
     """The tensors that training adds up, names sorted: neither frozen nor kept at the sites."""
-    frozen, released = study.training.frozen, released_shapes(study, shapes)
-    return [(name, released[name]) for name in sorted(released) if not name.startswith(frozen)]
+    released = released_shapes(study, shapes)
+    return [(name, released[name]) for name in sorted(released) if not study.is_frozen(name)]
 
 
 def flat(study: StudySpec, tensors: Mapping[str, npt.NDArray[np.floating]]) -> Float64Array:

@@ -67,6 +67,23 @@ class TensorSpec(Strict):
     shape: tuple[Width, ...] = Field(max_length=8, strict=False)
 
 
+class LoRa(Strict):
+    """Low-rank adapters of rank `rank` beside layers whose own numbers stay as they start.
+
+    `layers`: how the names of the adapted layers begin; Linear layers and ungrouped convolutions.
+    """
+
+    rank: int = Field(ge=1, le=1024)
+    layers: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        min_length=1, max_length=256, strict=False
+    )
+    scale: Positive = 1.0
+
+    def is_base(self, tensor: str) -> bool:
+        """Whether a tensor of this name is a number of an adapted layer itself."""
+        return tensor.startswith(self.layers) and tensor.rpartition(".")[0].endswith(".base")
+
+
 class ModelSpec(Extensible):
     """A model by its registered name, with its sizes.
 
@@ -74,7 +91,9 @@ class ModelSpec(Extensible):
     checks updates against them and never runs a plugin.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"tensors", "outputs", "steps", "shape"})
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"tensors", "outputs", "steps", "shape", "weight_standardisation", "lora"}
+    )
 
     name: str = Field(min_length=1, max_length=64)
     hidden: tuple[Width, ...] = Field(default=(), max_length=16, strict=False)
@@ -85,6 +104,10 @@ class ModelSpec(Extensible):
     shape: tuple[Width, ...] = Field(
         default=(), max_length=4, strict=False, description="of an image: channels, height, width"
     )
+    weight_standardisation: bool = Field(
+        default=False, description="every filter of a convolution centred and of length one"
+    )
+    lora: LoRa | None = None
 
 
 class Jitter(Strict):
@@ -279,6 +302,13 @@ class StudySpec(Extensible):
     def public_patients(self) -> int:
         """The public constant N of the whole study: the sum of the sites' `patients`."""
         return sum(site.patients for site in self.sites)
+
+    def is_frozen(self, tensor: str) -> bool:
+        """Whether the tensor of this name keeps its start: frozen, or the base of an adapter."""
+        lora = self.model.lora
+        return tensor.startswith(self.training.frozen) or (
+            lora is not None and lora.is_base(tensor)
+        )
 
     def site(self, site_id: SiteId) -> StudySite | None:
         """The entry of `site_id`, or None when the study does not include that hospital."""

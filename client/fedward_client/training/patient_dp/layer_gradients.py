@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedward_common.errors import ModelRefused
+from fedward_common.models.standardised import STANDARDISED, through_standardisation
 
 _MOST_POSITIONS = 32
 _WIDEST = 4096
@@ -142,6 +143,19 @@ def _convolution(
     return _kept(layer, weight=weight, bias=bias)
 
 
+def _standardised(
+    layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: int
+) -> Gradients:
+    """The rule of a convolution, then through the standardisation of its weight, by patient."""
+    found = _convolution(layer, inputs, back, slots)
+    rows = found.get("weight")
+    if isinstance(rows, torch.Tensor):
+        weight = layer.get_parameter("weight").detach()
+        through = [through_standardisation(weight, row.clone()) for row in rows]
+        found["weight"] = torch.stack(through)
+    return found
+
+
 def _embedding(layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: int) -> Gradients:
     if not isinstance(layer, nn.Embedding):
         raise TypeError("rule of Embedding on another layer")
@@ -209,6 +223,7 @@ RULES: Mapping[type[nn.Module], LayerRule] = {
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,
     nn.Conv3d: _convolution,
+    **dict.fromkeys(STANDARDISED.values(), _standardised),
     nn.Embedding: _embedding,
     nn.LayerNorm: _layer_norm,
     nn.GroupNorm: _channel_norm,

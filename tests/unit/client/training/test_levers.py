@@ -17,6 +17,7 @@ from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import initial_tensors
 from fedward_common.privacy.clipping import normalise_l2
+from fedward_common.secagg.sums import summed
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.spec import TrainingSpec
 from tests.support.naive_dp import FirstInLine, NoNoise, Repeatable
@@ -131,6 +132,29 @@ def test_frozen_parameters_keep_their_values_and_the_others_move() -> None:
     assert moved == {"output.weight", "output.bias"}
 
 
+def test_the_base_of_an_adapter_keeps_its_bits_and_no_sum_contains_it() -> None:
+    study = make_spec(
+        model={"name": "mlp", "hidden": [8], "lora": {"rank": 1, "layers": ["hidden."]}},
+        training={"learning_rate": 0.5, "frozen": ["hidden.1."]},
+    )
+    inputs = task_of(study).inputs
+    start = initial_tensors(study.model, inputs)
+    records = PatientRecords(
+        features=np.ones((3, inputs), np.float32),
+        labels=np.ones(3, np.float32),
+        patient=np.arange(3),
+    )
+    trainer = LocalTrainer(
+        study, SITE, sampling=Repeatable(1), noise=Repeatable(2), flags=PerformanceFlags()
+    )
+
+    after = trainer.train(start, records).tensors
+
+    moved = {name for name in start if not np.array_equal(start[name], after[name])}
+    assert moved == {"hidden.0.down.weight", "hidden.0.up.weight", "output.weight", "output.bias"}
+    assert {name for name, _ in summed(study, {n: a.shape for n, a in start.items()})} == moved
+
+
 def test_a_prefix_that_no_parameter_has_is_an_error_that_names_them() -> None:
     with pytest.raises(ConfigError, match="found 'encoder'; the model has weight, bias"):
         freeze(nn.Linear(2, 1), TrainingSpec(learning_rate=0.1, frozen=("encoder",)))
@@ -143,10 +167,13 @@ def test_levers_that_are_off_leave_the_digest_of_a_study_as_it_was() -> None:
     spelt_out = make_spec(
         training={**plain.training.model_dump(), "optimizer": "sgd", "frozen": []},
         aggregation={"name": "fedavg", "ema": 0.0},
+        model={**plain.model.model_dump(), "lora": None, "weight_standardisation": False},
     )
 
     assert b"optimizer" not in plain.canonical
     assert b"clipping" not in plain.canonical
+    assert b"lora" not in plain.canonical
+    assert b"standardisation" not in plain.canonical
     assert plain.aggregation.name != "fedavg" or spelt_out.digest == plain.digest
 
 
