@@ -90,11 +90,13 @@ bundle: $(STAMP)  ## signed offline bundles of both roles (KEY=release.pem; pyth
 e2e-enrol: $(STAMP)  ## hospitals join, approve, train; one is revoked; install from a bundle without a network
 	@$(BIN)/pytest -m "" tests/e2e/test_enrolment.py tests/e2e/test_install.py --durations=10
 
-ci-deps:  ## Debian packages that tests use (called once by .ci/run)
+ci-deps:  ## Debian and npm packages that tests use (called once by .ci/run)
 	@command -v ip >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq iproute2; }
 	@command -v systemd-analyze >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq systemd; }
 	@command -v openssl >/dev/null 2>&1 || { apt-get update -qq && apt-get install -y -qq openssl; }
 	@ls -d /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; }
+	@{ command -v node >/dev/null 2>&1 && command -v npm >/dev/null 2>&1; } || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm; }
+	@test -d tests/support/fhir_server/node_modules/@medplum/fhir-router || npm ci --prefix tests/support/fhir_server --ignore-scripts --no-audit --no-fund --silent
 
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache

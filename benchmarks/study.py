@@ -26,8 +26,8 @@ import numpy as np
 import torch
 
 from fedward_client.data.tabular import CsvSource
+from fedward_client.data_entries import CsvFile
 from fedward_client.rehearse import rehearse
-from fedward_client.settings import CsvFile
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId

@@ -12,7 +12,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from fedward_client.data.site import SiteSource
+from fedward_client.data.fhir_schema import SchemaFindings
+from fedward_client.data.site import SAMPLE_EVERY, SiteSource, fhir_resources
+from fedward_client.settings import SiteSettings
 from fedward_common.errors import ProtocolError
 from fedward_common.study.clinical import ClinicalData, Feature, Measured, Present
 from fedward_common.study.clinical_encoding import Encoder, Tally
@@ -24,6 +26,7 @@ FORMAT: Final = "fedward-data-report/1"
 SUMMARY: Final = "fedward-data-summary/1"
 BINS: Final = 20
 ROUND_TO: Final = 10
+MOST_PROBLEMS: Final = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +107,42 @@ def data_report(
             }
             for feature in found.features
         ],
+    }
+
+
+def check_form(
+    study: StudySpec, settings: SiteSettings, *, whole: bool, min_cell_size: int
+) -> dict[str, Any]:
+    """`fhir_schema` of the report: how many FHIR resources are not as R4 4.0.1 says, and in what.
+
+    Empty where the site has no FHIR. A resource of another form may all the same be readable: what
+    a study needs of it is counted by `check_data`.
+
+    Raises:
+        DataError: the source cannot be read.
+    """
+    if not isinstance(study.data, ClinicalData):
+        return {}
+    findings = SchemaFindings()
+    for resource in fhir_resources(settings, study.data.concepts, whole=whole):
+        findings.look_at(resource)
+    if not findings.resources:
+        return {}
+
+    def shown(count: int) -> int | None:
+        return count if count == 0 or count >= min_cell_size else None
+
+    return {
+        "fhir_schema": {
+            "schema": "FHIR R4 4.0.1",
+            "every": 1 if whole else SAMPLE_EVERY,
+            "resources": shown(findings.resources),
+            "unfit": shown(findings.unfit),
+            "problems": [
+                {"type": kind, "path": path, "expected": expected, "resources": shown(count)}
+                for (kind, path, expected), count in findings.problems.most_common(MOST_PROBLEMS)
+            ],
+        }
     }
 
 

@@ -39,7 +39,25 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
             f"{_shown(report, feature['missing']):>8}  {feature['values_out_of_range']:>12}  "
             f"{feature['values_unmapped']:>8}"
         )
+    yield from _form(report)
     yield "Out of range and unmapped count values. This report stays at this site."
+
+
+def _form(report: Mapping[str, Any]) -> Iterator[str]:
+    """What a check against the FHIR schema found, in lines; nothing where there was none."""
+    form = report.get("fhir_schema")
+    if form is None:
+        return
+    looked = "every" if form["every"] == 1 else f"one of {form['every']}"
+    yield (
+        f"{form['schema']} schema, {looked} resource(s): {_shown(report, form['resources'])} "
+        f"looked at, {_shown(report, form['unfit'])} of another form"
+    )
+    for problem in form["problems"]:
+        yield (
+            f"  {problem['type']} {problem['path'] or '(itself)'}: expected {problem['expected']}: "
+            f"{_shown(report, problem['resources'])}"
+        )
 
 
 def report_page(report: Mapping[str, Any]) -> str:
@@ -50,6 +68,7 @@ def report_page(report: Mapping[str, Any]) -> str:
         for reason, count in report["not_in_study"].items()
         if count != 0
     )
+    form = "".join(f"<p>{escape(line)}</p>" for line in _form(report))
     title = escape(f"Data report: {report['study']} at {report['site']}")
     return f"""<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>
@@ -61,7 +80,8 @@ and bars of so few values are withheld.</p>
 <h2>Not in the study</h2><table><tr><th>why<th class=n>patients</tr>{absent}</table>
 <h2>Features</h2>
 <table><tr><th>feature<th>unit<th class=n>patients<th class=n>missing<th class=n>values out of range
-<th class=n>values unmapped<th>values over the range<th>missing share</tr>{rows}</table></html>
+<th class=n>values unmapped<th>values over the range<th>missing share</tr>{rows}</table>
+{form}</html>
 """
 
 

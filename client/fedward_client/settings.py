@@ -5,20 +5,28 @@ Relative paths are relative to the folder of the file. Unknown keys are refused.
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
-    BeforeValidator,
-    Discriminator,
     Field,
     PrivateAttr,
-    Tag,
     ValidationError,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
 
+from fedward_client.data_entries import (
+    FOLDER,
+    ClinicalEntry,
+    CsvFile,
+    DataEntry,
+    EventFiles,
+    FhirFolder,
+    FhirServerUrl,
+    ImageFiles,
+    Location,
+    OmopUrl,
+    known_zone_name,
+)
 from fedward_common.ids import DIGEST, LABEL
 from fedward_common.namespace import IsolationSettings
 from fedward_common.study.files import explain, read_toml
@@ -29,19 +37,8 @@ DOMAIN_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 HOURS = r"^([01]\d|2[0-3]):[0-5]\d-([01]\d|2[0-3]):[0-5]\d$"
 PROXY = r"^http://(\[[0-9A-Fa-f:]+\]|[^\s:/@]+):\d{1,5}$"
 USER_NAME = r"^([a-z_][a-z0-9_-]{0,31}|#[1-9][0-9]{0,8})$"
-FOLDER = "folder"
 
 
-def _resolve(value: object, info: ValidationInfo) -> object:
-    if not isinstance(value, str):
-        return value
-    if not value:
-        raise ValueError("expected a path, found an empty text")
-    folder = (info.context or {}).get(FOLDER)
-    return Path(value) if folder is None else Path(folder) / value
-
-
-Location = Annotated[Path, BeforeValidator(_resolve)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Epsilon = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 DigestText = Annotated[str, Field(pattern=DIGEST)]
@@ -97,109 +94,6 @@ class KeyPaths(Strict):
     signing_key: Location
     secagg_key: Location | None = None
     passphrase_file: Location | None = None
-
-
-class CsvFile(Strict):
-    """One CSV table with a header line.
-
-    `patient_key` is its column that says who is one patient: with it, a study that takes another
-    one is refused.
-    """
-
-    kind: Literal["csv"] = "csv"
-    path: Location
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
-    patient_key: str | None = Field(default=None, min_length=1, max_length=256)
-
-
-def _known_zone_name(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError("expected a time zone such as Europe/Zurich, found another") from error
-    return name
-
-
-class _Clinical(Strict):
-    """A source of clinical events. `time_zone`: whose wall clock its times are compared in."""
-
-    time_zone: str = "UTC"
-
-    @field_validator("time_zone")
-    @classmethod
-    def _known(cls, name: str) -> str:
-        return _known_zone_name(name)
-
-
-class EventFiles(_Clinical):
-    """Two tables (CSV, or Parquet by their ending): patients, and their coded events."""
-
-    kind: Literal["events"] = "events"
-    patients: Location
-    events: Location
-    delimiter: str = Field(default=",", min_length=1, max_length=1)
-
-
-class FhirFolder(_Clinical):
-    """FHIR R4: a folder (or one file) of bulk export ndjson and bundles."""
-
-    kind: Literal["fhir"] = "fhir"
-    path: Location
-
-
-class OmopUrl(_Clinical):
-    """An OMOP CDM 5.4 database by its SQLAlchemy URL.
-
-    `url_file` holds the URL instead, where it has a password. `patient_id` says which column of
-    `person` is a patient's id, for the list of exclusions and the held-out split.
-    """
-
-    kind: Literal["omop"] = "omop"
-    url: str | None = Field(default=None, min_length=1, max_length=1024)
-    url_file: Location | None = None
-    schema_name: str | None = Field(default=None, min_length=1, max_length=64)
-    patient_id: Literal["person_id", "person_source_value"] = "person_id"
-
-    @model_validator(mode="after")
-    def _one_url(self) -> "OmopUrl":
-        if (self.url is None) == (self.url_file is None):
-            raise ValueError("expected exactly one of url and url_file")
-        return self
-
-
-class ImageFiles(Strict):
-    """Images with the table that says whose they are: a folder with images.csv, or a .npz file.
-
-    Either `patient_key`, the column that says who is one patient, or `no_patient_key = true` where
-    nobody knows: only a study with the privacy unit `record` may read those.
-    """
-
-    kind: Literal["images"] = "images"
-    path: Location
-    patient_key: str | None = Field(default=None, min_length=1, max_length=256)
-    no_patient_key: bool = False
-
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "ImageFiles":
-        if (self.patient_key is None) != self.no_patient_key:
-            raise ValueError("expected either patient_key or no_patient_key = true")
-        return self
-
-
-def _data_kind(value: object) -> str:
-    """The kind of a [[data]] table; without one it is a CSV table, as before there were others."""
-    kind = value.get("kind", "csv") if isinstance(value, dict) else getattr(value, "kind", "csv")
-    return kind if isinstance(kind, str) else "csv"
-
-
-DataEntry = Annotated[
-    Annotated[CsvFile, Tag("csv")]
-    | Annotated[EventFiles, Tag("events")]
-    | Annotated[FhirFolder, Tag("fhir")]
-    | Annotated[OmopUrl, Tag("omop")]
-    | Annotated[ImageFiles, Tag("images")],
-    Discriminator(_data_kind),
-]
 
 
 class LoopbackPorts(Strict):
@@ -316,7 +210,7 @@ class PolicyRules(Strict):
     @field_validator("time_zone")
     @classmethod
     def _known_zone(cls, name: str) -> str:
-        return _known_zone_name(name)
+        return known_zone_name(name)
 
     @model_validator(mode="after")
     def _consistent(self) -> "PolicyRules":
@@ -392,9 +286,9 @@ class SiteSettings(Strict):
         return tuple(one for one in self.data if isinstance(one, CsvFile))
 
     @property
-    def clinical(self) -> tuple[EventFiles | FhirFolder | OmopUrl, ...]:
+    def clinical(self) -> tuple[ClinicalEntry, ...]:
         """The [[data]] that are sources of clinical events."""
-        return tuple(one for one in self.data if isinstance(one, EventFiles | FhirFolder | OmopUrl))
+        return tuple(one for one in self.data if isinstance(one, ClinicalEntry))
 
     @property
     def images(self) -> tuple[ImageFiles, ...]:
@@ -413,6 +307,8 @@ class SiteSettings(Strict):
                     found += [one.patients, one.events]
                 case OmopUrl():
                     found.append(one.url_file)
+                case FhirServerUrl():
+                    found += [one.token_file, one.ca]
         return tuple(path for path in found if path is not None)
 
     @property

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fedward_client.data.tabular import CsvSource
-from fedward_client.settings import CsvFile
+from fedward_client.data_entries import CsvFile
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.errors import DataError
 from fedward_common.ids import SiteId

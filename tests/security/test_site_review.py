@@ -13,13 +13,13 @@ from typer.testing import CliRunner
 
 from fedward_client.cli import app
 from fedward_client.data.tabular import CsvSource
+from fedward_client.data_entries import CsvFile
 from fedward_client.guard.client import Grant
 from fedward_client.guard.main import RunningGuard, start_guard
 from fedward_client.guard.memory import Remembered
 from fedward_client.guard.statements import Statements
 from fedward_client.policy import NotApproved, SitePolicy
 from fedward_client.ports import Passing
-from fedward_client.settings import CsvFile
 from fedward_client.studies import study_report
 from fedward_client.study_text import diff_text, list_text, study_text
 from fedward_common.errors import ConfigError, DataError, LedgerError, PolicyRefused

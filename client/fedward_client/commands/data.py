@@ -21,6 +21,10 @@ def data_check(
     summary: Annotated[
         Path | None, typer.Option(help="Also write a rounded summary that you may send.")
     ] = None,
+    validate: Annotated[
+        bool,
+        typer.Option(help="Hold every FHIR resource against the R4 4.0.1 schema, not a sample."),
+    ] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -29,7 +33,7 @@ def data_check(
     from functools import partial
 
     from fedward_client.data.site import SiteSource
-    from fedward_client.data_check import check_data, data_report, data_summary
+    from fedward_client.data_check import check_data, check_form, data_report, data_summary
     from fedward_client.data_check_page import report_page, report_text
     from fedward_client.exclusions import excluded_patients
     from fedward_client.studies import find_study
@@ -40,6 +44,7 @@ def data_check(
     found = check_data(spec, SiteSource(settings, excluded=partial(excluded_patients, settings)))
     least = settings.policy.min_cell_size
     report = data_report(spec, settings.site, found, min_cell_size=least)
+    report |= check_form(spec, settings, whole=validate, min_cell_size=least)
     if html is not None:
         write_private(html, report_page(report).encode())
     if summary is not None:

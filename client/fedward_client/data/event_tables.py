@@ -5,25 +5,16 @@ events: patient_id, concept (such as LOINC:4548-4), time (ISO 8601), value, unit
 be empty. Other columns are left alone.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 from pathlib import Path
 from typing import Final
 
 from fedward_client.data.tabular import readable_lines
 from fedward_common.errors import DataError
-from fedward_common.study.clinical_events import (
-    Event,
-    Person,
-    birth_seconds,
-    clinical_time,
-    sex_of,
-    zone_utc,
-)
-from fedward_common.study.encoding import decimal_number
+from fedward_common.study.clinical_events import Person, zone_utc
+from fedward_common.study.event_rows import EVENTS, PATIENTS, people_of
 
-PATIENTS: Final = ("patient_id", "birth_date", "sex", "death_date")
-EVENTS: Final = ("patient_id", "concept", "time", "value", "unit")
 PARQUET: Final = ".parquet"
 _BATCH: Final = 10_000
 
@@ -46,35 +37,12 @@ class EventTables:
         Raises:
             DataError: a table cannot be read or lacks a column.
         """
-        people: dict[str, Person] = {}
-        for row in self._rows(self._patients, PATIENTS):
-            self._add_person(people, row)
-        asked = frozenset(concepts)
-        for row in self._rows(self._events, EVENTS):
-            person = people.get(row["patient_id"])
-            if person is not None and row["concept"] in asked:
-                self._add_event(person, row)
-        return people
-
-    def _add_person(self, people: dict[str, Person], row: Mapping[str, str]) -> None:
-        patient = row["patient_id"]
-        if not patient:
-            return
-        person = Person(birth=birth_seconds(row["birth_date"]), sex=sex_of(row["sex"]))
-        if row["death_date"]:
-            person.death = clinical_time(row["death_date"], self._zone)
-            person.broken = person.death is None
-        # Two rows of one patient: which is true cannot be known.
-        person.broken = person.broken or patient in people
-        people[patient] = person
-
-    def _add_event(self, person: Person, row: Mapping[str, str]) -> None:
-        time = clinical_time(row["time"], self._zone)
-        value = decimal_number(row["value"]) if row["value"] else None
-        if time is None or (row["value"] and value is None):
-            person.broken = True
-            return
-        person.events.append(Event(time, (row["concept"],), value, row["unit"] or None))
+        return people_of(
+            self._rows(self._patients, PATIENTS),
+            self._rows(self._events, EVENTS),
+            concepts=concepts,
+            zone=self._zone,
+        )
 
     def _rows(self, path: Path, columns: Sequence[str]) -> Iterator[dict[str, str]]:
         rows = _parquet(path) if path.suffix == PARQUET else self._csv(path)

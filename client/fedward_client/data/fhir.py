@@ -76,24 +76,43 @@ class FhirFiles:
         Raises:
             DataError: no FHIR file, or one that cannot be opened.
         """
-        reader = _Reader(codes=wanted(concepts), zone=self._zone)
+        reader = FhirReader(concepts, zone=self._zone)
         for path in _files(self._path):
             for resource in _resources(path, interesting(concepts)):
                 reader.take(resource)
-        return {
-            patient: person
-            for patient, person in reader.people.items()
-            if patient in reader.registered
-        }
+        return reader.known
+
+    def every(self, number: int) -> Iterator[Resource]:
+        """The resource (or bundle) of every so-manieth line, whatever it is about; for checks.
+
+        Raises:
+            DataError: as `people`.
+        """
+        count = 0
+        for path in _files(self._path):
+            for line in _lines(path):
+                count += 1
+                if (count - 1) % number == 0:
+                    yield from _parsed(line)
 
 
-class _Reader:
+class FhirReader:
     """Collects people from resources, in whatever order they come."""
 
-    def __init__(self, *, codes: Codes, zone: tzinfo) -> None:
-        self.people: dict[str, Person] = {}
-        self.registered: set[str] = set()
-        self._codes, self._zone = codes, zone
+    def __init__(self, concepts: Sequence[str], *, zone: tzinfo) -> None:
+        self._people: dict[str, Person] = {}
+        self._registered: set[str] = set()
+        self._codes: Codes = wanted(concepts)
+        self._zone = zone
+
+    @property
+    def known(self) -> dict[str, Person]:
+        """Everybody who has a Patient resource, with their events."""
+        return {
+            patient: person
+            for patient, person in self._people.items()
+            if patient in self._registered
+        }
 
     def take(self, resource: Resource, aliases: Mapping[str, str] | None = None) -> None:
         """One resource, or every resource of a bundle."""
@@ -113,9 +132,9 @@ class _Reader:
         patient = resource.get("id")
         if not isinstance(patient, str) or not patient:
             return
-        person = self.people.setdefault(patient, Person())
+        person = self._people.setdefault(patient, Person())
         # The same Patient twice in an export is the same person; the later entry stands.
-        self.registered.add(patient)
+        self._registered.add(patient)
         person.birth = birth_seconds(_text(resource.get("birthDate")))
         person.sex = sex_of(_text(resource.get("gender")))
         death = resource.get("deceasedDateTime")
@@ -147,7 +166,7 @@ class _Reader:
             )
         except (AttributeError, TypeError, KeyError, ValueError):
             events = []
-        person = self.people.setdefault(patient, Person())
+        person = self._people.setdefault(patient, Person())
         person.events += events
         person.broken = person.broken or not events
 
@@ -184,17 +203,21 @@ def interesting(concepts: Sequence[str]) -> Callable[[bytes], object]:
 
 
 def _resources(path: Path, test: Callable[[bytes], object]) -> Iterator[Resource]:
+    for line in _lines(path):
+        if test(line):
+            yield from _parsed(line)
+
+
+def _parsed(line: bytes) -> Iterator[Resource]:
+    """The object in a line; nothing where it is none."""
     import orjson  # noqa: PLC0415 - only who has FHIR needs it
 
-    for line in _lines(path):
-        if not test(line):
-            continue
-        try:
-            value = orjson.loads(line)
-        except orjson.JSONDecodeError:
-            continue
-        if isinstance(value, dict):
-            yield value
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return
+    if isinstance(value, dict):
+        yield value
 
 
 def _lines(path: Path) -> Iterator[bytes]:

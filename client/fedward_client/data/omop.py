@@ -116,6 +116,8 @@ class OmopDatabase:
         """
         try:
             engine = sa.create_engine(self._url, connect_args=_read_only(self._url))
+            if engine.dialect.name == "postgresql":
+                engine = engine.execution_options(postgresql_readonly=True)
             try:
                 with engine.connect() as connection:
                     _tolerant(connection)

@@ -1,20 +1,33 @@
 """A site's [[data]] as the source of any study: tables, clinical events or images."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Final
 from zoneinfo import ZoneInfo
 
 from fedward_client.data.clinical import ClinicalSource, PeopleSource
 from fedward_client.data.event_tables import EventTables
 from fedward_client.data.fhir import FhirFiles
+from fedward_client.data.fhir_server import FhirEndpoint, FhirServer
 from fedward_client.data.images import ImageSource
 from fedward_client.data.tabular import CsvSource, nobody
-from fedward_client.settings import EventFiles, FhirFolder, OmopUrl, SiteSettings
+from fedward_client.data_entries import (
+    ClinicalEntry,
+    EventFiles,
+    FhirFolder,
+    FhirServerUrl,
+    OmopUrl,
+)
+from fedward_client.settings import SiteSettings
 from fedward_common.errors import DataError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.imaging import ImageData
 from fedward_common.study.spec import StudySpec
+
+SAMPLE_EVERY: Final = 50
+"""Of the lines of FHIR files, how many a sample passes over."""
 
 
 class SiteSource:
@@ -57,7 +70,7 @@ class SiteSource:
         return self.tables.checked_records(study, part=part)
 
 
-def people_source(entry: EventFiles | FhirFolder | OmopUrl) -> PeopleSource:
+def people_source(entry: ClinicalEntry) -> PeopleSource:
     """The source that a [[data]] of clinical events names; nothing is read yet."""
     zone = ZoneInfo(entry.time_zone)
     match entry:
@@ -67,8 +80,56 @@ def people_source(entry: EventFiles | FhirFolder | OmopUrl) -> PeopleSource:
             )
         case FhirFolder():
             return FhirFiles(entry.path, zone=zone)
+        case FhirServerUrl():
+            return _FhirServer(entry, zone)
         case _:
             return _Omop(entry, zone)
+
+
+def fhir_resources(
+    settings: SiteSettings, concepts: Sequence[str], *, whole: bool
+) -> Iterator[object]:
+    """Resources of the site's FHIR source, to look at their form; nothing where it has none.
+
+    With `whole` all of them, otherwise every `SAMPLE_EVERY`-th line of its files. Of a server, what
+    a study on `concepts` would be given, and without `whole` nothing.
+
+    Raises:
+        DataError: as the source.
+    """
+    for entry in settings.clinical:
+        source = people_source(entry)
+        if isinstance(source, FhirFiles):
+            yield from source.every(1 if whole else SAMPLE_EVERY)
+        elif isinstance(source, _FhirServer) and whole:
+            yield from source.resources(concepts)
+
+
+class _FhirServer:
+    """A FHIR server that is asked, and its token read, when a study asks for it."""
+
+    def __init__(self, entry: FhirServerUrl, zone: ZoneInfo) -> None:
+        self._entry, self._zone = entry, zone
+
+    def people(self, concepts: Sequence[str]) -> People:
+        """As `PeopleSource`."""
+        return self._server().people(concepts)
+
+    def resources(self, concepts: Sequence[str]) -> Iterator[object]:
+        """As `FhirServer.resources`."""
+        return self._server().resources(concepts)
+
+    def _server(self) -> FhirServer:
+        entry = self._entry
+        token = None if entry.token_file is None else _secret(entry.token_file, key="token_file")
+        endpoint = FhirEndpoint(
+            url=entry.url,
+            token=token,
+            unix_socket=entry.unix_socket,
+            ca=entry.ca,
+            page_size=entry.page_size,
+        )
+        return FhirServer(endpoint, zone=self._zone)
 
 
 class _Omop:
@@ -83,13 +144,17 @@ class _Omop:
 
         entry, url = self._entry, self._entry.url
         if entry.url_file is not None:
-            try:
-                url = entry.url_file.read_text(encoding="utf-8").strip()
-            except (OSError, UnicodeDecodeError) as error:
-                raise DataError(
-                    f"OMOP: expected url_file of [[data]] to be readable, found "
-                    f"{type(error).__name__}"
-                ) from None
+            url = _secret(entry.url_file, key="url_file")
         return OmopDatabase(
             url or "", schema=entry.schema_name, patient_id=entry.patient_id, zone=self._zone
         ).people(concepts)
+
+
+def _secret(path: Path, *, key: str) -> str:
+    """The one line in a file. Raises DataError, without anything out of it."""
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"data: expected {key} of [[data]] to be readable, found {type(error).__name__}"
+        ) from None

@@ -6,10 +6,17 @@ from datetime import datetime
 from pathlib import Path
 
 from fedward_client.adapters.sqlite_ledger import LedgerFile, ledger_exists
+from fedward_client.data_entries import (
+    CsvFile,
+    DataEntry,
+    EventFiles,
+    FhirServerUrl,
+    OmopUrl,
+)
 from fedward_client.exclusions import parse_exclusions
 from fedward_client.guard.main import noted_head, policy_of
 from fedward_client.guard.shelf import read_studies
-from fedward_client.settings import CsvFile, DataEntry, EventFiles, OmopUrl, SiteSettings
+from fedward_client.settings import SiteSettings
 from fedward_common.doctor import Finding, fail, ok, warn
 from fedward_common.errors import DataError, FedwardError, LedgerError
 from fedward_common.privacy.ledger import Head
@@ -93,6 +100,8 @@ def data_source(name: str, entry: DataEntry) -> Finding:
         return csv_table(name, entry)
     if isinstance(entry, OmopUrl):
         return ok(name, "an OMOP database; `fedward-client data check STUDY` reads it")
+    if isinstance(entry, FhirServerUrl):
+        return ok(name, "a FHIR server; `fedward-client data check STUDY` asks it")
     paths = [entry.patients, entry.events] if isinstance(entry, EventFiles) else [entry.path]
     if not all(path.exists() for path in paths):
         return fail(name, "not there", "Correct the paths in this [[data]]")

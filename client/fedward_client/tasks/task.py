@@ -8,9 +8,9 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from fedward_common.models.objectives import Labels, Objective
 from fedward_common.study.evaluation import EvaluationRelease
 
-Labels = npt.NDArray[np.float32]
 Places = npt.NDArray[np.int64]
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -23,25 +23,10 @@ They follow a fixed rule without randomness, so that a model passes its check al
 """
 
 
-class Task(Protocol):
-    """The part of a study that decides the loss, the meaning of outputs and the input size.
-
-    A label that no data could have must not make a loss fail: checks try such labels.
-    """
+class Task(Objective, Protocol):
+    """The part of a study that decides the loss, the meaning of outputs and the input size."""
 
     inputs: int
-
-    def losses(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """One loss for each record, shape [records]."""
-        ...
-
-    def scores(self, outputs: torch.Tensor) -> torch.Tensor:
-        """One score in [0, 1] for each record, higher for the positive class."""
-        ...
-
-    def classes(self, labels: Labels) -> Labels:
-        """What an evaluation by class counts: 1, 0, or NaN for a record that is in neither."""
-        ...
 
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up records for the model check."""

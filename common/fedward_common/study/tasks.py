@@ -9,7 +9,7 @@ from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData, EventOutcome, TimeOutcome, ValueOutcome
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.imaging import ImageClassification, ImageData
-from fedward_common.study.registry import TaskSpec, register
+from fedward_common.study.registry import DataSpec, TaskSpec, register
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import (
     LabelRule,
@@ -74,6 +74,19 @@ KNOWN_TASKS: Final = (
 def outputs_of(task: TaskSpec) -> int:
     """How many numbers a model puts out for a record."""
     return len(task.cuts) if isinstance(task, Survival) else 1
+
+
+def value_range(data: DataSpec) -> tuple[float, float]:
+    """The lowest and the highest value of a measured label, in its unit.
+
+    Raises:
+        ConfigError: the label is none.
+    """
+    if isinstance(data, TabularData) and isinstance(data.label, NumberLabel):
+        return data.label.low, data.label.high
+    if isinstance(data, ClinicalData) and isinstance(data.outcome, ValueOutcome):
+        return data.outcome.low, data.outcome.high
+    raise ConfigError("data: expected a label that is a measured value, found another")
 
 
 def check_task(study: StudySpec) -> None:

@@ -32,6 +32,7 @@ def model_card(result: Mapping[str, Any]) -> str:
         .render(
             run=run,
             rows=figures.comparison(run),
+            own_rows=figures.own_figures(run),
             task=figures.describe(run.study.task),
             study_facts=disclosure.facts_of_study(run),
             left=disclosure.what_left(run),

@@ -92,6 +92,39 @@ def comparison(run: RunFigures) -> tuple[ComparisonRow, ...]:
     )
 
 
+FIGURE_NAMES: Final = {
+    "c_index": "C-index",
+    "rmse": "root mean squared error",
+    "mae": "mean absolute error",
+    "r2": "R² (share of the variance explained)",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OwnFigure:
+    """A figure that only this kind of task has, of the compared models; exact."""
+
+    name: str
+    federated: float | None
+    alone: float | None
+    alone_no_privacy: float | None
+    pooled_no_privacy: float | None
+
+
+def own_figures(run: RunFigures) -> tuple[OwnFigure, ...]:
+    """The rows of figures that only this kind of task has, such as a C-index."""
+    return tuple(
+        OwnFigure(
+            name=FIGURE_NAMES.get(name, name),
+            federated=found.federated,
+            alone=found.alone_mean,
+            alone_no_privacy=found.alone_no_privacy_mean,
+            pooled_no_privacy=found.pooled_no_privacy,
+        )
+        for name, found in run.figures.items()
+    )
+
+
 def score_text(value: float | None) -> str:
     """An AUC or accuracy with three digits; a dash where there is none.
 

@@ -38,6 +38,7 @@ def render_report(result: Mapping[str, Any]) -> str:
         .render(
             run=run,
             rows=figures.comparison(run),
+            own_rows=figures.own_figures(run),
             charts=charts(run),
             study_facts=disclosure.facts_of_study(run),
             left=disclosure.what_left(run),

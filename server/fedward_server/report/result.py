@@ -65,6 +65,7 @@ class SiteScores(_Value):
     held_out: int
     auc: float | None
     accuracy: float | None
+    figures: dict[str, float] = Field(default_factory=dict)
     alone_auc: float | None
     alone_accuracy: float | None
     epsilon_admission: float
@@ -102,6 +103,7 @@ class RunFigures(_Value):
     study: StudyFacts
     auc: Scores
     accuracy: Scores
+    figures: dict[str, Scores] = Field(default_factory=dict)
     per_site: dict[str, SiteScores]
     epsilon: dict[str, float]
     epsilon_is: str

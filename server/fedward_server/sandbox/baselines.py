@@ -10,10 +10,10 @@ from typing import Final
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional
 
 from fedward_common.arrays import Array
 from fedward_common.ids import SiteId
+from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.imaging import ImageData
@@ -64,7 +64,7 @@ def fit(
 
     Without `penalty` it is chosen by `choose_penalty`. Deterministic.
     """
-    if isinstance(study.data, ImageData):
+    if isinstance(study.data, ImageData) or study.model.steps:
         return model_tensors(descend(study, records))
     if penalty is None:
         penalty = choose_penalty(study, records)
@@ -72,10 +72,11 @@ def fit(
 
 
 def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
-    """The study's network after `EPOCHS` passes of Adam over the records, for images.
+    """The study's network after `EPOCHS` passes of Adam, for images and time series.
 
     Fixed numbers, nothing tuned: second-order minimisation of a network has no one minimum.
     """
+    objective = objective_of(study.task)
     model = build_model(study.model, records.features.shape[1]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -91,9 +92,7 @@ def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
         shuffled = torch.randperm(len(labels), generator=order)
         for start in range(0, len(labels), BATCH):
             rows = shuffled[start : start + BATCH]
-            losses = functional.binary_cross_entropy_with_logits(
-                model(features[rows]), labels[rows], reduction="none"
-            )
+            losses = objective.losses(model(features[rows]), labels[rows])
             optimizer.zero_grad()
             loss = (losses * weights[rows]).sum() / weights[rows].sum()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -117,7 +116,7 @@ def choose_penalty(study: StudySpec, records: PatientRecords) -> float:
             left_out = records.patient % FOLDS == fold
             model = _minimum(study, _some(records, ~left_out), penalty=penalty)
             with torch.inference_mode():
-                total += float(_patient_loss(model, _some(records, left_out)))
+                total += float(_patient_loss(study, model, _some(records, left_out)))
         return total
 
     return min(penalties, key=loss)
@@ -145,7 +144,7 @@ def _minimum(study: StudySpec, records: PatientRecords, *, penalty: float) -> nn
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         size = sum((parameter.square().sum() for parameter in model.parameters()), torch.zeros(()))
-        loss = _patient_loss(model, records) + 0.5 * penalty * size
+        loss = _patient_loss(study, model, records) + 0.5 * penalty * size
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
@@ -153,13 +152,12 @@ def _minimum(study: StudySpec, records: PatientRecords, *, penalty: float) -> nn
     return model.eval()
 
 
-def _patient_loss(model: nn.Module, records: PatientRecords) -> torch.Tensor:
+def _patient_loss(study: StudySpec, model: nn.Module, records: PatientRecords) -> torch.Tensor:
     """The mean over patients of the mean loss of their records, as in the study's training."""
     _, position, size = np.unique(records.patient, return_inverse=True, return_counts=True)
     weights = torch.from_numpy((1.0 / size)[position] / len(size))
-    losses = functional.binary_cross_entropy_with_logits(
+    losses = objective_of(study.task).losses(
         model(torch.from_numpy(records.features).double()),
         torch.from_numpy(records.labels).double(),
-        reduction="none",
     )
     return (weights * losses).sum()

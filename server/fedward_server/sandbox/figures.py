@@ -5,7 +5,7 @@ They leave no hospital: the sandbox's parent made the tables itself. A real fede
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -15,9 +15,11 @@ from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
+from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.tasks import Survival, TabularRegression, value_range
 from fedward_server.sandbox.baselines import pool
 
 SMALLEST_CLASS: Final = 10
@@ -30,14 +32,16 @@ class ExactFigures:
 
     `auc` is None where a class has fewer than 10 patients: a curve through one negative patient is
     no curve. `majority` is the accuracy of always saying the larger class. `accuracy_error` is the
-    standard error of the accuracy from the number of patients alone.
+    standard error of the accuracy from the number of patients alone. All of these are None where
+    nobody has a class (regression). `more` are the figures that only this kind of task has.
     """
 
     held_out: int
     auc: float | None
-    accuracy: float
-    majority: float
-    accuracy_error: float
+    accuracy: float | None
+    majority: float | None
+    accuracy_error: float | None
+    more: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,9 +50,9 @@ class ModelFigures:
 
     pooled: ExactFigures
     per_site: dict[SiteId, ExactFigures]
-    site_mean_accuracy: float
-    site_mean_majority: float
-    site_mean_accuracy_error: float
+    site_mean_accuracy: float | None
+    site_mean_majority: float | None
+    site_mean_accuracy_error: float | None
 
 
 def model_figures(
@@ -59,29 +63,108 @@ def model_figures(
     A hospital without a held-out patient has no figures.
     """
     tables = {site: records for site, records in held_out.items() if records.patients}
-    per_site = {
-        site: exact_figures(scores(study, tensors, records), records)
-        for site, records in tables.items()
-    }
-    everyone = pool(list(tables.values()))
+    per_site = {site: task_figures(study, tensors, records) for site, records in tables.items()}
     sites = list(per_site.values())
+    accuracies, majorities, errors = (
+        [value for site in sites if (value := getattr(site, name)) is not None]
+        for name in ("accuracy", "majority", "accuracy_error")
+    )
     return ModelFigures(
-        pooled=exact_figures(scores(study, tensors, everyone), everyone),
+        pooled=task_figures(study, tensors, _pooled(tables)),
         per_site=per_site,
-        site_mean_accuracy=float(np.mean([site.accuracy for site in sites])),
-        site_mean_majority=float(np.mean([site.majority for site in sites])),
+        site_mean_accuracy=float(np.mean(accuracies)) if accuracies else None,
+        site_mean_majority=float(np.mean(majorities)) if majorities else None,
         # Hospitals are independent, so the variances of their accuracies add up.
-        site_mean_accuracy_error=math.hypot(*(site.accuracy_error for site in sites)) / len(sites),
+        site_mean_accuracy_error=math.hypot(*errors) / len(errors) if errors else None,
     )
 
 
+def task_figures(study: StudySpec, tensors: Tensors, records: PatientRecords) -> ExactFigures:
+    """The exact figures on `records`: by class where the task has classes, and the task's own."""
+    predicted = scores(study, tensors, records)
+    classes = objective_of(study.task).classes(records.labels)
+    counted = np.isfinite(classes)
+    more = own_figures(study, predicted, records)
+    if not counted.any():
+        return ExactFigures(
+            held_out=records.patients,
+            auc=None,
+            accuracy=None,
+            majority=None,
+            accuracy_error=None,
+            more=more,
+        )
+    found = exact_figures(predicted[counted], _classed(records, classes, counted))
+    return replace(found, held_out=records.patients, more=more)
+
+
+def own_figures(
+    study: StudySpec, predicted: npt.NDArray[np.float64], records: PatientRecords
+) -> dict[str, float]:
+    """What only this kind of task has, by name; empty below 10 patients.
+
+    Survival: `c_index` of the chance of the event by the horizon. Regression, in the label's unit:
+    `rmse`, `mae`, and `r2`.
+    """
+    if records.patients < SMALLEST_CLASS:
+        return {}
+    if isinstance(study.task, Survival):
+        concordant, comparable = concordance(predicted, records.labels)
+        return {"c_index": concordant / comparable} if comparable else {}
+    if not isinstance(study.task, TabularRegression):
+        return {}
+    low, high = value_range(study.data)
+    weights = _weights(records)
+    true, guess = (low + part * (high - low) for part in ((records.labels + 1.0) / 2.0, predicted))
+    squared = float(np.average((guess - true) ** 2, weights=weights))
+    mean = np.average(true, weights=weights)
+    variance = float(np.average((true - mean) ** 2, weights=weights))
+    figures = {
+        "rmse": math.sqrt(squared),
+        "mae": float(np.average(np.abs(guess - true), weights=weights)),
+    }
+    return figures | ({"r2": 1.0 - squared / variance} if variance > 0 else {})
+
+
+def concordance(
+    risk: npt.NDArray[np.float64], labels: npt.NDArray[np.float32]
+) -> tuple[float, float]:
+    """(concordant, comparable) pairs, ties of the risk as half a pair (Harrell 1982).
+
+    `labels`: days, negative where censored. A pair is comparable where the earlier one had the
+    event; of equal times, where exactly one had it.
+    """
+    days, event = np.abs(labels), labels > 0
+    earlier = event[:, None] & (
+        (days[:, None] < days[None, :]) | ((days[:, None] == days[None, :]) & ~event[None, :])
+    )
+    higher, equal = risk[:, None] > risk[None, :], risk[:, None] == risk[None, :]
+    return float((earlier & higher).sum() + 0.5 * (earlier & equal).sum()), float(earlier.sum())
+
+
+def _classed(
+    records: PatientRecords, classes: npt.NDArray[np.float32], counted: npt.NDArray[np.bool_]
+) -> PatientRecords:
+    """The records that have a class, with it as their label."""
+    _, patient = np.unique(records.patient[counted], return_inverse=True)
+    return PatientRecords(
+        features=records.features[counted],
+        labels=classes[counted],
+        patient=patient.astype(np.int64),
+    )
+
+
+def _pooled(tables: Mapping[SiteId, PatientRecords]) -> PatientRecords:
+    return pool(list(tables.values()))
+
+
 def scores(study: StudySpec, tensors: Tensors, records: PatientRecords) -> npt.NDArray[np.float64]:
-    """The predicted probability of the positive class of every record."""
+    """The score in [0, 1] of every record: of a class, the chance of the positive one."""
     model = build_model(study.model, records.features.shape[1]).eval()
     model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
     with torch.inference_mode():
-        probabilities = torch.sigmoid(model(torch.from_numpy(records.features)))
-    return probabilities.numpy().astype(np.float64)
+        found = objective_of(study.task).scores(model(torch.from_numpy(records.features)))
+    return found.numpy().astype(np.float64)
 
 
 def exact_figures(predicted: npt.NDArray[np.float64], records: PatientRecords) -> ExactFigures:
@@ -109,7 +192,10 @@ def roc_points(
     """The pooled ROC curve: (false positive rate, true positive rate); empty where AUC is None."""
     everyone = pool([records for records in held_out.values() if records.patients])
     predicted = scores(study, tensors, everyone)
-    if exact_figures(predicted, everyone).auc is None:
+    classes = objective_of(study.task).classes(everyone.labels)
+    counted = np.isfinite(classes)
+    predicted, everyone = predicted[counted], _classed(everyone, classes, counted)
+    if not counted.any() or exact_figures(predicted, everyone).auc is None:
         return ()
     false, true, _ = roc_curve(everyone.labels, predicted, sample_weight=_weights(everyone))
     return tuple(zip(false.tolist(), true.tolist(), strict=True))

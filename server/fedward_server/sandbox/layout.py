@@ -28,6 +28,7 @@ from fedward_common.trust.authority import (
 from fedward_common.trust.certificates import NodeKey
 from fedward_common.trust.private_files import write_atomically, write_private
 from fedward_common.trust.signing import SigningKey, key_sha256
+from fedward_server.sandbox.clinical import EVENTS_TABLE, patients_beside
 
 MARKER = ".fedward-sandbox"
 FEDERATION = "sandbox"
@@ -49,6 +50,13 @@ class SiteFolder:
     key_sha256: str
     node_key_sha256: str
     approver: SigningKey
+
+    @property
+    def data_files(self) -> tuple[Path, ...]:
+        """Every file of the site's patients: clinical events are two tables."""
+        if self.data_file.name != EVENTS_TABLE:
+            return (self.data_file,)
+        return (patients_beside(self.data_file), self.data_file)
 
     @property
     def approver_file(self) -> Path:

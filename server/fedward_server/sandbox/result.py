@@ -15,6 +15,9 @@ from fedward_common.arrays import Array, Tensors, tensors_from_bytes
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
+from fedward_common.study.clinical import ClinicalData
+from fedward_common.study.clinical_encoding import Encoder
+from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
 from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.image_encoding import encode_images, npz_rows
@@ -26,6 +29,7 @@ from fedward_common.study.tabular import TabularData
 from fedward_server.adapters.run_files import MODEL
 from fedward_server.evaluation import Estimate, PooledCounts, PrivateFigures, evaluate
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
+from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
 from fedward_server.sandbox.statistics import Tables, read_tables
 
@@ -111,13 +115,30 @@ class ParentCopy:
                     s: _images(study.data, s, path, part="test") for s, path in files.items()
                 },
             )
+        if isinstance(study.data, ClinicalData):
+            people = {s: read_people(study.data, s, path) for s, path in files.items()}
+            return cls(
+                training={s: _encoded(study.data, s, p, part="train") for s, p in people.items()},
+                held_out={s: _encoded(study.data, s, p, part="test") for s, p in people.items()},
+            )
         if not isinstance(study.data, TabularData):
-            raise ConfigError(f"sandbox: expected tabular data, found {study.data.kind!r}")
+            raise ConfigError(
+                f"sandbox: expected tabular, clinical or image data, found {study.data.kind!r}"
+            )
         tables = {site: _read(site, path) for site, path in files.items()}
         return cls(
             training={s: _encode(study, s, rows, part="train") for s, rows in tables.items()},
             held_out={s: _encode(study, s, rows, part="test") for s, rows in tables.items()},
         )
+
+
+def _encoded(
+    schema: ClinicalData, site: SiteId, people: People, *, part: TablePart
+) -> PatientRecords:
+    records = Encoder(schema).encode(people, part=part)
+    if part == "train" and not records.patients:
+        raise DataError(f"{site}: expected a patient of the cohort to train on, found none")
+    return records
 
 
 def _images(schema: ImageData, site: SiteId, path: Path, *, part: TablePart) -> PatientRecords:
@@ -190,6 +211,7 @@ def assemble_result(
         "study": _study(study),
         "auc": _auc(compared, private),
         "accuracy": _accuracy(compared, private),
+        "figures": _own_figures(compared),
         "per_site": {
             site: _site(site, compared, budgets.get(site, {}), bytes_sent.get(site, 0))
             for site in compared.federated.per_site
@@ -293,6 +315,23 @@ def _accuracy(compared: Compared, private: PrivateFigures | None) -> dict[str, A
     }
 
 
+def _own_figures(compared: Compared) -> dict[str, Any]:
+    """What only this kind of task has (as the C-index): figure -> model -> value, exact."""
+    models = {
+        "federated": [compared.federated],
+        "alone_mean": [f for draws in compared.alone.values() for f in draws],
+        "alone_no_privacy_mean": list(compared.alone_no_privacy.values()),
+        "pooled_no_privacy": [compared.pooled],
+    }
+    return {
+        name: {
+            model: _mean([one.pooled.more.get(name) for one in found])
+            for model, found in models.items()
+        }
+        for name in compared.federated.pooled.more
+    }
+
+
 def _estimate(estimate: Estimate | None) -> dict[str, Any]:
     if estimate is None:
         return {"federated_private": None, "federated_private_interval": None}
@@ -317,6 +356,7 @@ def _site(
         "held_out": figures.held_out,
         "auc": figures.auc,
         "accuracy": figures.accuracy,
+        "figures": dict(figures.more),
         "alone_auc": _mean([one.auc for one in own]),
         "alone_accuracy": _mean([one.accuracy for one in own]),
         "epsilon_admission": budget.get("epsilon_admission"),

@@ -16,6 +16,7 @@ from fedward_server.report.figures import (
     delta_text,
     epsilon_number,
     interval_text,
+    own_figures,
     score_text,
     seconds_text,
     unit_text,
@@ -42,6 +43,8 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     )
     console.print()
     console.print(_models(run))
+    if run.figures:
+        console.print(_own(run))
     for line in _notes_on_models(run):
         console.print(Text(line))
     console.print()
@@ -66,6 +69,17 @@ def _models(run: RunFigures) -> Table:
             _kind(row),
             style="bold" if index == 0 else "",
         )
+    return table
+
+
+def _own(run: RunFigures) -> Table:
+    table = _table("Figures of this kind of task, exact")
+    table.add_column("figure")
+    for name in ("federated", "alone,\nsame privacy", "alone,\nno privacy", "pooled,\nno privacy"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in own_figures(run):
+        values = (row.federated, row.alone, row.alone_no_privacy, row.pooled_no_privacy)
+        table.add_row(row.name, *map(score_text, values))
     return table
 
 

@@ -36,6 +36,7 @@ from fedward_server.report.page import write_report
 from fedward_server.report.statistics import statistics_text
 from fedward_server.runs import follow, require_finished, run_folder, start_run
 from fedward_server.sandbox.board import Header
+from fedward_server.sandbox.clinical import EVENTS_TABLE
 from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fed_heart
 from fedward_server.sandbox.datasets_images import IMAGES, deal_pneumonia
 from fedward_server.sandbox.federation import Federation
@@ -106,15 +107,17 @@ def _known_study(data: Path) -> Path:
 
 
 def _data_file(folder: Path) -> Path:
-    """The table or the images in a site's folder."""
-    return folder / (IMAGES if (folder / IMAGES).is_file() else TABLE)
+    """The images, the clinical events or the table in a site's folder."""
+    found = [name for name in (IMAGES, EVENTS_TABLE) if (folder / name).is_file()]
+    return folder / (found[0] if found else TABLE)
 
 
 def _named_folder(text: str) -> tuple[SiteId, Path]:
     name, sign, folder = text.partition("=")
     if not sign or not _data_file(Path(folder)).is_file():
         raise ConfigError(
-            f"--site {text}: expected NAME=FOLDER with {TABLE} or {IMAGES} in it, found neither"
+            f"--site {text}: expected NAME=FOLDER with {TABLE} (and {EVENTS_TABLE} beside it for "
+            f"clinical events) or {IMAGES} in it, found none"
         )
     return parse_site_id(name), Path(folder)
 
@@ -280,7 +283,7 @@ def run_study(federation: Federation, prepared: Prepared, *, view: View | None) 
         alone=_rehearsals(
             federation,
             out=prepared.layout.root / "alone",
-            draws=1 if isinstance(prepared.study.data, ImageData) else ALONE_DRAWS,
+            draws=1 if _is_costly(prepared.study) else ALONE_DRAWS,
         ),
         timings={
             "start": ready - started,
@@ -288,6 +291,11 @@ def run_study(federation: Federation, prepared: Prepared, *, view: View | None) 
             "evaluation": ended - evaluated,
         },
     )
+
+
+def _is_costly(study: StudySpec) -> bool:
+    """Whether one training takes so long that one draw of each site alone has to do."""
+    return isinstance(study.data, ImageData) or bool(study.model.steps)
 
 
 def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, Any]]:

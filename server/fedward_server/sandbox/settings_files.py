@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from fedward_common.privacy.collusion import collusion_facts
+from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.imaging import ImageData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly
@@ -50,9 +51,7 @@ node_key = "keys/node.key"
 signing_key = "keys/signing.pem"
 
 [[data]]
-kind = {data_kind}
-path = {data}
-
+{data}
 [ports]
 gateway = {gateway}
 runtime = {runtime}
@@ -105,7 +104,7 @@ def write_sites(layout: Layout, *, study: StudySpec, bundle_sha256: str) -> None
         "secure": _secure_rules(study),
     }
     for number, site in enumerate(layout.sites.values()):
-        write_site(layout, site, number=number, policy=policy, owner=_owner(study))
+        write_site(layout, site, number=number, policy=policy, data=_data(study, site))
         write_approval(site, study, now=datetime.now(UTC))
 
 
@@ -123,12 +122,15 @@ def _secure_rules(study: StudySpec) -> dict[str, Any]:
     return rules
 
 
-def _owner(study: StudySpec) -> dict[str, Any]:
-    """What [[data]] of images says about whose they are; empty for a table."""
-    data = study.data
+def _data(study: StudySpec, site: SiteFolder) -> dict[str, Any]:
+    """The keys of a site's [[data]]; images say who is one patient."""
+    data, files = study.data, [str(path.absolute()) for path in site.data_files]
+    if isinstance(data, ClinicalData):
+        return dict(zip(("kind", "patients", "events"), ["events", *files], strict=True))
     if not isinstance(data, ImageData):
-        return {}
-    return {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}
+        return {"kind": "csv", "path": files[0]}
+    owner = {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}
+    return {"kind": "images", "path": files[0], **owner}
 
 
 def write_approval(site: SiteFolder, study: StudySpec, *, now: datetime) -> None:
@@ -155,20 +157,16 @@ def write_site(
     *,
     number: int,
     policy: Mapping[str, Any],
-    owner: Mapping[str, Any],
+    data: Mapping[str, Any],
 ) -> None:
-    """Writes one site.toml; `policy` holds the values of the [policy] table, `owner` who is one
-    patient in [[data]].
-    """
-    lines = "".join(f"{name} = {json.dumps(value)}\n" for name, value in owner.items())
+    """Writes one site.toml; `policy` holds the values of the [policy] table, `data` of [[data]]."""
     text = _filled(
-        SITE.replace("path = {data}\n", "path = {data}\n" + lines),
+        SITE,
         site=site.site,
         federation=FEDERATION,
         address=f"127.0.0.1:{layout.ports[0]}",
         run=str(layout.run / site.site),
-        data=str(site.data_file.absolute()),
-        data_kind="images" if owner else "csv",
+        data=dict(data),
         gateway=layout.ports[2 + 2 * number],
         runtime=layout.ports[3 + 2 * number],
         approver_name=STEWARD,

@@ -62,18 +62,18 @@ def separate_users(layout: Layout) -> bool:
     users = _free_users(len(sites))
     if users is None or not _can_read(users[0]):
         return False
-    copies = [site.data_file for site in sites if _is_copy(site, layout)]
+    copies = [file for site in sites if _is_copy(site, layout) for file in site.data_files]
     for folder in (layout.coordinator, layout.root / ALONE):
         folder.mkdir(exist_ok=True)
         folder.chmod(PRIVATE)
     for folder in _folders(layout, copies):
         folder.chmod(PASSAGE)
     for site, numbers in zip(sites, users, strict=True):
-        if _is_copy(site, layout):
-            os.chown(site.data_file, 0, numbers.worker)
-            site.data_file.chmod(0o440)
+        for file in site.data_files if _is_copy(site, layout) else ():
+            os.chown(file, 0, numbers.worker)
+            file.chmod(0o440)
     if not all(
-        _can_read(numbers, site.data_file) for site, numbers in zip(sites, users, strict=True)
+        _can_read(numbers, *site.data_files) for site, numbers in zip(sites, users, strict=True)
     ):
         for folder in _folders(layout, copies):
             folder.chmod(PRIVATE)

@@ -8,8 +8,8 @@ import pytest
 from fedward_client import flower_app
 from fedward_client.data.site import SiteSource
 from fedward_client.data.tabular import CsvSource
+from fedward_client.data_entries import CsvFile
 from fedward_client.exclusions import excluded_patients, exclusions_digest, parse_exclusions
-from fedward_client.settings import CsvFile
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import DataError
 from fedward_common.study.statistics import Table

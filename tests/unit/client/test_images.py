@@ -13,8 +13,9 @@ from pydantic import ValidationError
 
 from fedward_client.approvals import Standing
 from fedward_client.data.images import ImageSource, fitted
+from fedward_client.data_entries import ImageFiles
 from fedward_client.policy import SitePolicy
-from fedward_client.settings import ImageFiles, PolicyRules
+from fedward_client.settings import PolicyRules
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.errors import ConfigError, DataError, PolicyRefused

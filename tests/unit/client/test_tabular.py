@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedward_client.data.tabular import CsvSource
-from fedward_client.settings import CsvFile
+from fedward_client.data_entries import CsvFile
 from fedward_common.errors import DataError
 from fedward_common.study.encoding import PatientRecords, TablePart
 from tests.support.studies import make_dp, make_rows, make_spec, write_table

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 from fedward_client.data.tabular import CsvSource
-from fedward_client.settings import CsvFile
+from fedward_client.data_entries import CsvFile
 from fedward_common.errors import DataError
 from fedward_common.ids import SiteId
 from fedward_common.study.encoding import PatientRecords, TablePart

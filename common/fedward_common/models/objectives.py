@@ -1,0 +1,200 @@
+"""What a kind of task means in numbers: the loss of a record, its score, and its class.
+
+Sites train with it, the coordinator's sandbox compares with it. A later kind of task registers its
+own (`register_objective`).
+
+Sources: Gensheimer and Narasimhan 2019 (discrete hazards); Holford 1980, Laird and Olivier 1981
+(proportional hazards as a hazard that is constant within intervals; the network for the risk score
+is DeepSurv's, Katzman et al. 2018).
+"""
+
+from collections.abc import Callable
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.nn import functional
+
+from fedward_common.errors import ConfigError, ModelRefused
+from fedward_common.study.imaging import ImageClassification
+from fedward_common.study.registry import TaskSpec
+from fedward_common.study.tabular import TabularClassification
+from fedward_common.study.tasks import Survival, TabularRegression, TimeseriesClassification
+
+Labels = npt.NDArray[np.float32]
+
+_YEAR: Final = 365.25
+_SOONEST: Final = 1e-3
+"""Days. Labels nearer to 0 only occur in checks."""
+
+
+class Objective(Protocol):
+    """The part of a task that needs no data.
+
+    A label that no data could have must not make a loss fail: checks try such labels.
+    """
+
+    def losses(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """One loss for each record, shape [records].
+
+        Raises:
+            ModelRefused: outputs of a shape that the task does not have.
+        """
+        ...
+
+    def scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """One score in [0, 1] for each record, higher for the positive class."""
+        ...
+
+    def classes(self, labels: Labels) -> Labels:
+        """What an evaluation by class counts: 1, 0, or NaN for a record that is in neither."""
+        ...
+
+
+class BinaryObjective:
+    """One logit per record, binary cross-entropy, scores between 0 and 1."""
+
+    def losses(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The binary cross-entropy of each record, shape [records].
+
+        Raises:
+            ModelRefused: the model's output is not one logit for each record; [records, 1] is
+                refused and not squeezed, because it would broadcast against the labels.
+        """
+        _require_one_each(outputs, labels, what="logit")
+        return functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+
+    def scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The predicted probability of the positive class of each record, in [0, 1]."""
+        return torch.sigmoid(outputs)
+
+    def classes(self, labels: Labels) -> Labels:
+        """The labels as they are."""
+        return labels
+
+
+class ValueObjective:
+    """One number per record on the scale of the label, [-1, 1]; half the squared error."""
+
+    def losses(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Half the squared error of each record, shape [records].
+
+        Raises:
+            ModelRefused: the model's output is not one number for each record.
+        """
+        _require_one_each(outputs, labels, what="number")
+        return 0.5 * (outputs - labels).square()
+
+    def scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The prediction as a part of the label's range, in [0, 1]."""
+        return ((outputs + 1.0) / 2.0).clamp(0.0, 1.0)
+
+    def classes(self, labels: Labels) -> Labels:
+        """No class for anybody."""
+        return np.full_like(labels, np.nan)
+
+
+class SurvivalObjective:
+    """Outputs [records, intervals]; labels are days, negative without an event so far.
+
+    Likelihoods with one term per patient, so that clipping binds them. Who is followed beyond the
+    last cut counts as followed to there.
+    """
+
+    def __init__(self, spec: Survival) -> None:
+        self._spec = spec
+        self._ends = torch.tensor(spec.cuts, dtype=torch.float32)
+        self._starts = torch.cat([torch.zeros(1), self._ends[:-1]])
+
+    def losses(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The negative log-likelihood of each record, shape [records].
+
+        Raises:
+            ModelRefused: the output is not one number for each interval of each record.
+        """
+        expected = (*labels.shape, len(self._ends))
+        if outputs.shape != expected:
+            raise ModelRefused(
+                f"output layer: expected one number for each interval, shape {list(expected)}, "
+                f"found {list(outputs.shape)}"
+            )
+        ends, starts = self._ends.to(outputs.device), self._starts.to(outputs.device)
+        days = labels.abs().clamp(min=_SOONEST).unsqueeze(-1)
+        event = (labels > 0).unsqueeze(-1) & (days > starts) & (days <= ends)
+        if self._spec.likelihood == "discrete-hazard":
+            # An interval is survived when its end was seen; censored inside, it says nothing.
+            survived = days >= ends
+            survived = survived & ~event
+            terms = survived * functional.softplus(outputs) + event * functional.softplus(-outputs)
+        else:
+            at_risk = (torch.minimum(days, ends) - starts).clamp(min=0.0) / _YEAR
+            terms = at_risk * outputs.exp() - event * outputs
+        return terms.sum(dim=-1)
+
+    def scores(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The predicted chance of the event by the horizon, in [0, 1]."""
+        return event_chance(outputs, self._spec)
+
+    def classes(self, labels: Labels) -> Labels:
+        """1: the event by the horizon; 0: followed beyond it without; NaN: lost before."""
+        horizon = self._spec.horizon_days
+        early = np.where(labels > 0, np.float32(1.0), np.float32(np.nan))
+        return np.where(np.abs(labels) >= horizon, np.float32(labels == horizon), early).astype(
+            np.float32
+        )
+
+
+def event_chance(outputs: torch.Tensor, spec: Survival) -> torch.Tensor:
+    """The chance of the event by the horizon from `outputs` [records, intervals], in [0, 1]."""
+    cuts = [cut for cut in spec.cuts if cut <= spec.horizon_days]
+    until = outputs[:, : len(cuts)]
+    if spec.likelihood == "discrete-hazard":
+        log_survival = -functional.softplus(until).sum(dim=-1)
+    else:
+        lengths = torch.diff(torch.tensor([0.0, *cuts])).to(outputs) / _YEAR
+        log_survival = -(lengths * until.exp()).sum(dim=-1)
+    return -torch.expm1(log_survival)
+
+
+def _require_one_each(outputs: torch.Tensor, labels: torch.Tensor, *, what: str) -> None:
+    if outputs.shape != labels.shape:
+        raise ModelRefused(
+            f"output layer: expected one {what} for each record, shape {list(labels.shape)}, "
+            f"found {list(outputs.shape)}; end the model with squeeze(-1)"
+        )
+
+
+_OBJECTIVES: Final[dict[type[TaskSpec], Callable[[TaskSpec], Objective]]] = {}
+
+
+def register_objective(task: type[TaskSpec], make: Callable[[TaskSpec], Objective]) -> None:
+    """Makes `make` the objective of studies whose task is a `task`. Raises ValueError if taken."""
+    if task in _OBJECTIVES:
+        raise ValueError(f"objective of {task.__name__}: expected one that is not taken")
+    _OBJECTIVES[task] = make
+
+
+def objective_of(task: TaskSpec) -> Objective:
+    """The objective of a task.
+
+    Raises:
+        ConfigError: nothing is known of this kind of task here.
+    """
+    make = _OBJECTIVES.get(type(task))
+    if make is None:
+        known = sorted(str(kind.model_fields["kind"].default) for kind in _OBJECTIVES)
+        raise ConfigError(f"task.kind: expected one of {', '.join(known)}, found {task.kind!r}")
+    return make(task)
+
+
+def _survival(task: TaskSpec) -> Objective:
+    if not isinstance(task, Survival):
+        raise ConfigError(f"task.kind: expected survival, found {task.kind!r}")
+    return SurvivalObjective(task)
+
+
+for _binary in (TabularClassification, TimeseriesClassification, ImageClassification):
+    register_objective(_binary, lambda _: BinaryObjective())
+register_objective(TabularRegression, lambda _: ValueObjective())
+register_objective(Survival, _survival)
