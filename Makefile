@@ -63,7 +63,8 @@ bench-ledger: $(STAMP)  ## what one charge of the budget ledger costs
 	@$(BIN)/python -m benchmarks.ledger --out runs/bench-ledger.json
 
 bench-levers: $(STAMP)  ## each utility lever beside the study without it
-	@$(BIN)/python -m benchmarks.levers --draws 20 --out runs/bench-levers.json
+	@$(BIN)/python -m benchmarks.levers --set breast-cancer --draws 20 --out runs/bench-levers.json
+	@$(BIN)/python -m benchmarks.levers --set digits --draws 10 --out runs/bench-levers-digits.json
 
 bench-privacy: $(STAMP)  ## the patient-level engine beside Opacus and training without privacy
 	@$(BIN)/python -m benchmarks.privacy --out runs/bench-privacy.json

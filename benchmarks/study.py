@@ -40,8 +40,8 @@ from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.files import SiteKeys, parse_study, read_toml
+from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.study.tabular import TabularData
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.evaluation import PrivateEvaluation, evaluate
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
@@ -144,13 +144,12 @@ def run_draws(
 
 def federated(study: StudySpec, training: Tables) -> Tensors:
     """One run of the study, every site in every round."""
-    assert isinstance(study.data, TabularData)
     trainers = {
         site: LocalTrainer(study, site, sampling=Csprng(), noise=Csprng(), flags=PerformanceFlags())
         for site in training
     }
     optimiser, tail = server_optimiser(study), released_models(study)
-    model: Tensors = initial_tensors(study.model, study.data.input_size)
+    model: Tensors = initial_tensors(study.model, input_size(study.data))
     for _ in range(study.rounds):
         total = plain_sum(study)
         for site, trainer in trainers.items():

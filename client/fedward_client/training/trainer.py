@@ -30,6 +30,7 @@ from fedward_common.privacy.randomness import RandomSource
 from fedward_common.secagg.fixedpoint import FixedPoint
 from fedward_common.secagg.sums import summed
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.imaging import ImageData
 from fedward_common.study.spec import DpSgd, StudySpec
 
 
@@ -212,7 +213,20 @@ def _site_plan(study: StudySpec, site_id: SiteId) -> PatientDpPlan:
         clipping=dp.clipping,
         copies=1 if jitter is None else jitter.copies,
         jitter=0.0 if jitter is None else jitter.scale,
+        shift=0 if jitter is None else jitter.shift,
+        image=_image(study),
     )
+
+
+def _image(study: StudySpec) -> tuple[int, int]:
+    """Height and width of the study's images; nothing else can be shifted."""
+    if isinstance(study.data, ImageData):
+        return study.data.height, study.data.width
+    if study.training.jitter is not None and study.training.jitter.shift:
+        raise ConfigError(
+            f"training.jitter.shift: expected data of kind image with it, found {study.data.kind}"
+        )
+    return 0, 0
 
 
 def _device(name: str) -> torch.device:

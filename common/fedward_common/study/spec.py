@@ -110,15 +110,26 @@ class ModelSpec(Extensible):
     lora: LoRa | None = None
 
 
-class Jitter(Strict):
-    """Augmentation multiplicity: `copies` of each record with Gaussian noise on its inputs.
+class Jitter(Extensible):
+    """Augmentation multiplicity: `copies` of each record, set apart in ways that keep its label.
 
-    The copies go into the patient's own mean gradient, before it is clipped, so they cost no
-    privacy (De et al. 2022). `scale` is in units of the encoded inputs and must keep labels true.
+    Every modality: Gaussian noise of `scale` on the encoded inputs. Images only: moved by at most
+    `shift` pixels each way, edges repeated; no flips and no turns, which make another finding of a
+    radiograph. The copies go into the patient's own mean gradient, before it is clipped, so they
+    cost no privacy (De et al. 2022).
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"shift"})
+
     copies: int = Field(ge=2, le=64)
-    scale: float = Field(gt=0, le=1)
+    scale: float = Field(ge=0, le=1)
+    shift: int = Field(default=0, ge=0, le=64)
+
+    @model_validator(mode="after")
+    def _sets_apart(self) -> "Jitter":
+        if not self.scale and not self.shift:
+            raise ValueError("jitter: expected scale or shift above 0, found equal copies")
+        return self
 
 
 class TrainingSpec(Extensible):

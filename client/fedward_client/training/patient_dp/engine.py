@@ -127,10 +127,12 @@ class PatientDpEngine:
         return total
 
     def _chunk(self, patients: PatientTensors, piece: Draw) -> Chunk:
-        """The records of some drawn patients, each `copies` times and set apart by the jitter."""
+        """The records of some drawn patients, each `copies` times and set apart."""
         copies, device = self.plan.copies, patients.features.device
         rows = torch.from_numpy(np.repeat(piece.rows, copies)).to(device)
         features = patients.features.index_select(0, rows)
+        if self.plan.shift:
+            features = self._shifted(features)
         if self.plan.jitter:
             apart = torch.from_numpy(self._sampling.normal(features.numel()))
             features = features + (self.plan.jitter * apart).to(features).view_as(features)
@@ -139,6 +141,18 @@ class PatientDpEngine:
             labels=patients.labels.index_select(0, rows),
             sizes=torch.from_numpy(piece.sizes * copies),
         )
+
+    def _shifted(self, features: torch.Tensor) -> torch.Tensor:
+        """Every image moved by a draw of its own, its edge repeated; no other image enters."""
+        (height, width), most = self.plan.image, self.plan.shift
+        drawn = self._sampling.uniform(2 * len(features)).reshape(-1, 2)
+        down, right = torch.from_numpy(np.floor(drawn * (2 * most + 1)) - most).long().T
+        rows = (torch.arange(height) + down[:, None]).clamp(0, height - 1)
+        columns = (torch.arange(width) + right[:, None]).clamp(0, width - 1)
+        pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(features.device)
+        channels = features.reshape(len(features), -1, height * width)
+        taken = pixels[:, None, :].expand(-1, channels.shape[1], -1)
+        return channels.gather(2, taken).view_as(features)
 
     def _draw_noise(self, device: torch.device) -> torch.Tensor:
         """A standard normal number for each parameter, float64."""

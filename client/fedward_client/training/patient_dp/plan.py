@@ -33,6 +33,10 @@ class PatientDpPlan:
     """How many times each drawn record enters its patient's mean gradient."""
     jitter: float = 0.0
     """The standard deviation of the Gaussian that sets the copies apart."""
+    shift: int = 0
+    """By how many pixels at most a copy of an image is moved each way."""
+    image: tuple[int, int] = (0, 0)
+    """Height and width where records are images."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
@@ -45,6 +49,8 @@ class PatientDpPlan:
             )
         if self.clipping not in ("flat", "auto-s") or self.copies < 1 or not self.jitter >= 0:
             raise ValueError("clipping, copies, jitter: expected a known kind, 1 up and 0 up")
+        if self.shift and not 0 <= self.shift < min(self.image):
+            raise ValueError("shift: expected an image and less than its sides")
         if self.max_records_per_patient < 1 or self.public_patients < 1:
             raise ValueError("records per patient and public patients: expected at least 1 each")
 

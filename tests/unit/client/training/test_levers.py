@@ -20,7 +20,7 @@ from fedward_common.privacy.clipping import normalise_l2
 from fedward_common.secagg.sums import summed
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.spec import TrainingSpec
-from tests.support.naive_dp import FirstInLine, NoNoise, Repeatable
+from tests.support.naive_dp import FirstInLine, NoNoise, Repeatable, Scripted
 from tests.support.studies import SITES, make_dp, make_spec
 
 CLIP = 0.5
@@ -98,6 +98,58 @@ def test_copies_go_into_the_patients_own_mean() -> None:
 
     torch.testing.assert_close(copied, plain, rtol=1e-5, atol=1e-7)
     assert float((jittered - plain).abs().max()) > 1e-3
+
+
+def test_a_shift_moves_every_image_by_itself_and_repeats_its_edge() -> None:
+    """A shift of (-1 .. 1) pixels each way by the uniforms 0, 0.5 and 1 - 1e-9."""
+    image = torch.arange(6.0).reshape(2, 3)
+    patients = PatientTensors(
+        features=torch.stack([image.flatten(), 10 + image.flatten()]),
+        labels=torch.zeros(2),
+        starts=np.array([0, 1, 2]),
+    )
+    seen: list[torch.Tensor] = []
+
+    class Remembers(nn.Linear):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            seen.append(features)
+            return super().forward(features)
+
+    model = Remembers(6, 1)
+    plan = PatientDpPlan(
+        noise_multiplier=1.0,
+        clip_norm=CLIP,
+        sampling_probability=1.0,
+        max_records_per_patient=1,
+        public_patients=1,
+        shift=1,
+        image=(2, 3),
+    )
+    draws = Scripted([0.0, 0.0], [0.0, 0.5], [0.0, 0.5, 0.5, 1 - 1e-9])
+    engine = PatientDpEngine(
+        LoopBackEnd(model, loss=losses),
+        plan,
+        parameters=7,
+        sampling=draws,
+        noise=NoNoise(),
+        max_records_per_chunk=4,
+    )
+
+    engine.step(patients)
+
+    assert seen[0].view(2, 3).tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert seen[1].view(2, 3).tolist() == [[11, 12, 12], [14, 15, 15]]
+
+
+def test_a_shift_of_what_is_no_image_is_refused() -> None:
+    study = make_spec(
+        training={"learning_rate": 0.5, "jitter": {"copies": 2, "scale": 0.0, "shift": 1}}
+    )
+
+    with pytest.raises(ConfigError, match="expected data of kind image with it, found tabular"):
+        LocalTrainer(
+            study, SITE, sampling=Repeatable(1), noise=Repeatable(2), flags=PerformanceFlags()
+        )
 
 
 def test_adam_takes_its_textbook_first_step() -> None:
