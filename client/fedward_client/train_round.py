@@ -19,6 +19,7 @@ from fedward_client.secure_payload import (
     training_numbers,
 )
 from fedward_client.statistics import RowSource, release_of, statistics_payload
+from fedward_client.training.patient_dp.passed_checks import passed_checks
 from fedward_client.training.trainer import ExecutedPlan, LocalTrainer, PerformanceFlags
 from fedward_common.arrays import tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
@@ -100,6 +101,8 @@ class Worker:
             return grant.envelope
         # The guard verified signature and approval; here the same bytes only become a value.
         study = SignedStudy.parse(signed).verify()
+        if grant.plugin_sha256 is not None:
+            passed_checks().separate()  # a plugin must not vouch for other studies
         register_installed(study.model.name, sha256=grant.plugin_sha256)
         if study.secure_sum:
             numbers, state = self._numbers(study, grant, instruction, model)

@@ -215,9 +215,10 @@ def run_block_steps(
         examples=task.examples(device=device),
         most_records=probe.plan.most_records,
         max_records_per_chunk=flags.max_records_per_chunk,
-        patients_per_round=probe.plan.denominator * study.local_steps,
+        patients_drawn=probe.plan.denominator * study.rounds * study.local_steps,
         precision=flags.precision,
         replicas=flags.replicas,
+        study=study.digest,
     )
     width = sum(p.numel() for p in trainable_parameters(model).values())
     back_end = CanaryBackEnd(inner, width=width, size=_CANARY_SIZE * probe.plan.clip_norm)

@@ -168,9 +168,10 @@ class LocalTrainer:
             examples=examples,
             most_records=self._plan.most_records,
             max_records_per_chunk=self._flags.max_records_per_chunk,
-            patients_per_round=self._plan.denominator * self._study.local_steps,
+            patients_drawn=self._plan.denominator * self._study.rounds * self._study.local_steps,
             precision=self._flags.precision,
             replicas=self._flags.replicas,
+            study=self._study.digest,
         )
         load_weights(model, weights)
         engine = PatientDpEngine(

@@ -2,6 +2,7 @@
 
 import torch
 
+from fedward_client.training.patient_dp.passed_checks import passed_checks
 from fedward_common.models.dp_layers import load_opacus
 from fedward_common.models.registry import build_model
 from fedward_common.study.spec import ModelSpec
@@ -14,6 +15,7 @@ def warm_up(*, opacus: bool) -> None:
     one; a forked task inherits both.
     """
     torch.set_num_threads(1)  # a forked child must not inherit a thread pool that is gone
+    passed_checks()  # made here, it is shared by all tasks
     model = build_model(ModelSpec(name="logistic-regression"), 1)
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.ones(1, 1)).sum().backward()

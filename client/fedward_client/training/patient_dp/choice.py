@@ -18,17 +18,19 @@ from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBa
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.model_check import checked_back_end
 from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
+from fedward_client.training.patient_dp.passed_checks import check_slots_once
 from fedward_client.training.patient_dp.replicated_backend import ReplicatedBackEnd
 from fedward_client.training.patient_dp.slot_check import check_slots
 from fedward_common.errors import ConfigError, ModelRefused
+from fedward_common.ids import Digest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Measured:
     """For which models of a group `bookkeeping` was measured faster than `loop`, and by how much.
 
-    The slot check runs once a round, and its cost grows with the places of a batch; it has to be
-    earned back by the patients of the round.
+    The slot check runs once a study and start of the worker, and its cost grows with the places of
+    a batch; it has to be earned back by the patients of the study.
     """
 
     smallest: int
@@ -36,12 +38,12 @@ class _Measured:
     """Trainable numbers; `auto` takes `loop` outside what was measured."""
     places: int
     least_patients: int
-    """Patients drawn in a round, on average and over all its steps, that earn the check back."""
+    """Patients drawn in a study, on average and over all its steps, that earn the check back."""
 
 
 _TABLE: Final = {
-    "dense": _Measured(smallest=4_000, largest=800_000, places=64, least_patients=1_000),
-    "recurrent": _Measured(smallest=4_000, largest=30_000, places=16, least_patients=200),
+    "dense": _Measured(smallest=4_000, largest=800_000, places=64, least_patients=2_000),
+    "recurrent": _Measured(smallest=4_000, largest=30_000, places=16, least_patients=300),
     "convolution": _Measured(smallest=4_000, largest=30_000, places=8, least_patients=1_000),
 }
 """Measured 2026-11-26 (torch 2.13.0 CPU, one thread of a busy AMD Zen 5 machine, 4 records a
@@ -49,7 +51,8 @@ patient), CPU ms of a step, loop / bookkeeping: MLP of 13.5 thousand at 128 pati
 32, 132 and 788 thousand at 64 patients 74 / 3.8, 70 / 11 and 300 / 35; transformer of 66 thousand
 at 32 patients 116 / 35; LSTM of 25 thousand at 16 patients 175 / 26; CNN of 27 thousand at 32
 patients 113 / 74. The other way round at 4 patients: ResNet18 654 / 893, DenseNet121 894 / 1476,
-3-D U-Net 170 / 315. The slot check took 0.9 CPU-s (MLP, 64 places), 1.5 (LSTM, 16), 0.7 (CNN, 8).
+3-D U-Net 170 / 315. The slot check took 0.7 CPU-s (MLP, 64 places), 5 (transformer, 64), 2 (LSTM,
+16), 0.8 (CNN, 8).
 """
 
 _LEAST_PLACES = 8
@@ -65,15 +68,18 @@ def choose_back_end(
     examples: ExampleRecords,
     most_records: int,
     max_records_per_chunk: int,
-    patients_per_round: float = math.inf,
+    patients_drawn: float = math.inf,
     precision: Precision = "float32",
     replicas: int = 1,
+    study: Digest | None = None,
 ) -> BackEnd:
     """The back end `name` on `model`, checked on made-up patients; `auto` falls back to `loop`.
 
-    `most_records` is what one patient brings at most and `patients_per_round` how many are drawn on
-    average, both by the plan. What is chosen depends on the model, the plan and the machine, never
-    on the site's patients. `auto` never takes `opacus`; with bfloat16 or replicas it takes `loop`.
+    `most_records` is what one patient brings at most and `patients_drawn` how many are drawn in all
+    rounds on average, both by the plan. With the digest of `study`, a slot check that has passed
+    for it since the worker started is not run again. What is chosen depends on the model, the plan
+    and the machine, never on the site's patients. `auto` never takes `opacus`; with bfloat16 or
+    replicas it takes `loop`.
 
     Raises:
         ModelRefused: the named back end, or `loop` under `auto`, cannot keep patients apart.
@@ -88,7 +94,10 @@ def choose_back_end(
         made = BookkeepingBackEnd(
             model, loss=loss, geometry=Geometry(slots=places, records=most_records)
         )
-        check_slots(made, model, loss=loss, examples=examples)
+        if study is None:
+            check_slots(made, model, loss=loss, examples=examples)
+        else:
+            check_slots_once(made, model, loss=loss, examples=examples, study=study)
         return made
 
     def loop() -> BackEnd:
@@ -114,7 +123,7 @@ def choose_back_end(
     if name == "auto" and (
         not only_loop
         and fitting >= _LEAST_PLACES
-        and _is_faster(_TABLE[group], model, patients_per_round=patients_per_round)
+        and _is_faster(_TABLE[group], model, patients_drawn=patients_drawn)
     ):
         try:
             return checked_back_end(
@@ -154,6 +163,6 @@ def _group(model: nn.Module) -> Literal["dense", "recurrent", "convolution"]:
     return "recurrent" if "RNNLinear" in kinds else "dense"
 
 
-def _is_faster(row: _Measured, model: nn.Module, *, patients_per_round: float) -> bool:
+def _is_faster(row: _Measured, model: nn.Module, *, patients_drawn: float) -> bool:
     size = sum(p.numel() for p in trainable_parameters(model).values())
-    return row.smallest <= size <= row.largest and patients_per_round >= row.least_patients
+    return row.smallest <= size <= row.largest and patients_drawn >= row.least_patients

@@ -140,7 +140,7 @@ def test_attention_of_opacus_is_refused_by_name() -> None:
         (1, same, 5000.0, LoopBackEnd),
         (900, same, 50.0, LoopBackEnd),
     ],
-    ids=["large enough", "unknown operation", "too small a model", "too few patients a round"],
+    ids=["large enough", "unknown operation", "too small a model", "too few patients"],
 )
 def test_auto_takes_bookkeeping_where_it_pays_and_loop_where_it_does_not(
     width: int,
@@ -157,7 +157,7 @@ def test_auto_takes_bookkeeping_where_it_pays_and_loop_where_it_does_not(
         examples=examples,
         most_records=2,
         max_records_per_chunk=16,
-        patients_per_round=patients,
+        patients_drawn=patients,
     )
 
     assert isinstance(made, expected)
