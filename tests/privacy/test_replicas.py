@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedward_client.training.patient_dp.back_end import Chunk
-from fedward_client.training.patient_dp.choice import choose_back_end
+from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.engine import PatientDpEngine
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
@@ -175,8 +175,7 @@ def test_another_back_end_than_loop_is_refused_with_them(
             make_model(),
             loss=losses,
             examples=examples,
-            most_records=2,
-            max_records_per_chunk=16,
+            load=Load(most_records=2, max_records_per_chunk=16),
             **flags,  # type: ignore[arg-type]  # as above
         )
 

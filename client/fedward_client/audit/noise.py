@@ -18,7 +18,7 @@ import torch
 from fedward_client.audit.report import Finding
 from fedward_client.audit.sensitivity import AuditPorts, Quiet, StepProbe, as_records
 from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, trainable_parameters
-from fedward_client.training.patient_dp.choice import choose_back_end
+from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_client.training.trainer import ExecutedPlan, PerformanceFlags
 from fedward_common.models.registry import build_model
@@ -213,12 +213,14 @@ def run_block_steps(
         model,
         loss=task.losses,
         examples=task.examples(device=device),
-        most_records=probe.plan.most_records,
-        max_records_per_chunk=flags.max_records_per_chunk,
-        patients_drawn=probe.plan.denominator * study.rounds * study.local_steps,
+        load=Load(
+            most_records=probe.plan.most_records,
+            max_records_per_chunk=flags.max_records_per_chunk,
+            patients_drawn=probe.plan.denominator * study.rounds * study.local_steps,
+            study=study.digest,
+        ),
         precision=flags.precision,
         replicas=flags.replicas,
-        study=study.digest,
     )
     width = sum(p.numel() for p in trainable_parameters(model).values())
     back_end = CanaryBackEnd(inner, width=width, size=_CANARY_SIZE * probe.plan.clip_norm)

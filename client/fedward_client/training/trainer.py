@@ -13,7 +13,7 @@ from fedward_client.training.patient_dp.back_end import (
     Precision,
     trainable_parameters,
 )
-from fedward_client.training.patient_dp.choice import choose_back_end
+from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.engine import PatientDpEngine
 from fedward_client.training.patient_dp.model_check import (
     check_model,
@@ -161,17 +161,20 @@ class LocalTrainer:
         check_kept(model, self._study)
         examples = self._task.examples(device=self._device)
         check_model(model, loss=self._task.losses, examples=examples)
+        steps = self._study.rounds * self._study.local_steps
         back_end = choose_back_end(
             self._flags.backend,
             model,
             loss=self._task.losses,
             examples=examples,
-            most_records=self._plan.most_records,
-            max_records_per_chunk=self._flags.max_records_per_chunk,
-            patients_drawn=self._plan.denominator * self._study.rounds * self._study.local_steps,
+            load=Load(
+                most_records=self._plan.most_records,
+                max_records_per_chunk=self._flags.max_records_per_chunk,
+                patients_drawn=self._plan.denominator * steps,
+                study=self._study.digest,
+            ),
             precision=self._flags.precision,
             replicas=self._flags.replicas,
-            study=self._study.digest,
         )
         load_weights(model, weights)
         engine = PatientDpEngine(

@@ -60,44 +60,53 @@ _MOST_PLACES = 64
 """Of a back end that is named and not chosen."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """What a plan and a site ask of a back end; nothing in it depends on the site's patients.
+
+    `most_records` is what one patient brings at most and `patients_drawn` how many are drawn in all
+    rounds on average, both by the plan. With the digest of `study`, a slot check that has passed
+    for it since the worker started is not run again.
+    """
+
+    most_records: int
+    max_records_per_chunk: int
+    patients_drawn: float = math.inf
+    study: Digest | None = None
+
+
 def choose_back_end(
     name: BackEndName,
     model: nn.Module,
     *,
     loss: LossFunction,
     examples: ExampleRecords,
-    most_records: int,
-    max_records_per_chunk: int,
-    patients_drawn: float = math.inf,
+    load: Load,
     precision: Precision = "float32",
     replicas: int = 1,
-    study: Digest | None = None,
 ) -> BackEnd:
     """The back end `name` on `model`, checked on made-up patients; `auto` falls back to `loop`.
 
-    `most_records` is what one patient brings at most and `patients_drawn` how many are drawn in all
-    rounds on average, both by the plan. With the digest of `study`, a slot check that has passed
-    for it since the worker started is not run again. What is chosen depends on the model, the plan
-    and the machine, never on the site's patients. `auto` never takes `opacus`; with bfloat16 or
-    replicas it takes `loop`.
+    What is chosen depends on the model, the load and the machine, never on the site's patients.
+    `auto` never takes `opacus`; with bfloat16 or replicas it takes `loop`.
 
     Raises:
         ModelRefused: the named back end, or `loop` under `auto`, cannot keep patients apart.
         ConfigError: another back end than `loop` with bfloat16 or replicas, or too few devices.
     """
     group = _group(model)
-    fitting = max_records_per_chunk // most_records
+    fitting = load.max_records_per_chunk // load.most_records
 
     def bookkeeping() -> BackEnd:
         most = _TABLE[group].places if name == "auto" else _MOST_PLACES
         places = max(1, min(most, fitting))
         made = BookkeepingBackEnd(
-            model, loss=loss, geometry=Geometry(slots=places, records=most_records)
+            model, loss=loss, geometry=Geometry(slots=places, records=load.most_records)
         )
-        if study is None:
+        if load.study is None:
             check_slots(made, model, loss=loss, examples=examples)
         else:
-            check_slots_once(made, model, loss=loss, examples=examples, study=study)
+            check_slots_once(made, model, loss=loss, examples=examples, study=load.study)
         return made
 
     def loop() -> BackEnd:
@@ -123,11 +132,11 @@ def choose_back_end(
     if name == "auto" and (
         not only_loop
         and fitting >= _LEAST_PLACES
-        and _is_faster(_TABLE[group], model, patients_drawn=patients_drawn)
+        and _is_faster(_TABLE[group], model, patients_drawn=load.patients_drawn)
     ):
         try:
             return checked_back_end(
-                bookkeeping, model, loss=loss, examples=examples, most_records=most_records
+                bookkeeping, model, loss=loss, examples=examples, most_records=load.most_records
             )
         except ModelRefused:
             pass  # the loop below takes any model that autograd can differentiate
@@ -136,7 +145,7 @@ def choose_back_end(
         model,
         loss=loss,
         examples=examples,
-        most_records=most_records,
+        most_records=load.most_records,
         precision=precision,
     )
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBackEnd, Geometry
-from fedward_client.training.patient_dp.choice import choose_back_end
+from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.slot_check import check_slots
 from fedward_common.errors import ModelRefused
@@ -155,9 +155,7 @@ def test_auto_takes_bookkeeping_where_it_pays_and_loop_where_it_does_not(
         OneLogit(model, twist),
         loss=losses,
         examples=examples,
-        most_records=2,
-        max_records_per_chunk=16,
-        patients_drawn=patients,
+        load=Load(most_records=2, max_records_per_chunk=16, patients_drawn=patients),
     )
 
     assert isinstance(made, expected)
