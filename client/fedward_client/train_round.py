@@ -34,7 +34,7 @@ from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.kept import is_kept
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction
+from fedward_common.wire import CONTROL_KINDS, KNOWN_ROWS, Envelope, Instruction
 
 _log = structlog.get_logger(__name__)
 
@@ -42,7 +42,9 @@ _log = structlog.get_logger(__name__)
 class Guard(Protocol):
     """What a worker may ask of the guard."""
 
-    def begin(self, instruction: bytes, signed_study: bytes) -> Grant | StoredReply:
+    def begin(
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b""
+    ) -> Grant | StoredReply:
         """A single-use receipt after the charge is durable, or the reply that was sealed before."""
         ...
 
@@ -96,7 +98,7 @@ class Worker:
         # Before the charge: a model damaged on the way must not cost a patient anything.
         if sha256_hex(model) != instruction.model_sha256:
             raise SignatureRefused("model: expected the digest of the instruction, found another")
-        grant = self.guard.begin(envelope.header, signed)
+        grant = self.guard.begin(envelope.header, signed, envelope.blobs.get(KNOWN_ROWS, b""))
         if isinstance(grant, StoredReply):
             return grant.envelope
         # The guard verified signature and approval; here the same bytes only become a value.

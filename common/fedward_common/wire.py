@@ -6,7 +6,7 @@ is the business of the two Flower adapters.
 
 import json
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final, Literal, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
 from pydantic import Field, ValidationError
 
@@ -27,6 +27,8 @@ it costs nothing, and its answer, when the phase is over, is empty."""
 ReplyKind = Literal[
     "train", "evaluate", "statistics", "advertise", "share", "sign", "unmask", "phase", "refusal"
 ]
+KNOWN_ROWS: Final = "known-rows"
+"""The name of the blob with `KnownRows`."""
 CONTROL_KINDS: Final[frozenset[Kind]] = frozenset({"advertise", "share", "sign", "unmask"})
 """Steps of secure aggregation without patient data: nothing is charged for them."""
 
@@ -116,6 +118,26 @@ class Reply(Extensible):
         if (reply.ledger_seq is None) != (reply.ledger_sha256 is None):
             raise ProtocolError("reply: expected a whole ledger head or none")
         return reply
+
+
+class KnownRows(Strict):
+    """The newest ledger row that the coordinator knows of each site, by the row's hash alone.
+
+    It travels beside an instruction as the blob `KNOWN_ROWS`, the same for the whole cohort. A hash
+    tells the other sites nothing: it is over the rows before it, back to one with a random moment.
+    """
+
+    rows: dict[Annotated[str, Field(pattern=LABEL)], Annotated[str, Field(pattern=DIGEST)]]
+
+    @property
+    def canonical(self) -> bytes:
+        """The RFC 8785 bytes."""
+        return canonical_json(self.model_dump(mode="json"))
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """The rows in `data`; none in no bytes. Raises ProtocolError when it is not exactly one."""
+        return _parse(cls, data) if data else cls(rows={})
 
 
 def _parse(model: type[T], header: bytes) -> T:

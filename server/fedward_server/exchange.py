@@ -21,7 +21,15 @@ from fedward_common.ids import SiteId
 from fedward_common.privacy.ledger import Head
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import key_sha256, verify
-from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction, Kind, Reply
+from fedward_common.wire import (
+    CONTROL_KINDS,
+    KNOWN_ROWS,
+    Envelope,
+    Instruction,
+    Kind,
+    KnownRows,
+    Reply,
+)
 from fedward_server.fleet import Answer, Clock, Fleet, RunEvents
 from fedward_server.ledger_heads import LedgerHeads
 from fedward_server.round_state import RoundState, describe
@@ -102,7 +110,7 @@ class Exchanges:
     events: RunEvents
     heads: LedgerHeads
     refusals: dict[SiteId, str] = field(default_factory=dict)
-    _floors: Mapping[SiteId, int] = field(default_factory=dict)
+    _known: Mapping[SiteId, Head] = field(default_factory=dict)
     _tries: Counter[SiteId] = field(default_factory=Counter)
     _waiting: set[SiteId] = field(default_factory=set)
     _late_in_round: set[SiteId] = field(default_factory=set)
@@ -141,8 +149,8 @@ class Exchanges:
             attempt=ask.attempt,
             sites=list(asked),
         )
-        self._floors = self.heads.newest()
-        envelopes = {site: self._envelope(ask, instruction, site) for site in asked}
+        self._known = self.heads.newest()
+        envelopes = self._envelopes(ask, instruction, asked)
         self.fleet.send(envelopes)
         self._tries = Counter()
         while not state.closed(now := self.clock.now()):
@@ -234,11 +242,27 @@ class Exchanges:
             )
         return willing
 
-    def _envelope(self, ask: Ask, instruction: Instruction, site: SiteId) -> Envelope:
-        return Envelope(
-            header=instruction.canonical,
-            blobs={**ask.own.get(site, {}), "study": self.signed_study, "model": ask.model},
-        )
+    def _envelopes(
+        self, ask: Ask, instruction: Instruction, asked: tuple[SiteId, ...]
+    ) -> dict[SiteId, Envelope]:
+        """What goes to each site. Where something is charged, with the ledger rows that are known
+        of the sites: a guard without its row refuses.
+        """
+        common = {"study": self.signed_study, "model": ask.model}
+        known = {str(s): self._known[s].sha256 for s in asked if s in self._known}
+        if known and ask.kind not in CONTROL_KINDS:
+            common[KNOWN_ROWS] = KnownRows(rows=known).canonical
+        return {
+            site: Envelope(header=instruction.canonical, blobs={**ask.own.get(site, {}), **common})
+            for site in asked
+        }
+
+    def _leave_out(self) -> None:
+        """Asks nothing of a site whose ledger went back, also not in a later run."""
+        ours = {SiteId(site.id) for site in self.study.sites} - self.refusals.keys()
+        for site in sorted(self.heads.went_back() & ours):
+            self.refusals[site] = LedgerError.code
+            self.events.emit("site.refused", site=site, code=LedgerError.code)
 
     def cohort(self) -> tuple[SiteId, ...]:
         """The sites to ask: online, not refused for good. A round is opened for a quorum only.
@@ -250,6 +274,7 @@ class Exchanges:
             StudyFailed: it paused for MAX_PAUSE_SECONDS.
         """
         self._cool_down()
+        self._leave_out()
         opened, willing, paused = self.clock.now(), self.willing(), False
         while True:
             cohort = tuple(site for site in willing if site in self.fleet.online())
@@ -358,8 +383,8 @@ class Exchanges:
         """
         if reply.ledger_seq is not None and reply.ledger_sha256 is not None:
             head = Head(seq=reply.ledger_seq, sha256=reply.ledger_sha256)
-            self.heads.observe(site, head, floor=self._floors.get(site, 0))
-        elif reply.kind != "refusal" and site in self._floors:
+            self.heads.observe(site, head, floor=self._known.get(site, Head()).seq)
+        elif reply.kind != "refusal" and site in self._known:
             raise LedgerError(
                 f"site {site}: expected the head of its budget ledger as before, found none"
             )

@@ -4,10 +4,14 @@ A signed reply carries the number and the hash of the ledger's last row. A ledge
 what comes later has a higher number, and a row that was seen keeps its hash. A site that was
 restored from a backup breaks one of the two, and would spend again what it had spent.
 
+A site whose ledger went back stays out of every run until an operator says otherwise: rows that it
+appends to the old copy would soon pass for a ledger that goes on. Its guard gets the newest row
+that is known beside each instruction, and refuses without it before it charges anything.
+
 Not found here: a ledger that was put back before any reply with its newer rows left the site.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -25,8 +29,12 @@ Seen = dict[int, str]
 class LedgerHeads(Protocol):
     """Remembers heads (port). Several runs of one coordinator share what is remembered."""
 
-    def newest(self) -> Mapping[SiteId, int]:
-        """The highest row number that each site has shown."""
+    def newest(self) -> Mapping[SiteId, Head]:
+        """The row with the highest number that each site has shown."""
+        ...
+
+    def went_back(self) -> frozenset[SiteId]:
+        """The sites whose ledger went back, whatever they showed later."""
         ...
 
     def observe(self, site: SiteId, head: Head, *, floor: int) -> None:
@@ -35,7 +43,7 @@ class LedgerHeads(Protocol):
         `floor` is the newest number that was known when the instruction was sent.
 
         Raises:
-            LedgerError: the site's ledger went back or is another one.
+            LedgerError: the site's ledger went back or is another one, now or before.
         """
         ...
 
@@ -56,9 +64,26 @@ def observed(seen: Seen, site: SiteId, head: Head, *, floor: int) -> Seen:
         raise LedgerError(
             f"site {site}: expected its budget ledger to go on, found row {head.seq} after {what}: "
             "an older ledger was put back there. Ask the site to restore the newest copy; nothing "
-            "of it counts until then"
+            "of it counts until then and until `fedward-server site forget-ledger`"
         )
     return dict(sorted({**seen, head.seq: head.sha256}.items())[-KEPT:])
+
+
+def newest_of(seen: Mapping[SiteId, Seen]) -> dict[SiteId, Head]:
+    """The row with the highest number of each site."""
+    return {
+        site: Head(seq=max(rows), sha256=rows[max(rows)]) for site, rows in seen.items() if rows
+    }
+
+
+def require_not_back(site: SiteId, back: Collection[SiteId]) -> None:
+    """Returns when the site is not among those whose ledger went back. Raises LedgerError."""
+    if site in back:
+        raise LedgerError(
+            f"site {site}: expected an operator's word about its budget ledger, which went back "
+            "once, found none. When its newest copy is there again: `fedward-server site "
+            "forget-ledger`"
+        )
 
 
 @dataclass(kw_only=True, slots=True)
@@ -66,11 +91,21 @@ class HeadsInMemory:
     """`LedgerHeads` for the life of one run."""
 
     seen: dict[SiteId, Seen] = field(default_factory=dict)
+    back: set[SiteId] = field(default_factory=set)
 
-    def newest(self) -> Mapping[SiteId, int]:
-        """The highest row number that each site has shown."""
-        return {site: max(rows) for site, rows in self.seen.items() if rows}
+    def newest(self) -> Mapping[SiteId, Head]:
+        """The row with the highest number that each site has shown."""
+        return newest_of(self.seen)
+
+    def went_back(self) -> frozenset[SiteId]:
+        """The sites whose ledger went back."""
+        return frozenset(self.back)
 
     def observe(self, site: SiteId, head: Head, *, floor: int) -> None:
         """Takes note of a head; see `LedgerHeads.observe`."""
-        self.seen[site] = observed(self.seen.get(site, {}), site, head, floor=floor)
+        require_not_back(site, self.back)
+        try:
+            self.seen[site] = observed(self.seen.get(site, {}), site, head, floor=floor)
+        except LedgerError:
+            self.back.add(site)
+            raise

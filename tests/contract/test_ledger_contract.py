@@ -97,6 +97,15 @@ class LedgerContract(abc.ABC):
 
         assert ledger.head() == before
 
+    def test_it_holds_every_row_that_it_ever_showed_and_no_other(self, ledger: Ledger) -> None:
+        ledger.reserve(reservation())
+        first = ledger.head()
+        charge_round(ledger, 1)
+
+        assert ledger.holds(first.sha256)
+        assert ledger.holds(ledger.head().sha256)
+        assert not ledger.holds("0" * 64)
+
     def test_charges_up_to_the_reservation_pass_and_one_more_is_refused(
         self, ledger: Ledger
     ) -> None:

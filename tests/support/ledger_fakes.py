@@ -52,6 +52,7 @@ class InMemoryLedger:
         self._clock = Ticking()
         self._state = LedgerState()
         self._head = Head()
+        self._rows: set[str] = set()
         self._lock = threading.Lock()
 
     def reserve(self, reservation: Reservation) -> None:
@@ -97,6 +98,9 @@ class InMemoryLedger:
     def head(self) -> Head:
         return self._head
 
+    def holds(self, row_sha256: str) -> bool:
+        return row_sha256 in self._rows
+
     def order(self) -> float | None:
         return self._state.order
 
@@ -106,6 +110,7 @@ class InMemoryLedger:
         self._head = Head(
             seq=seq, sha256=row_sha256(seq=seq, previous=self._head.sha256, body=body)
         )
+        self._rows.add(self._head.sha256)
 
     def _now(self) -> str:
         return self._clock().isoformat()

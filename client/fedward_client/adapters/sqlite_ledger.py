@@ -191,6 +191,11 @@ class SqliteLedger:
         with self._current() as file:
             return file.head
 
+    def holds(self, row_sha256: str) -> bool:
+        """Whether a row with this hash is in it."""
+        with self._current() as file:
+            return file.holds(row_sha256)
+
     def order(self) -> float | None:
         """The Renyi order of the filter over all studies; None before the first reservation."""
         with self._current() as file:
@@ -295,6 +300,13 @@ class LedgerFile:
         """The hash of row `seq`, or None when there is no such row."""
         row = self._database.execute("SELECT sha256 FROM entries WHERE seq = ?", (seq,)).fetchone()
         return None if row is None else str(row[0])
+
+    def holds(self, sha256: str) -> bool:
+        """Whether a row has this hash; looks at the newest first."""
+        row = self._database.execute(
+            "SELECT 1 FROM entries WHERE sha256 = ? ORDER BY seq DESC LIMIT 1", (sha256,)
+        )
+        return row.fetchone() is not None
 
     def row_hashes(self) -> tuple[str, ...]:
         """The hash of every row, first to last."""

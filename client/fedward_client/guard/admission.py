@@ -12,7 +12,7 @@ from fedward_client.guard.replies import Replies
 from fedward_client.ports import Journal, Signer
 from fedward_client.settings import SiteSettings
 from fedward_common.canonical import sha256_hex
-from fedward_common.errors import ProtocolError, SignatureRefused
+from fedward_common.errors import LedgerError, ProtocolError, SignatureRefused
 from fedward_common.ids import SiteId
 from fedward_common.privacy.accounting import epsilon_admission
 from fedward_common.privacy.ledger import Charge, Ledger, Purpose, Reservation
@@ -21,7 +21,7 @@ from fedward_common.secagg.sums import last_sum
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import key_sha256
-from fedward_common.wire import CONTROL_KINDS, Instruction
+from fedward_common.wire import CONTROL_KINDS, Instruction, KnownRows
 
 
 def verified_study(signed_study: bytes, *, site: SiteId, key: Signer) -> StudySpec:
@@ -100,6 +100,21 @@ class Admission:
     replies: Replies
     receipts: Receipts
     log: Journal
+
+    def require_known(self, known_rows: bytes) -> None:
+        """Returns when the ledger has the row of this site that the coordinator knows of.
+
+        Raises:
+            LedgerError: it has not: an older ledger was put back, and would spend again what it
+                had spent. ProtocolError: these are no known rows.
+        """
+        known = KnownRows.parse(known_rows).rows.get(self.site)
+        if known is not None and not self.ledger.holds(known):
+            raise LedgerError(
+                f"ledger: expected the row {known[:12]} that the coordinator has seen of it, found "
+                "none: an older ledger was put back. Restore the newest copy, then ask the "
+                "coordinator for `fedward-server site forget-ledger`"
+            )
 
     def stored(self, instruction: Instruction) -> StoredReply | None:
         """The answer that was sealed before, armed to leave again; None for a slot without one.

@@ -49,13 +49,17 @@ class GuardClient:
         self._path = socket_path
         self._timeout_seconds = timeout_seconds
 
-    def begin(self, instruction: bytes, signed_study: bytes) -> Grant | StoredReply:
+    def begin(
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b""
+    ) -> Grant | StoredReply:
         """A receipt after the charge is durable, or the reply that was sealed before.
+
+        `known_rows`: what came beside the instruction of the sites' ledgers.
 
         Raises:
             FedwardError: what the guard refuses, as its class; StartError when it is not there.
         """
-        answer = self._ask({"op": "begin"}, instruction, signed_study)
+        answer = self._ask({"op": "begin"}, instruction, signed_study, known_rows)
         if "receipt" in answer.header:
             return Grant(
                 receipt=str(answer.header["receipt"]),

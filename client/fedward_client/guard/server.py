@@ -88,8 +88,8 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
     """What the worker may ask: begin, seal, step, refuse. Never release."""
 
     def begin(frame: Frame) -> Frame:
-        _request(_Begin, frame, blobs=2)
-        result = service.begin(frame.blobs[0], frame.blobs[1])
+        _request(_Begin, frame, blobs=3)
+        result = service.begin(*frame.blobs)
         if isinstance(result, Grant):
             header = {"receipt": result.receipt, "site": result.site}
             header |= {"plugin_sha256": result.plugin_sha256 or ""}

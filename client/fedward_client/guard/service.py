@@ -67,7 +67,9 @@ class GuardService:
     _phases: Phases = field(default_factory=Phases)
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
-    def begin(self, instruction: bytes, signed_study: bytes) -> Grant | StoredReply:
+    def begin(
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b""
+    ) -> Grant | StoredReply:
         """A receipt for one answer, or the answer that was sealed before. When it returns:
 
         1. the instruction parses, and names the digest and roster of the signed study beside it;
@@ -77,7 +79,8 @@ class GuardService:
         5. the round is one of the study's; an evaluation is one of its releases;
         6. the site's policy permits the study, now, and a named person approved it, and the plugin
            that builds its model if one does;
-        7. the list of patients who object is as it must be;
+        7. the list of patients who object is as it must be, and the ledger has the row that the
+           coordinator saw last (`known_rows`): no older copy was put back;
         8. the slot was not answered; if it was, under the same key, the stored bytes come again;
         9. a secret sum is set up, so that the answer can be masked, where the study asks for one;
         10. the study's whole T_max is reserved and this round is charged, on disk; an instruction
@@ -89,7 +92,7 @@ class GuardService:
 
         Raises:
             FedwardError: the class says which: protocol (1, 2, 4, 5, 8), signature (2, 3), policy
-                (6), data (7), protocol (9), budget or ledger (10).
+                (6), data or ledger (7), protocol (9), budget or ledger (10).
         """
         parsed = Instruction.parse(instruction)
         try:
@@ -100,6 +103,7 @@ class GuardService:
                 self.policy.permits(study, now=self.clock(), kind=parsed.kind)  # 6.
                 plugin = self.plugin(study)
                 self.exclusions()  # 7.
+                self._admission.require_known(known_rows)
                 if parsed.kind == "phase":
                     return self._open_phase(parsed)
                 stored = self._admission.stored(parsed)

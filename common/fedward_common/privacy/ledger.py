@@ -201,6 +201,10 @@ class Ledger(Protocol):
         """The last row."""
         ...
 
+    def holds(self, row_sha256: str) -> bool:
+        """Whether a row with this hash is in it: what was shown once stays in a true ledger."""
+        ...
+
     def order(self) -> float | None:
         """The Renyi order of the filter over all studies; None before the first reservation."""
         ...

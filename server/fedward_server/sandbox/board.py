@@ -138,7 +138,8 @@ def event_line(action: str, fields: Mapping[str, Any], *, header: Header) -> str
         case "site.replied":
             line = f"round {number}: {site} replied"
         case "site.refused":
-            line = f"round {number}: {site} refused ({get('code', '?')})"
+            when = f"round {number}: " if "round" in fields else ""
+            line = f"{when}{site} refused ({get('code', '?')})"
         case "site.lost":
             line = f"round {number}: {site} lost: {get('reason', '?')}"
         case "site.starting" | "site.online":

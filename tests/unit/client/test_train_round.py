@@ -33,7 +33,9 @@ class FakeGuard:
     asked: list[str] = field(default_factory=list)
     sealed: list[bytes] = field(default_factory=list)
 
-    def begin(self, instruction: bytes, signed_study: bytes) -> Grant | StoredReply:
+    def begin(
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b""
+    ) -> Grant | StoredReply:
         self.asked.append("begin")
         if self.refusal is not None:
             raise self.refusal

@@ -11,7 +11,7 @@ from fedward_common.ids import SiteId
 from fedward_common.privacy.ledger import Head
 from fedward_common.study.files import SiteKeys
 from fedward_common.trust.signing import SigningKey, key_sha256
-from fedward_common.wire import Reply
+from fedward_common.wire import KNOWN_ROWS, KnownRows, Reply
 from fedward_server.adapters.ledger_heads import NAME, HeadsFile
 from fedward_server.fleet import Silent
 from fedward_server.ledger_heads import KEPT, HeadsInMemory, LedgerHeads
@@ -34,19 +34,19 @@ def heads(request: pytest.FixtureRequest, tmp_path: Path) -> LedgerHeads:
 
 def observe(heads: LedgerHeads, *found: Head) -> None:
     for one in found:
-        heads.observe(NORTH, one, floor=heads.newest().get(NORTH, 0))
+        heads.observe(NORTH, one, floor=heads.newest().get(NORTH, Head()).seq)
 
 
 def test_a_ledger_that_grows_is_what_is_expected(heads: LedgerHeads) -> None:
     observe(heads, head(2), head(3), head(7))
 
-    assert heads.newest() == {NORTH: 7}
+    assert heads.newest() == {NORTH: head(7)}
 
 
 def test_an_answer_that_comes_again_shows_a_head_that_is_known(heads: LedgerHeads) -> None:
     observe(heads, head(2), head(3), head(2))
 
-    assert heads.newest() == {NORTH: 3}
+    assert heads.newest() == {NORTH: head(3)}
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,20 @@ def test_a_ledger_that_went_back_is_refused(heads: LedgerHeads, back: Head, mess
     with pytest.raises(LedgerError, match=message):
         observe(heads, back)
 
-    assert heads.newest() == {NORTH: 7}
+    assert heads.newest() == {NORTH: head(7)}
+
+
+def test_a_ledger_that_went_back_stays_out_although_it_grows_past_what_was_seen(
+    heads: LedgerHeads,
+) -> None:
+    observe(heads, *(head(number) for number in range(1, 43)))
+
+    for number in (40, 41, 42, 43, 44):
+        with pytest.raises(LedgerError):
+            observe(heads, head(number, "restored"))
+
+    assert heads.went_back() == {NORTH}
+    assert heads.newest() == {NORTH: head(42)}
 
 
 def test_answers_to_two_runs_may_overtake_each_other(heads: LedgerHeads) -> None:
@@ -69,7 +82,7 @@ def test_answers_to_two_runs_may_overtake_each_other(heads: LedgerHeads) -> None
 
     heads.observe(NORTH, head(4), floor=2)
 
-    assert heads.newest() == {NORTH: 5}
+    assert heads.newest() == {NORTH: head(5)}
 
 
 def test_sites_are_apart(heads: LedgerHeads) -> None:
@@ -77,7 +90,7 @@ def test_sites_are_apart(heads: LedgerHeads) -> None:
 
     heads.observe(SiteId("south"), head(1), floor=0)
 
-    assert heads.newest() == {NORTH: 9, SiteId("south"): 1}
+    assert heads.newest() == {NORTH: head(9), SiteId("south"): head(1)}
 
 
 def test_no_more_than_the_newest_heads_are_kept(heads: LedgerHeads) -> None:
@@ -96,13 +109,25 @@ def test_what_is_remembered_outlives_the_process(tmp_path: Path) -> None:
         observe(HeadsFile(tmp_path), head(6))
 
 
+def test_that_a_ledger_went_back_outlives_the_process(tmp_path: Path) -> None:
+    observe(HeadsFile(tmp_path), head(7))
+    with pytest.raises(LedgerError):
+        observe(HeadsFile(tmp_path), head(7, "restored"))
+
+    with pytest.raises(LedgerError, match="forget-ledger"):
+        observe(HeadsFile(tmp_path), head(8))
+
+
 def test_an_operator_may_let_a_site_begin_anew(tmp_path: Path) -> None:
     heads = HeadsFile(tmp_path)
     observe(heads, head(7))
+    with pytest.raises(LedgerError):
+        observe(heads, head(6))
 
     heads.forget(NORTH)
 
     observe(heads, head(1, "new"))
+    assert not heads.went_back()
     with pytest.raises(ConfigError, match="south"):
         heads.forget(SiteId("south"))
 
@@ -153,7 +178,7 @@ def test_a_run_remembers_the_head_of_every_site() -> None:
 
     run.run()
 
-    assert heads.newest() == {SiteId(name): 10 for name in SITES}
+    assert heads.newest() == {SiteId(name): head(10) for name in SITES}
     assert not lost(events)
 
 
@@ -171,6 +196,37 @@ def test_a_site_that_was_restored_from_a_backup_is_named_and_asked_no_more() -> 
     assert result.refusals == {NORTH: "ledger"}
     assert len(sites[NORTH].seen) == 1
     assert result.committed_rounds == run.study.rounds
+
+
+def test_a_site_whose_ledger_went_back_is_asked_nothing_by_the_next_run() -> None:
+    heads = HeadsInMemory()
+    observe(heads, head(10))
+    with pytest.raises(LedgerError):
+        observe(heads, head(9))
+    run, sites, events = world(heads)
+
+    result = run.run()
+
+    assert result.refusals == {NORTH: "ledger"}
+    assert not sites[NORTH].seen
+    told = [fields for name, fields in events.heard if name == "site.refused"]
+    assert told == [{"site": NORTH, "code": "ledger"}]
+
+
+def test_each_instruction_that_costs_something_brings_the_newest_row_that_is_known() -> None:
+    heads = HeadsInMemory()
+    observe(heads, head(9), head(10))
+    run, sites, _ = world(heads)
+    sites[NORTH].head = (11, head(11).sha256)
+
+    run.run()
+
+    first, *_, last = run.fleet.sent  # type: ignore[attr-defined]
+    assert KnownRows.parse(first[NORTH].blobs[KNOWN_ROWS]).rows == {"north": head(10).sha256}
+    assert KnownRows.parse(last[NORTH].blobs[KNOWN_ROWS]).rows["north"] == head(11).sha256
+    assert {envelope.blobs[KNOWN_ROWS] for envelope in first.values()} == {
+        first[NORTH].blobs[KNOWN_ROWS]
+    }
 
 
 def test_a_site_that_stops_showing_its_head_is_not_counted() -> None:
