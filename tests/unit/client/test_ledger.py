@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from fedward_client.adapters import sqlite_ledger
 from fedward_client.adapters.ledger_mark import mark_path, read_mark, write_mark
 from fedward_client.adapters.sqlite_ledger import SqliteLedger, ledger_exists, read_accounts
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import BudgetExceeded, LedgerError
-from fedward_common.privacy.ledger import Charge, Head, Limits
+from fedward_common.privacy.ledger import Charge, Head, Limits, row_sha256
 from fedward_common.privacy.ledger_state import LedgerState
 from tests.support.ledger_fakes import ROUND, Ticking, digest, reservation
 
@@ -79,6 +80,36 @@ def test_the_files_are_for_their_user_alone(used: Path) -> None:
 
     assert set(modes.values()) == {0o600}
     assert {"ledger.sqlite", "ledger.sqlite.mark"} <= modes.keys()
+
+
+def test_what_another_connection_changes_is_found_before_the_next_charge(used: Path) -> None:
+    ledger = opened(used)
+    charge(ledger, 3)
+    edit(used, *with_triggers_off("UPDATE entries SET body = x'7b7d' WHERE seq = 3"))
+
+    with pytest.raises(LedgerError, match="row 3 changed or missing"):
+        charge(ledger, 4)
+    ledger.close()
+
+
+def test_a_charge_costs_the_same_however_long_the_ledger_is(
+    used: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The chain is walked at opening, and again only when another connection wrote."""
+    hashed: list[int] = []
+
+    def counting(*, seq: int, previous: str, body: bytes) -> str:
+        hashed.append(seq)
+        return row_sha256(seq=seq, previous=previous, body=body)
+
+    ledger = opened(used)
+    monkeypatch.setattr(sqlite_ledger, "row_sha256", counting)
+    charge(ledger, 3)
+    charge(ledger, 4)
+    ledger.head()
+
+    assert hashed == [5, 6]  # the rows that were written, and none before them
+    ledger.close()
 
 
 def test_rows_cannot_be_updated_or_deleted(used: Path) -> None:
