@@ -3,7 +3,8 @@
 What is detected when the ledger is opened and before every charge: a changed, removed, added or
 reordered row (hash chain), a missing, older or foreign database (the mark), a file that is not a
 ledger. The chain is walked at opening and again whenever another connection wrote (SQLite counts
-that); bytes that somebody changes under a running guard, past SQLite, are found at the next opening.
+that); bytes that somebody changes past SQLite, under a running guard, are found when it is opened
+again.
 What is not: database and mark both put back together from the same older copy (the guard
 compares with its journal, which then has to be put back, too), and whoever may act as the guard's
 user and rewrites everything. Until the witnessed log exists nothing here is tamper-evident.
