@@ -286,7 +286,7 @@ class LedgerFile:
         last = self._database.execute(
             "SELECT seq, sha256 FROM entries ORDER BY seq DESC LIMIT 1"
         ).fetchone()
-        return last == (self.head.seq, self.head.sha256)
+        return bool(last == (self.head.seq, self.head.sha256))
 
     def _walk(self) -> None:
         previous, seq, known = Head().sha256, 0, self.head
