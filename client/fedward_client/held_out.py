@@ -16,6 +16,7 @@ from fedward_common.arrays import Tensors
 from fedward_common.errors import ProtocolError
 from fedward_common.models.registry import build_model
 from fedward_common.privacy.histogram import (
+    NOWHERE,
     Counts,
     Int64Array,
     binned_counts,
@@ -25,6 +26,12 @@ from fedward_common.privacy.histogram import (
 )
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.evaluation import BinnedScores, EvaluationRelease, evaluation_of
+from fedward_common.study.grouped_scores import (
+    GroupedScores,
+    ValueScores,
+    grouped_places,
+    value_places,
+)
 from fedward_common.study.spec import StudySpec
 
 
@@ -79,6 +86,8 @@ class HeldOut:
 
     def _places(self, release: EvaluationRelease) -> Places:
         """Each record by itself, in a fresh tensor: its bits do not depend on the others."""
+        if isinstance(release, GroupedScores | ValueScores):
+            return self._by_score(release)
         task = task_of(self.study)
         if not isinstance(task, CountedTask):
             raise ProtocolError(f"evaluation: expected one for {self.study.task.kind}")
@@ -92,3 +101,17 @@ class HeldOut:
                 outputs = task.predict(model, torch.tensor(row[None]))
                 places[number] = task.places(outputs, np.asarray(label), release)
         return places
+
+    def _by_score(self, release: GroupedScores | ValueScores) -> Places:
+        """The places of records that only their score, label and inputs decide."""
+        scores = record_scores(self.study, self.weights, self.records.features)
+        if isinstance(release, ValueScores):
+            return value_places(release, scores=scores, labels=self.records.labels, nowhere=NOWHERE)
+        return grouped_places(
+            self.study.data,
+            release,
+            scores=scores,
+            classes=task_of(self.study).classes(self.records.labels),
+            features=self.records.features,
+            nowhere=NOWHERE,
+        )

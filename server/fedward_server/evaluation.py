@@ -154,6 +154,34 @@ def figures(counts: Numbers, *, noise: float) -> PrivateFigures:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ClassDraws:
+    """Draws of one class: patients, and mean and spread of their scores on the logit scale."""
+
+    size: Numbers
+    mean: Numbers
+    spread: Numbers
+
+
+def class_draws(
+    counts: Numbers, *, noise: float, draws: int, shift: float = 0.0
+) -> tuple[ClassDraws, ClassDraws] | None:
+    """Draws of both classes given counts [2, bins]; None where a class may be under 10 patients.
+
+    Deterministic. Another `shift` in [0, 1) pairs them otherwise, as independent counts need.
+    """
+    doubt = ONE_SIDED * noise * math.sqrt(counts.shape[1])
+    if counts.sum(axis=1).min() - doubt < SMALLEST_CLASS:
+        return None
+    first = np.mod((np.arange(draws) + 0.5) / draws + shift, 1.0)
+    second = np.mod(np.arange(draws) * _GOLDEN + shift * _GOLDEN, 1.0)
+    found = []
+    for row, quantiles in zip(counts, (first, second), strict=True):
+        size, mean, spread = _posterior(row, noise=noise).at(quantiles)
+        found.append(ClassDraws(size=size, mean=mean, spread=spread))
+    return found[0], found[1]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Posterior:
     """Probabilities over a grid of (patients, mean, log spread), as a running sum."""
 

@@ -77,6 +77,10 @@ high = 100.0
 kind = "tabular-regression"
 [model]
 name = "linear"
+[[releases]]
+kind = "value-scores"
+bins = 10
+noise_multiplier = 2.0
 """
 )
 SURVIVAL = (
@@ -181,6 +185,7 @@ def test_a_measured_value_is_learned_and_reported_in_its_unit(tmp_path: Path) ->
     assert set(result["figures"]) == {"rmse", "mae", "r2"}
     assert 0 < result["figures"]["mae"]["pooled_no_privacy"] < 6.0  # of 100 points; the noise is 5
     assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+    assert result["figures"]["mae"]["federated_private"] > 0
     assert "root mean squared error" in (tmp_path / "out" / "report.html").read_text()
 
 
@@ -194,6 +199,10 @@ def test_survival_is_learned_and_evaluated_at_its_horizon(tmp_path: Path) -> Non
     assert result["figures"]["c_index"]["pooled_no_privacy"] > 0.65
     assert {facts["held_out"] for facts in result["per_site"].values()} == {30}
     assert np.isfinite(result["auc"]["federated"])
+    clinical = result["clinical"]
+    assert [row["group"] for row in clinical["groups"]] == ["below 60", "60 and above", *SITES]
+    assert clinical["everybody"]["figures"]["calibration_slope"][0] != 0.0
+    assert "For clinicians" in (tmp_path / "out" / "report.html").read_text()
     assert "C-index" in (tmp_path / "out" / "report.html").read_text()
 
 

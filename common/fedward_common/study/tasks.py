@@ -7,7 +7,8 @@ from pydantic import Field, model_validator
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData, EventOutcome, TimeOutcome, ValueOutcome
-from fedward_common.study.evaluation import EvaluationRelease
+from fedward_common.study.evaluation import evaluation_of
+from fedward_common.study.grouped_scores import GroupedScores, ValueScores, check_groupings
 from fedward_common.study.imaging import ImageClassification, ImageData
 from fedward_common.study.registry import DataSpec, TaskSpec, register
 from fedward_common.study.spec import StudySpec
@@ -124,10 +125,21 @@ def check_task(study: StudySpec) -> None:
         (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
     ):
         raise ConfigError(f"model.name: expected one for {task.likelihood}")
-    if isinstance(task, TabularRegression) and any(
-        isinstance(release, EvaluationRelease) for release in study.releases
-    ):
-        raise ConfigError("releases: expected no binned scores of a regression, which has no class")
+    _check_evaluation(study)
+
+
+def _check_evaluation(study: StudySpec) -> None:
+    """Returns when the study's evaluation is one for its task."""
+    release, regression = evaluation_of(study), isinstance(study.task, TabularRegression)
+    if release is None:
+        return
+    if regression != isinstance(release, ValueScores):
+        raise ConfigError(
+            "releases: expected value-scores of a regression, which has no class, and of nothing "
+            f"else, found {release.kind}"
+        )
+    if isinstance(release, GroupedScores):
+        check_groupings(study.data, release)
 
 
 def _label_kind(study: StudySpec) -> type[object]:

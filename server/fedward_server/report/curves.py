@@ -21,7 +21,7 @@ from fedward_server.report.result import CurvePoint, RunFigures
 
 Point = TypeVar("Point")
 
-# Any colours do that nothing else in a drawing uses; `_svg` replaces them.
+# Any colours do that nothing else in a drawing uses; `chart_svg` replaces them.
 INK: Final = "#0a0b01"
 MUTED: Final = "#0a0b02"
 RULE: Final = "#0a0b03"
@@ -95,7 +95,7 @@ def _by_round(run: RunFigures, metric: Literal["auc", "accuracy"]) -> Chart | No
     if metric == "accuracy":
         references.append(("majority class", run.accuracy.majority, "dotted"))
     known = [(name, value, style) for name, value, style in references if value is not None]
-    with _axes() as (figure, axes):
+    with chart_axes() as (figure, axes):
         rounds, values = zip(*points, strict=True)
         axes.plot(rounds, values, color=FIRST, **_markers(len(points)))
         for _, value, style in known:
@@ -104,7 +104,7 @@ def _by_round(run: RunFigures, metric: Literal["auc", "accuracy"]) -> Chart | No
         axes.set_xlabel("round")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        svg = _svg(figure, name=metric)
+        svg = chart_svg(figure, name=metric)
     first, last = points[0], points[-1]
     beside = "".join(f", {name} {score_text(value)}" for name, value, _ in known)
     return Chart(
@@ -126,7 +126,7 @@ def _roc(run: RunFigures) -> Chart | None:
     exact, private = run.roc.exact, run.roc.private
     if not exact and not private:
         return None
-    with _axes() as (figure, axes):
+    with chart_axes() as (figure, axes):
         axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1.2)
         if exact:
             axes.plot(*zip(*exact, strict=True), color=FIRST)
@@ -141,7 +141,7 @@ def _roc(run: RunFigures) -> Chart | None:
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
         axes.set_xlabel("false positive rate")
         axes.set_ylabel("true positive rate")
-        svg = _svg(figure, name="roc")
+        svg = chart_svg(figure, name="roc")
     keys = [Key(label="exact, from the parent's copy", look="first solid")] if exact else []
     keys += [Key(label="private, from the noised bins", look="second dashed")] if private else []
     shown = [("exact", *point) for point in _thinned(exact)]
@@ -182,7 +182,7 @@ def _thinned(points: Sequence[Point]) -> list[Point]:
 
 
 @contextmanager
-def _axes() -> Iterator[tuple[Figure, Axes]]:
+def chart_axes() -> Iterator[tuple[Figure, Axes]]:
     """A figure outside pyplot's global list, with our settings and nobody's matplotlibrc."""
     with mpl.rc_context():
         mpl.rcdefaults()
@@ -192,7 +192,7 @@ def _axes() -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def _svg(figure: Figure, *, name: str) -> str:
+def chart_svg(figure: Figure, *, name: str) -> str:
     """The drawing as an `svg` element for a page: own ids, the page's colours and font, no address.
 
     The page has an element with id `{name}-caption` that says what is drawn.

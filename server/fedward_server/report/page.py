@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fedward_common.trust.private_files import write_atomically
-from fedward_server.report import disclosure, figures
+from fedward_server.report import clinical, disclosure, figures
 from fedward_server.report.curves import charts
 from fedward_server.report.result import parse_result
 
@@ -40,6 +40,10 @@ def render_report(result: Mapping[str, Any]) -> str:
             rows=figures.comparison(run),
             own_rows=figures.own_figures(run),
             charts=charts(run),
+            groups=clinical.group_rows(run),
+            group_columns=tuple(clinical.COLUMNS.values()),
+            differences=clinical.differences(run),
+            clinical_charts=clinical.clinical_charts(run),
             study_facts=disclosure.facts_of_study(run),
             left=disclosure.what_left(run),
             cost=disclosure.what_it_cost(run),

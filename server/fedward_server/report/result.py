@@ -96,6 +96,29 @@ class Roc(_Value):
     private: tuple[tuple[float, float], ...] = ()
 
 
+Shown = tuple[float, float, float]
+"""A figure with both ends of its interval."""
+
+
+class GroupRow(_Value):
+    """A group of patients; `figures` is None where a class may be under 10."""
+
+    by: str
+    group: str
+    figures: dict[str, Shown] | None
+
+
+class ClinicalEvaluation(_Value):
+    """What the noised counts of a `grouped-scores` release say."""
+
+    threshold: float
+    everybody: GroupRow
+    groups: tuple[GroupRow, ...]
+    fairness: tuple[tuple[str, str, float, float, float], ...]
+    calibration: tuple[tuple[float, float, float, float], ...]
+    decision: tuple[tuple[float, float, float, float, float], ...]
+
+
 class RunFigures(_Value):
     """A result of format fedward-result/1."""
 
@@ -104,6 +127,7 @@ class RunFigures(_Value):
     auc: Scores
     accuracy: Scores
     figures: dict[str, Scores] = Field(default_factory=dict)
+    clinical: ClinicalEvaluation | None = None
     per_site: dict[str, SiteScores]
     epsilon: dict[str, float]
     epsilon_is: str

@@ -20,14 +20,24 @@ from fedward_common.study.clinical_encoding import Encoder
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
 from fedward_common.study.evaluation import evaluation_of
+from fedward_common.study.grouped_scores import GroupedScores, ValueScores
 from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageData
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import TabularData
+from fedward_common.study.tasks import value_range
 from fedward_server.adapters.run_files import MODEL
-from fedward_server.evaluation import Estimate, PooledCounts, PrivateFigures, evaluate
+from fedward_server.clinical_evaluation import clinical_evaluation, total_counts
+from fedward_server.clinical_figures import value_figures
+from fedward_server.evaluation import (
+    Estimate,
+    PooledCounts,
+    PrivateFigures,
+    evaluate,
+    figures,
+)
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
@@ -211,7 +221,8 @@ def assemble_result(
         "study": _study(study),
         "auc": _auc(compared, private),
         "accuracy": _accuracy(compared, private),
-        "figures": _own_figures(compared),
+        "figures": _own_figures(compared, _private_values(study, outcome)),
+        "clinical": clinical_evaluation(study, outcome.counts, outcome.pooled),
         "per_site": {
             site: _site(site, compared, budgets.get(site, {}), bytes_sent.get(site, 0))
             for site in compared.federated.per_site
@@ -255,9 +266,14 @@ def _cores() -> int:
 
 
 def _private(study: StudySpec, outcome: Outcome) -> PrivateFigures | None:
+    release = evaluation_of(study)
+    if isinstance(release, GroupedScores):
+        found = total_counts(study, outcome.counts, outcome.pooled)
+        return None if found is None else figures(found.counts[:2], noise=found.noise)
+    if isinstance(release, ValueScores):
+        return None
     if outcome.pooled is not None:
         return outcome.pooled.figures
-    release = evaluation_of(study)
     if release is None or not outcome.counts:
         return None
     return evaluate(outcome.counts, release=release).pooled
@@ -315,8 +331,23 @@ def _accuracy(compared: Compared, private: PrivateFigures | None) -> dict[str, A
     }
 
 
-def _own_figures(compared: Compared) -> dict[str, Any]:
-    """What only this kind of task has (as the C-index): figure -> model -> value, exact."""
+def _private_values(study: StudySpec, outcome: Outcome) -> dict[str, Estimate]:
+    """The figures of a regression from noised counts; empty for any other task."""
+    release, total = evaluation_of(study), total_counts(study, outcome.counts, outcome.pooled)
+    if total is None or not isinstance(release, ValueScores):
+        return {}
+    low, high = value_range(study.data)
+    found = value_figures(total.counts, noise=total.noise, low=low, high=high)
+    return {
+        name: Estimate(value=value, low=below, high=above)
+        for name, (value, below, above) in found.items()
+    }
+
+
+def _own_figures(compared: Compared, private: Mapping[str, Estimate]) -> dict[str, Any]:
+    """What only this kind of task has (as the C-index): figure -> model -> value, exact, and the
+    private estimate where there is one.
+    """
     models = {
         "federated": [compared.federated],
         "alone_mean": [f for draws in compared.alone.values() for f in draws],
@@ -328,6 +359,7 @@ def _own_figures(compared: Compared) -> dict[str, Any]:
             model: _mean([one.pooled.more.get(name) for one in found])
             for model, found in models.items()
         }
+        | (_estimate(private[name]) if name in private else {})
         for name in compared.federated.pooled.more
     }
 

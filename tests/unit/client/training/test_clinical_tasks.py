@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fedward_client.guard.client import Grant
+from fedward_client.held_out import HeldOut
 from fedward_client.tasks.registry import task_of
 from fedward_client.tasks.survival import SurvivalTask
 from fedward_client.train_round import Worker
@@ -247,3 +248,44 @@ def test_a_secure_evaluation_of_survival_counts_who_has_a_class() -> None:
     plan = sum_plan(spec, "evaluate", 1, shapes={})
     counts = np.frombuffer(payload, "<i8").reshape(2, 4) / plan.grid.scale
     assert counts.sum(axis=1).tolist() == pytest.approx([3.0, 2.0], abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("spec", "release", "totals"),
+    [
+        (
+            survival(HAZARD),
+            {
+                "kind": "grouped-scores",
+                "bins": 4,
+                "noise_multiplier": 9.0,
+                "groupings": [{"by": "age", "cuts": [60.0]}],
+            },
+            # Inputs are 0: an age of 60, which is in the upper band. One is lost before.
+            [3.0, 2.0, 0.0, 0.0, 3.0, 2.0],
+        ),
+        (
+            STUDIES["regression"],
+            {"kind": "value-scores", "bins": 2, "noise_multiplier": 9.0},
+            [3.0, 3.0],
+        ),
+    ],
+)
+def test_groups_and_values_are_counted_alike_in_the_open_and_in_secret(
+    spec: StudySpec, release: dict[str, Any], totals: list[float]
+) -> None:
+    document = spec.model_dump(mode="json") | {"releases": [release], "secure_sum": True}
+    spec = StudySpec.model_validate(document)
+    check_task(spec)
+    plan = sum_plan(spec, "evaluate", 1, shapes={})
+    held_out = HeldOut(
+        study=spec,
+        weights=initial_tensors(spec.model, input_size(spec.data)),
+        records=Patients().records(spec, part="test"),
+    )
+
+    counts, units = held_out.counts(), held_out.units(scale=plan.grid.scale)
+
+    assert counts.sum(axis=1).tolist() == totals
+    assert units.size == plan.size
+    np.testing.assert_allclose(units / plan.grid.scale, counts, atol=1e-6)
