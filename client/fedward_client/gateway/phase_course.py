@@ -14,10 +14,14 @@ from fedward_common.wire import Envelope, Instruction
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What a step asks of us: work for the worker, or the answer that was given before."""
+    """What a step asks of us: work for the worker, or the answer that was given before.
+
+    `given` is the number under which the worker has, or had, this instruction.
+    """
 
     envelope: Envelope
     work: bool
+    given: int
     answer: Envelope | None = None
 
 
@@ -52,9 +56,9 @@ class Course:
             raise ProtocolError("step: expected an instruction of the phase's study, found another")
         self._newest = step.number
         if instruction.key == self._key:
-            return Asked(envelope=envelope, work=False, answer=self._answer)
+            return Asked(envelope=envelope, work=False, given=self._given, answer=self._answer)
         self._key, self._given, self._answer = instruction.key, step.number, None
-        return Asked(envelope=envelope, work=True)
+        return Asked(envelope=envelope, work=True, given=self._given)
 
     def answers(self, step: PhaseStep) -> Envelope | None:
         """The worker's answer to what is at work; None where the coordinator has gone on since.
@@ -68,7 +72,13 @@ class Course:
         envelope = from_step(step)
         return envelope if step.number == self._given else None
 
-    def keep(self, answer: Envelope) -> int:
-        """Keeps the answer that may leave; the number under which it does."""
+    def keep(self, answer: Envelope, *, given: int) -> int | None:
+        """Keeps the answer that may leave to what was given under `given`; its number on the way.
+
+        None where the coordinator went on while the guard was asked: under the next step's number
+        the answer would cost this site that step, too.
+        """
+        if given != self._given:
+            return None
         self._answer = answer
         return self._newest

@@ -5,6 +5,7 @@ these bytes, once, and wrote them down first. Everything else of what goes up is
 """
 
 import asyncio
+import math
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -245,10 +246,13 @@ class _Carried:
                 # As with a message: the coordinator learns of it by the deadline.
                 _log.warning("phase.kept-back", reason=str(error))
                 continue
-            await self._send(answer)
+            await self._send(answer, given=up.answer.number)
 
-    async def _send(self, answer: Envelope) -> None:
-        number = self._course.keep(answer)
+    async def _send(self, answer: Envelope, *, given: int) -> None:
+        number = self._course.keep(answer, given=given)
+        if number is None:
+            _log.info("phase.late-answer")
+            return
         if self._stream is None:
             return  # cut at this moment: the coordinator asks again, and gets it then
         with suppress(ChannelError):
@@ -257,12 +261,11 @@ class _Carried:
     async def _from_edge(self) -> None:
         tried_since = time.monotonic()
         while True:
-            stream = self._streams.phase()
+            stream, stood_since, carried = self._streams.phase(), math.inf, False
             try:
                 await stream.write(wire.PhaseUp(join=self._course.study))
-                self._stream = stream
+                self._stream, stood_since = stream, time.monotonic()
                 while (down := await stream.read()) is not None:
-                    tried_since = time.monotonic()
                     if down.WhichOneof("said") == "ended":
                         await self._end()
                         return
@@ -270,11 +273,16 @@ class _Carried:
                         _log.warning("phase.edge-refused", code=_word(down.refused))
                         break
                     await self._step(down.step)
+                    carried = True
             except ChannelError as error:
                 _log.warning("phase.cut", reason=str(error))
             finally:
                 self._stream = None
                 stream.close()
+            if carried or time.monotonic() - stood_since > self._resume_seconds:
+                tried_since = (
+                    time.monotonic()
+                )  # it was there, if idle: patience begins with the cut
             if time.monotonic() - tried_since > self._resume_seconds:
                 await self._end()
                 return
@@ -288,7 +296,7 @@ class _Carried:
             await self._writer.drain()
         elif asked.answer is not None:
             await self._way_out.let_out(asked.answer)
-            await self._send(asked.answer)
+            await self._send(asked.answer, given=asked.given)
 
     async def _end(self) -> None:
         with suppress(ConnectionError):

@@ -34,7 +34,7 @@ def test_a_new_instruction_is_work_and_its_answer_leaves_under_its_number() -> N
     sealed = course.answers(answer(1))
 
     assert sealed == Envelope(header=b"sealed")
-    assert course.keep(sealed) == 1
+    assert course.keep(sealed, given=1) == 1
 
 
 def test_an_instruction_that_is_at_work_is_not_given_twice() -> None:
@@ -46,7 +46,7 @@ def test_an_instruction_that_is_at_work_is_not_given_twice() -> None:
     assert (again.work, again.answer) == (False, None)
     sealed = course.answers(answer(1))
     assert sealed is not None
-    assert course.keep(sealed) == 2
+    assert course.keep(sealed, given=1) == 2
 
 
 def test_an_answered_instruction_is_answered_with_the_same_bytes() -> None:
@@ -54,7 +54,7 @@ def test_an_answered_instruction_is_answered_with_the_same_bytes() -> None:
     course.asked(step(1, 1))
     sealed = course.answers(answer(1))
     assert sealed is not None
-    course.keep(sealed)
+    course.keep(sealed, given=1)
 
     again = course.asked(step(5, 1))
 
@@ -68,6 +68,21 @@ def test_an_answer_to_a_step_that_was_replaced_is_late() -> None:
 
     assert course.answers(answer(1)) is None
     assert course.answers(answer(2)) is not None
+
+
+def test_an_answer_that_is_late_while_the_guard_is_asked_takes_no_other_step_s_place() -> None:
+    course = a_course()
+    course.asked(step(1, 1))
+    late = course.answers(answer(1, b"of round 1"))
+    assert late is not None
+    course.asked(step(2, 2))
+
+    assert course.keep(late, given=1) is None
+
+    assert course.asked(step(3, 2)).answer is None
+    right = course.answers(answer(2, b"of round 2"))
+    assert right is not None
+    assert course.keep(right, given=2) == 3
 
 
 @pytest.mark.parametrize("number", [0, 2, 1], ids=["none", "of the future", "twice"])
@@ -124,5 +139,5 @@ def test_each_instruction_is_worked_on_at_most_once_in_a_row_and_answered_once_p
         if answers and given:
             sealed = course.answers(answer(given))
             assert sealed is not None
-            assert course.keep(sealed) not in heard
+            assert course.keep(sealed, given=given) not in heard
             heard.add(number)
