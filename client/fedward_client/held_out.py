@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 
 from fedward_client.tasks.registry import task_of
-from fedward_client.tasks.task import CountedTask, Places
 from fedward_client.training.weights import load_weights, record_scores
 from fedward_common.arrays import Tensors
 from fedward_common.errors import ProtocolError
+from fedward_common.models.image_objectives import Counted, Places
 from fedward_common.models.registry import build_model
 from fedward_common.privacy.histogram import (
     NOWHERE,
@@ -89,7 +89,7 @@ class HeldOut:
         if isinstance(release, GroupedScores | ValueScores):
             return self._by_score(release)
         task = task_of(self.study)
-        if not isinstance(task, CountedTask):
+        if not isinstance(task, Counted):
             raise ProtocolError(f"evaluation: expected one for {self.study.task.kind}")
         model = build_model(self.study.model, task.inputs).eval()
         load_weights(model, self.weights)

@@ -23,7 +23,7 @@ from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.clinical import ClinicalData, Measured, Present
 from fedward_common.study.evaluation import EvaluationRelease
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import Pictures
 from fedward_common.study.kept import kept_words
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -235,8 +235,9 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
     if isinstance(data, ClinicalData):
         yield from _clinical_fields(data)
         return
-    if isinstance(data, ImageData):
-        yield {"name": "images", "use": f"pixels, {data.height} x {data.width}; of a header none"}
+    if isinstance(data, Pictures):
+        size = " x ".join(map(str, data.size))
+        yield {"name": "images", "use": f"pixels, {size}; of a header none"}
         for name in data.columns:
             yield {"name": name, "use": "who is one patient, the label or who is held out"}
         return

@@ -12,7 +12,7 @@ Sources: Dorfman and Alf 1969 (binormal ROC from rating data); the grid posterio
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Self
 
 import numpy as np
@@ -41,6 +41,7 @@ _STAGES: Final = 12
 _DRAWS: Final = 4000
 _GOLDEN: Final = (math.sqrt(5.0) - 1.0) / 2.0
 _ROC_POINTS: Final = 101
+_CALIBRATION_BINS: Final = 10
 
 _MEAN_SPREAD: Final = 3.0
 _TYPICAL_SPREAD: Final = 1.2
@@ -63,10 +64,12 @@ class PrivateFigures:
     """What noised counts say; None where a class (or all patients) may be too few to report.
 
     `roc`: points (false positive rate, true positive rate) of the fitted model; empty without AUC.
+    `more`: sensitivity, specificity, f1 (a score above 1/2 says yes) and calibration_error.
     """
 
     auc: Estimate | None
     accuracy: Estimate | None
+    more: Mapping[str, Estimate] = field(default_factory=dict)
     roc: tuple[tuple[float, float], ...] = ()
 
 
@@ -150,7 +153,34 @@ def figures(counts: Numbers, *, noise: float) -> PrivateFigures:
     if sizes.min() - doubt < SMALLEST_CLASS:
         return PrivateFigures(auc=None, accuracy=accuracy)
     auc = _estimate(ndtr((m1 - m0) / np.hypot(s0, s1)))
-    return PrivateFigures(auc=auc, accuracy=accuracy, roc=_roc(m0, s0, m1, s1))
+    hit, right_no = ndtr(m1 / s1), ndtr(-m0 / s0)
+    more = {
+        "sensitivity": _estimate(hit),
+        "specificity": _estimate(right_no),
+        "f1": _estimate(2.0 * n1 * hit / (n1 * (1.0 + hit) + n0 * (1.0 - right_no))),
+        "calibration_error": _estimate(_gap((n0, m0, s0), (n1, m1, s1))),
+    }
+    return PrivateFigures(auc=auc, accuracy=accuracy, roc=_roc(m0, s0, m1, s1), more=more)
+
+
+def _gap(negative: tuple[Numbers, Numbers, Numbers], positive: tuple[Numbers, ...]) -> Numbers:
+    """The mean gap between score and frequency over ten bins, for each draw of both classes."""
+    edges = np.arange(1, _CALIBRATION_BINS) / _CALIBRATION_BINS
+    logits = np.log(edges / (1.0 - edges))
+    middles = (np.arange(_CALIBRATION_BINS) + 0.5) / _CALIBRATION_BINS
+    below = [
+        np.pad(ndtr((logits - mean[:, None]) / spread[:, None]), ((0, 0), (1, 1)))
+        for _, mean, spread in (negative, positive)
+    ]
+    for one in below:
+        one[:, -1] = 1.0
+    without, with_it = (
+        size[:, None] * np.diff(one, axis=1)
+        for (size, _, _), one in zip((negative, positive), below, strict=True)
+    )
+    everyone = without + with_it
+    gap: Numbers = np.abs(with_it - everyone * middles).sum(axis=1) / everyone.sum(axis=1)
+    return gap
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

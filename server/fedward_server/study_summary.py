@@ -7,7 +7,7 @@ from fedward_common.privacy import accounting, mechanism
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.files import SiteKeys
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.registry import ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -53,7 +53,7 @@ def reads(study: StudySpec) -> list[str]:
     """The names of the columns that are read, or the codes of clinical data."""
     if isinstance(study.data, ClinicalData):
         return list(study.data.concepts)
-    if isinstance(study.data, ImageData):
+    if isinstance(study.data, Pictures):
         return ["images", *study.data.columns]
     return [column.name for column in getattr(study.data, "columns", ())]
 

@@ -1,6 +1,7 @@
-"""A site's images with the table that says whose they are: DICOM in a folder, or a `.npz` set.
+"""A site's images with the table that says whose they are: files in a folder, or a `.npz` set.
 
-A folder holds `images.csv`: the column `image` (a DICOM file below the folder), and the study's
+A folder holds `images.csv`: the column `image` (below the folder a DICOM file, a folder with the
+slices of one series, or a NIfTI file), `mask` (NIfTI) where structures are learned, and the study's
 columns for patient, label and split. Pixels come through `data/dicom/pixels`: nothing else of an
 object reaches a model.
 """
@@ -17,15 +18,19 @@ from torch.nn import functional
 
 from fedward_client.data.dicom.pixels import FloatArray, Window, load_picture
 from fedward_client.data.dicom.reasons import BadObject
+from fedward_client.data.dicom.series import load_volume
+from fedward_client.data.nifti import load_mask, load_nifti
 from fedward_client.data.tabular import nobody, readable_lines
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.image_encoding import ImageRow, encode_images, npz_rows
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.spec import StudySpec
 
 TABLE: Final = "images.csv"
 IMAGE_COLUMN: Final = "image"
+MASK_COLUMN: Final = "mask"
+NIFTI: Final = (".nii", ".nii.gz")
 
 _log = structlog.get_logger(__name__)
 
@@ -82,7 +87,7 @@ class ImageSource:
         records, _ = encode_images(schema, self._rows(schema), part=part, strict=True)
         return records
 
-    def _rows(self, schema: ImageData) -> list[ImageRow]:
+    def _rows(self, schema: Pictures) -> list[ImageRow]:
         if len(self._sets) != 1:
             raise DataError(
                 "images: expected one [[data]] of kind images in site.toml, found "
@@ -108,17 +113,18 @@ class ImageSource:
         return [row for row in rows if row.cells.get(schema.patient_key, "") not in excluded]
 
 
-def image_schema(study: StudySpec) -> ImageData:
+def image_schema(study: StudySpec) -> Pictures:
     """The schema of a study of images. Raises ProtocolError where its data are something else."""
-    if not isinstance(study.data, ImageData):
-        raise ProtocolError(f"data: expected kind 'image', found {study.data.kind!r}")
+    if not isinstance(study.data, Pictures):
+        raise ProtocolError(f"data: expected images, found {study.data.kind!r}")
     return study.data
 
 
-def _folder_rows(folder: Path, schema: ImageData) -> list[ImageRow]:
+def _folder_rows(folder: Path, schema: Pictures) -> list[ImageRow]:
     lines = readable_lines(folder / TABLE, delimiter=",")
     header = next(iter(lines), [])
-    absent = [name for name in (IMAGE_COLUMN, *schema.columns) if name not in header]
+    files = (IMAGE_COLUMN, MASK_COLUMN) if isinstance(schema, ImageMasks) else (IMAGE_COLUMN,)
+    absent = [name for name in (*files, *schema.columns) if name not in header]
     if absent:
         raise DataError(
             f"images: expected the columns {', '.join(map(repr, absent))} in {TABLE}, found none "
@@ -128,34 +134,86 @@ def _folder_rows(folder: Path, schema: ImageData) -> list[ImageRow]:
         raise DataError("images: expected no column for the patient, as the study says, found one")
     rows = [dict(zip(header, line, strict=True)) for line in lines[1:]]
     return [
-        ImageRow(cells=row, pixels=_DicomPixels(folder, row[IMAGE_COLUMN], schema).read)
+        ImageRow(
+            cells=row,
+            pixels=_FilePixels(folder, row[IMAGE_COLUMN], schema).read,
+            mask=(
+                _FilePixels(folder, row[MASK_COLUMN], schema).mask if MASK_COLUMN in files else None
+            ),
+        )
         for row in rows
     ]
 
 
 @dataclass(frozen=True, slots=True)
-class _DicomPixels:
+class _FilePixels:
     folder: Path
     name: str
-    schema: ImageData
+    schema: Pictures
 
     def read(self) -> FloatArray:
-        """The image as [height, width] in [0, 1]: grey, whole, its sides in proportion, padded."""
+        """The image of the study's size in [0, 1]: grey, its sides in proportion, the rest dark.
+
+        A flat image is scaled to fit; of a volume or a masked image the voxels stay as they are,
+        and what is larger than the study's size loses its edges.
+        """
+        place, window = self._place(), self._window()
+        try:
+            if place.name.endswith(NIFTI):
+                voxels = load_nifti(place, window=window).voxels
+            elif place.is_dir():
+                files = sorted(path for path in place.iterdir() if path.is_file())
+                voxels = load_volume(files, window=window).voxels
+            else:
+                picture = load_picture(place, window=window)
+                if len(picture.pixels) != 1:
+                    raise DataError("images: expected single images, found several frames")
+                voxels = picture.pixels[0].mean(axis=2, dtype=np.float32)
+        except BadObject as error:
+            raise DataError(f"images: expected a readable object, found {error.reason}") from error
+        if isinstance(self.schema, ImageMasks) or self.schema.depth:
+            return centred(_flat(voxels, self.schema), self.schema.size)
+        return fitted(
+            _flat(voxels, self.schema), height=self.schema.height, width=self.schema.width
+        )
+
+    def mask(self) -> FloatArray:
+        """The mask of the study's size, as whole numbers; NIfTI only."""
+        place = self._place()
+        if not place.name.endswith(NIFTI):
+            raise DataError("masks: expected .nii or .nii.gz files, found another kind")
+        return centred(_flat(load_mask(place), self.schema), self.schema.size)
+
+    def _place(self) -> Path:
         place = PurePosixPath(self.name)
         if place.is_absolute() or ".." in place.parts or not place.parts:
             raise DataError("images: expected files below the folder, found another place")
+        return self.folder / place
+
+    def _window(self) -> Window | None:
         window = self.schema.window
-        try:
-            picture = load_picture(
-                self.folder / place,
-                window=None if window is None else Window(low=window.low, high=window.high),
-            )
-        except BadObject as error:
-            raise DataError(f"images: expected a readable object, found {error.reason}") from error
-        if len(picture.pixels) != 1:
-            raise DataError("images: expected single images, found several frames")
-        grey = picture.pixels[0].mean(axis=2, dtype=np.float32)
-        return fitted(grey, height=self.schema.height, width=self.schema.width)
+        return None if window is None else Window(low=window.low, high=window.high)
+
+
+def _flat(voxels: FloatArray, schema: Pictures) -> FloatArray:
+    """A volume of one slice as a flat image where the study is about those."""
+    if not schema.depth and voxels.ndim == 3 and len(voxels) == 1:
+        voxels = voxels[0]
+    if voxels.ndim != len(schema.size):
+        raise DataError(f"images: expected {len(schema.size)} sides, found {voxels.ndim}")
+    return voxels
+
+
+def centred(image: FloatArray, size: tuple[int, ...]) -> FloatArray:
+    """The middle of `image` in the middle of an array of `size`, the rest 0."""
+    out = np.zeros(size, dtype=np.float32)
+    from_image, into = [], []
+    for have, want in zip(image.shape, size, strict=True):
+        common = min(have, want)
+        from_image.append(slice((have - common) // 2, (have - common) // 2 + common))
+        into.append(slice((want - common) // 2, (want - common) // 2 + common))
+    out[tuple(into)] = image[tuple(from_image)]
+    return out
 
 
 def fitted(image: FloatArray, *, height: int, width: int) -> FloatArray:

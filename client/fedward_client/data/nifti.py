@@ -1,9 +1,11 @@
 """NIfTI volumes of research sets: voxels in one order of axes, with spacing and orientation."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from fedward_client.data.dicom.pixels import Window
 from fedward_client.data.dicom.series import Volume
@@ -11,6 +13,14 @@ from fedward_common.errors import DataError
 
 MAX_VOXELS: Final = 1 << 28
 _RAS_TO_LPS: Final = np.array([-1.0, -1.0, 1.0])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class _Turned:
+    """Voxels and affine after the axes were turned to the nearest LPS order."""
+
+    voxels: npt.NDArray[np.float32]
+    affine: npt.NDArray[np.float64]
 
 
 def load_nifti(path: Path, *, window: Window | None = None) -> Volume:
@@ -21,6 +31,28 @@ def load_nifti(path: Path, *, window: Window | None = None) -> Volume:
     Raises:
         DataError: no NIfTI file, not three-dimensional, too large, or without finite voxels.
     """
+    found = _turned(path)
+    voxels, affine = found.voxels, found.affine
+    steps = affine[:3, :3] * _RAS_TO_LPS[:, None]
+    spacing = np.linalg.norm(steps, axis=0)
+    if spacing.min() <= 0:
+        raise DataError("NIfTI: expected a positive spacing, found zero")
+    low, high = (window.low, window.high) if window else (float(voxels.min()), float(voxels.max()))
+    scaled = np.clip((voxels - low) / max(high - low, 1e-12), 0.0, 1.0, dtype=np.float32)
+    return Volume(
+        voxels=np.ascontiguousarray(scaled),
+        spacing=(float(spacing[2]), float(spacing[1]), float(spacing[0])),
+        orientation=(steps / spacing).T[::-1],
+        origin=affine[:3, 3] * _RAS_TO_LPS,
+    )
+
+
+def load_mask(path: Path) -> npt.NDArray[np.float32]:
+    """The numbers in `path` as they are, turned like an image's voxels. Raises: as `load_nifti`."""
+    return _turned(path).voxels
+
+
+def _turned(path: Path) -> _Turned:
     from nibabel.filebasedimages import ImageFileError  # noqa: PLC0415 - only who reads NIfTI pays
     from nibabel.loadsave import load  # noqa: PLC0415
     from nibabel.orientations import (  # noqa: PLC0415
@@ -45,15 +77,4 @@ def load_nifti(path: Path, *, window: Window | None = None) -> Volume:
         raise DataError("NIfTI: expected a readable .nii or .nii.gz file, found none") from error
     if not np.isfinite(voxels).all() or not np.isfinite(affine).all():
         raise DataError("NIfTI: expected finite voxels and a finite affine, found others")
-    steps = affine[:3, :3] * _RAS_TO_LPS[:, None]
-    spacing = np.linalg.norm(steps, axis=0)
-    if spacing.min() <= 0:
-        raise DataError("NIfTI: expected a positive spacing, found zero")
-    low, high = (window.low, window.high) if window else (float(voxels.min()), float(voxels.max()))
-    scaled = np.clip((voxels - low) / max(high - low, 1e-12), 0.0, 1.0, dtype=np.float32)
-    return Volume(
-        voxels=np.ascontiguousarray(scaled),
-        spacing=(float(spacing[2]), float(spacing[1]), float(spacing[0])),
-        orientation=(steps / spacing).T[::-1],
-        origin=affine[:3, 3] * _RAS_TO_LPS,
-    )
+    return _Turned(voxels=voxels, affine=affine)

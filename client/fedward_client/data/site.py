@@ -23,7 +23,7 @@ from fedward_common.errors import DataError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import Pictures
 from fedward_common.study.spec import StudySpec
 
 SAMPLE_EVERY: Final = 50
@@ -53,7 +53,7 @@ class SiteSource:
         """
         if isinstance(study.data, ClinicalData):
             return self.clinical.records(study, part=part)
-        if isinstance(study.data, ImageData):
+        if isinstance(study.data, Pictures):
             return self.images.records(study, part=part)
         return self.tables.records(study, part=part)
 
@@ -65,7 +65,7 @@ class SiteSource:
         """The records of `part`, where anything that does not fit is an error. Raises: as such."""
         if isinstance(study.data, ClinicalData):
             return self.clinical.checked_records(study, part=part)
-        if isinstance(study.data, ImageData):
+        if isinstance(study.data, Pictures):
             return self.images.checked_records(study, part=part)
         return self.tables.checked_records(study, part=part)
 

@@ -1,11 +1,19 @@
 """Which code learns which kind of study."""
 
+from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
 from fedward_client.tasks.survival import SurvivalTask
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
 from fedward_client.tasks.tabular_regression import TabularRegressionTask
 from fedward_client.tasks.task import Task
 from fedward_common.errors import ConfigError
-from fedward_common.study.imaging import ImageClassification
+from fedward_common.models.image_objectives import LabelTargets, OneClassTargets
+from fedward_common.study.imaging import (
+    ClassLabel,
+    ImageClassification,
+    ImageData,
+    ImageMasks,
+    ImageSegmentation,
+)
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
@@ -27,8 +35,12 @@ def task_of(study: StudySpec) -> Task:
     check_task(study)
     inputs = input_size(study.data)
     match study.task:
-        case TabularClassification() | TimeseriesClassification() | ImageClassification():
+        case TabularClassification() | TimeseriesClassification():
             return TabularClassificationTask(inputs=inputs)
+        case ImageClassification() if isinstance(study.data, ImageData):
+            return _image_task(study.task, study.data)
+        case ImageSegmentation() if isinstance(study.data, ImageMasks):
+            return SegmentationTask(study.task, study.data)
         case TabularRegression():
             return TabularRegressionTask(inputs=inputs)
         case Survival():
@@ -36,4 +48,16 @@ def task_of(study: StudySpec) -> Task:
     raise ConfigError(
         f"study {study.id}: expected a task that this version can learn, found "
         f"{study.task.kind} on {study.data.kind}; install a newer fedward-client"
+    )
+
+
+def _image_task(spec: ImageClassification, data: ImageData) -> Task:
+    if data.outputs == 1:
+        return ImageAnswerTask(inputs=data.input_size, weights=spec.class_weights)
+    kind = OneClassTargets if isinstance(data.label, ClassLabel) else LabelTargets
+    return ImageClassesTask(
+        kind(data.outputs),
+        inputs=data.input_size,
+        classes=data.outputs,
+        weights=spec.class_weights,
     )

@@ -224,11 +224,11 @@ def _site_plan(study: StudySpec, site_id: SiteId) -> PatientDpPlan:
 
 def _image(study: StudySpec) -> tuple[int, int]:
     """Height and width of the study's images; nothing else can be shifted."""
-    if isinstance(study.data, ImageData):
+    if isinstance(study.data, ImageData) and not study.data.depth:
         return study.data.height, study.data.width
     if study.training.jitter is not None and study.training.jitter.shift:
         raise ConfigError(
-            f"training.jitter.shift: expected data of kind image with it, found {study.data.kind}"
+            f"training.jitter.shift: expected flat images with it, found {study.data.kind}"
         )
     return 0, 0
 

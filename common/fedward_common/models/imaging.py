@@ -1,7 +1,8 @@
 """Networks for images, without anything that mixes records or changes tensors in place.
 
-Inputs come flat, [records, channels * height * width]; `model.shape` says how to fold them.
-MONAI's networks are imported when a study names one.
+Inputs come flat, [records, channels * pixels]; `model.shape` says how to fold them: channels,
+height, width, or channels, depth, height, width. MONAI's networks are imported when a study names
+one.
 """
 
 import math
@@ -19,47 +20,50 @@ from fedward_common.study.spec import ModelSpec
 GROUPS: Final = 8
 ACTIVATION: Final = ("relu", {"inplace": False})
 NORM: Final = ("group", {"num_groups": GROUPS})
+Shape = tuple[int, ...]
 
 
 class Cnn(nn.Module):
-    """One logit per image through blocks of convolution, GroupNorm, ReLU and halving by means.
+    """Logits of an image through blocks of convolution, GroupNorm, ReLU and halving by means.
 
     GroupNorm, because it normalises each record by itself: BatchNorm would mix patients.
     """
 
-    def __init__(self, shape: tuple[int, int, int], *, widths: tuple[int, ...]) -> None:
+    def __init__(self, shape: Shape, *, widths: tuple[int, ...], outputs: int = 1) -> None:
         super().__init__()
-        self.shape = shape
+        self.shape, self.outputs = shape, outputs
+        flat = len(shape) == 3
         blocks: list[nn.Module] = []
         for number, (inner, outer) in enumerate(pairwise((shape[0], *widths))):
+            convolution = nn.Conv2d if flat else nn.Conv3d
             blocks += [
-                nn.Conv2d(inner, outer, kernel_size=3, padding=1),
+                convolution(inner, outer, kernel_size=3, padding=1),
                 nn.GroupNorm(math.gcd(GROUPS, outer), outer),
                 nn.ReLU(),
             ]
             if number < len(widths) - 1:
-                blocks.append(nn.AvgPool2d(2))
+                blocks.append(nn.AvgPool2d(2) if flat else nn.AvgPool3d(2))
         self.blocks = nn.Sequential(*blocks)
-        self.output = nn.Linear(widths[-1], 1)
+        self.output = nn.Linear(widths[-1], outputs)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [records] of `features` [records, pixels]."""
+        """Logits [records] (or [records, outputs]) of `features` [records, pixels]."""
         maps: torch.Tensor = self.blocks(features.reshape(-1, *self.shape))
-        logits: torch.Tensor = self.output(maps.mean(dim=(2, 3)))
-        return logits.squeeze(-1)
+        logits: torch.Tensor = self.output(maps.flatten(2).mean(dim=2))
+        return logits.squeeze(-1) if self.outputs == 1 else logits
 
 
 class Folded(nn.Module):
-    """A network for images as a model of flat records: [records, pixels] -> [records]."""
+    """A network for images as a model of flat records: [records, pixels] -> [records, ...]."""
 
-    def __init__(self, network: nn.Module, shape: tuple[int, int, int]) -> None:
+    def __init__(self, network: nn.Module, shape: Shape, *, outputs: int) -> None:
         super().__init__()
-        self.network, self.shape = network, shape
+        self.network, self.shape, self.outputs = network, shape, outputs
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [records] of `features` [records, pixels]."""
+        """Logits [records] (or [records, outputs, ...]) of `features` [records, pixels]."""
         logits: torch.Tensor = self.network(features.reshape(-1, *self.shape))
-        return logits.squeeze(-1)
+        return logits.squeeze(-1) if self.outputs == 1 else logits
 
 
 def cnn(spec: ModelSpec, inputs: int) -> nn.Module:
@@ -69,12 +73,11 @@ def cnn(spec: ModelSpec, inputs: int) -> nn.Module:
         raise ConfigError("model.hidden: expected at least one width for cnn, such as [16, 32]")
     if min(shape[1:]) >> (len(spec.hidden) - 1) < 1:
         raise ConfigError("model.hidden: expected fewer blocks than the image can be halved")
-    return _initialised(lambda: Cnn(shape, widths=spec.hidden), spec)
+    return _initialised(lambda: Cnn(shape, widths=spec.hidden, outputs=spec.outputs), spec)
 
 
 def resnet18(spec: ModelSpec, inputs: int) -> nn.Module:
     """The model `resnet18`: MONAI's, with GroupNorm and a sum that is not in place."""
-    shape = _no_hidden(spec, inputs)
     nets = _monai()
 
     class Block(nets.resnet.ResNetBlock):  # type: ignore[name-defined,misc]
@@ -85,21 +88,23 @@ def resnet18(spec: ModelSpec, inputs: int) -> nn.Module:
             summed: torch.Tensor = self.act(out + kept)
             return summed
 
-    make = partial(
-        nets.resnet.ResNet,
-        block=Block,
-        layers=[2, 2, 2, 2],
-        block_inplanes=nets.resnet.get_inplanes(),
-        spatial_dims=2,
-        n_input_channels=shape[0],
-        conv1_t_size=3,
-        conv1_t_stride=1,
-        no_max_pool=True,
-        num_classes=1,
-        act=ACTIVATION,
-        norm=NORM,
-    )
-    return _initialised(lambda: Folded(make(), shape), spec)
+    return _resnet(spec, inputs, block=Block, layers=[2, 2, 2, 2])
+
+
+def resnet50(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `resnet50`: MONAI's, with GroupNorm and a sum that is not in place."""
+    nets = _monai()
+
+    class Bottleneck(nets.resnet.ResNetBottleneck):  # type: ignore[name-defined,misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = self.act(self.bn1(self.conv1(x)))
+            out = self.act(self.bn2(self.conv2(out)))
+            out = self.bn3(self.conv3(out))
+            kept = x if self.downsample is None else self.downsample(x)
+            summed: torch.Tensor = self.act(out + kept)
+            return summed
+
+    return _resnet(spec, inputs, block=Bottleneck, layers=[3, 4, 6, 3])
 
 
 def densenet121(spec: ModelSpec, inputs: int) -> nn.Module:
@@ -107,13 +112,61 @@ def densenet121(spec: ModelSpec, inputs: int) -> nn.Module:
     shape = _no_hidden(spec, inputs)
     make = partial(
         _monai().densenet.DenseNet121,
-        spatial_dims=2,
+        spatial_dims=len(shape) - 1,
         in_channels=shape[0],
-        out_channels=1,
+        out_channels=spec.outputs,
         act=ACTIVATION,
         norm=NORM,
     )
-    return _initialised(lambda: Folded(make(), shape), spec)
+    return _initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
+
+
+def unet(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `unet`: MONAI's, with GroupNorm; `hidden` are the channels of its levels.
+
+    Its output is [records, outputs, *sides]: a logit for each structure and pixel.
+    """
+    shape = _shape(spec, inputs)
+    if len(spec.hidden) < 2:
+        raise ConfigError("model.hidden: expected the channels of two levels or more for unet")
+    if any(side % 2 ** (len(spec.hidden) - 1) for side in shape[1:]):
+        raise ConfigError(
+            f"model.hidden: expected sides that can be halved {len(spec.hidden) - 1} times, found "
+            f"{list(shape[1:])}"
+        )
+    if spec.outputs < 2:
+        raise ConfigError("model.outputs: expected background and at least one structure")
+    make = partial(
+        _monai().UNet,
+        spatial_dims=len(shape) - 1,
+        in_channels=shape[0],
+        out_channels=spec.outputs,
+        channels=spec.hidden,
+        strides=[2] * (len(spec.hidden) - 1),
+        num_res_units=0,
+        act=ACTIVATION,
+        norm=("group", {"num_groups": math.gcd(GROUPS, *spec.hidden)}),
+    )
+    return _initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
+
+
+def _resnet(spec: ModelSpec, inputs: int, *, block: Any, layers: list[int]) -> nn.Module:
+    shape, resnet = _no_hidden(spec, inputs), _monai().resnet
+    make = partial(
+        resnet.ResNet,
+        block=block,
+        layers=layers,
+        block_inplanes=resnet.get_inplanes(),
+        spatial_dims=len(shape) - 1,
+        n_input_channels=shape[0],
+        conv1_t_size=3,
+        conv1_t_stride=1,
+        no_max_pool=True,
+        num_classes=spec.outputs,
+        act=ACTIVATION,
+        norm=NORM,
+    )
+    return _initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
 
 
 def _monai() -> Any:
@@ -128,16 +181,16 @@ def _monai() -> Any:
     return nets
 
 
-def _shape(spec: ModelSpec, inputs: int) -> tuple[int, int, int]:
-    if len(spec.shape) != 3 or math.prod(spec.shape) != inputs:
+def _shape(spec: ModelSpec, inputs: int) -> Shape:
+    if len(spec.shape) not in (3, 4) or math.prod(spec.shape) != inputs:
         raise ConfigError(
-            f"model.shape: expected [channels, height, width] with {inputs} numbers in all, found "
-            f"{list(spec.shape)}"
+            f"model.shape: expected [channels, height, width] or [channels, depth, height, width] "
+            f"with {inputs} numbers in all, found {list(spec.shape)}"
         )
-    return spec.shape[0], spec.shape[1], spec.shape[2]
+    return spec.shape
 
 
-def _no_hidden(spec: ModelSpec, inputs: int) -> tuple[int, int, int]:
+def _no_hidden(spec: ModelSpec, inputs: int) -> Shape:
     if spec.hidden:
         raise ConfigError(f"model.hidden: expected none for {spec.name}, found {list(spec.hidden)}")
     return _shape(spec, inputs)
@@ -154,8 +207,8 @@ def _initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
     generator = torch.Generator(device="cpu").manual_seed(spec.initial_seed)
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                bound = math.sqrt(3.0 / module.weight[0].numel())
+            if isinstance(module, _WEIGHTED):
+                bound = math.sqrt(3.0 / _fan_in(module))
                 uniform = torch.rand(module.weight.shape, generator=generator, dtype=torch.float64)
                 module.weight.copy_((2.0 * uniform - 1.0) * bound)
                 if module.bias is not None:
@@ -166,6 +219,18 @@ def _initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
     return model
 
 
+_TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
+_WEIGHTED = (nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
+
+
+def _fan_in(module: nn.Module) -> float:
+    """How many inputs reach one output of a layer."""
+    weight = module.weight
+    if isinstance(module, _TRANSPOSED) and isinstance(weight, torch.Tensor):
+        return weight[:, 0].numel() / math.prod(module.stride)
+    return float(weight[0].numel()) if isinstance(weight, torch.Tensor) else 1.0
+
+
 def _keep_records_apart(model: nn.Module) -> None:
     """GroupNorm for every BatchNorm and nothing in place: MONAI's ResNet hands neither choice on
     to all of its blocks.
@@ -174,5 +239,5 @@ def _keep_records_apart(model: nn.Module) -> None:
         if getattr(module, "inplace", False):
             setattr(module, "inplace", False)  # noqa: B010 - a field that nn.Module does not know
         for name, child in list(module.named_children()):
-            if isinstance(child, nn.BatchNorm2d):
+            if isinstance(child, nn.BatchNorm2d | nn.BatchNorm3d):
                 setattr(module, name, nn.GroupNorm(GROUPS, child.num_features))

@@ -12,17 +12,28 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn import functional
 
 from fedward_common.errors import ConfigError, ModelRefused
-from fedward_common.study.imaging import ImageClassification
+from fedward_common.models.image_objectives import (
+    ClassesObjective,
+    Labels,
+    LabelTargets,
+    OneClassTargets,
+    SegmentationObjective,
+)
+from fedward_common.study.imaging import (
+    ClassLabel,
+    ImageClassification,
+    ImageData,
+    ImageMasks,
+    ImageSegmentation,
+)
 from fedward_common.study.registry import TaskSpec
+from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
 from fedward_common.study.tasks import Survival, TabularRegression, TimeseriesClassification
-
-Labels = npt.NDArray[np.float32]
 
 _YEAR: Final = 365.25
 _SOONEST: Final = 1e-3
@@ -53,7 +64,13 @@ class Objective(Protocol):
 
 
 class BinaryObjective:
-    """One logit per record, binary cross-entropy, scores between 0 and 1."""
+    """One logit per record, binary cross-entropy, scores between 0 and 1.
+
+    `weights` are those of no and yes, public constants of the study.
+    """
+
+    def __init__(self, weights: tuple[float, ...] = ()) -> None:
+        self._weights = weights
 
     def losses(self, outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The binary cross-entropy of each record, shape [records].
@@ -63,7 +80,11 @@ class BinaryObjective:
                 refused and not squeezed, because it would broadcast against the labels.
         """
         _require_one_each(outputs, labels, what="logit")
-        return functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+        plain = functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
+        if not self._weights:
+            return plain
+        no, yes = self._weights
+        return plain * torch.where(labels > 0, yes, no)
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """The predicted probability of the positive class of each record, in [0, 1]."""
@@ -165,36 +186,56 @@ def _require_one_each(outputs: torch.Tensor, labels: torch.Tensor, *, what: str)
         )
 
 
-_OBJECTIVES: Final[dict[type[TaskSpec], Callable[[TaskSpec], Objective]]] = {}
+_OBJECTIVES: Final[dict[type[TaskSpec], Callable[[StudySpec], Objective]]] = {}
 
 
-def register_objective(task: type[TaskSpec], make: Callable[[TaskSpec], Objective]) -> None:
+def register_objective(task: type[TaskSpec], make: Callable[[StudySpec], Objective]) -> None:
     """Makes `make` the objective of studies whose task is a `task`. Raises ValueError if taken."""
     if task in _OBJECTIVES:
         raise ValueError(f"objective of {task.__name__}: expected one that is not taken")
     _OBJECTIVES[task] = make
 
 
-def objective_of(task: TaskSpec) -> Objective:
-    """The objective of a task.
+def objective_of(study: StudySpec) -> Objective:
+    """The objective of a study's task.
 
     Raises:
         ConfigError: nothing is known of this kind of task here.
     """
+    task = study.task
     make = _OBJECTIVES.get(type(task))
     if make is None:
         known = sorted(str(kind.model_fields["kind"].default) for kind in _OBJECTIVES)
         raise ConfigError(f"task.kind: expected one of {', '.join(known)}, found {task.kind!r}")
-    return make(task)
+    return make(study)
 
 
-def _survival(task: TaskSpec) -> Objective:
-    if not isinstance(task, Survival):
-        raise ConfigError(f"task.kind: expected survival, found {task.kind!r}")
-    return SurvivalObjective(task)
+def _survival(study: StudySpec) -> Objective:
+    if not isinstance(study.task, Survival):
+        raise ConfigError(f"task.kind: expected survival, found {study.task.kind!r}")
+    return SurvivalObjective(study.task)
 
 
-for _binary in (TabularClassification, TimeseriesClassification, ImageClassification):
+def _image_classes(study: StudySpec) -> Objective:
+    task, data = study.task, study.data
+    if not isinstance(task, ImageClassification) or not isinstance(data, ImageData):
+        raise ConfigError(f"data.kind: expected image, found {data.kind!r}")
+    if data.outputs == 1:
+        return BinaryObjective(task.class_weights)
+    kind = OneClassTargets if isinstance(data.label, ClassLabel) else LabelTargets
+    return ClassesObjective(kind(data.outputs), classes=data.outputs, weights=task.class_weights)
+
+
+def _segmentation(study: StudySpec) -> Objective:
+    task, data = study.task, study.data
+    if not isinstance(task, ImageSegmentation) or not isinstance(data, ImageMasks):
+        raise ConfigError(f"data.kind: expected image-masks, found {data.kind!r}")
+    return SegmentationObjective(task, data)
+
+
+for _binary in (TabularClassification, TimeseriesClassification):
     register_objective(_binary, lambda _: BinaryObjective())
 register_objective(TabularRegression, lambda _: ValueObjective())
 register_objective(Survival, _survival)
+register_objective(ImageClassification, _image_classes)
+register_objective(ImageSegmentation, _segmentation)

@@ -7,7 +7,7 @@ from torch import nn
 
 from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
-from fedward_common.models.imaging import cnn, densenet121, resnet18
+from fedward_common.models.imaging import cnn, densenet121, resnet18, resnet50, unet
 from fedward_common.models.low_rank import adapt
 from fedward_common.models.recurrent import gru, lstm
 from fedward_common.models.standardised import standardise
@@ -25,6 +25,8 @@ _FACTORIES: dict[str, ModelFactory] = {
     "proportional-hazards": proportional_hazards,
     "cnn": cnn,
     "resnet18": resnet18,
+    "resnet50": resnet50,
+    "unet": unet,
     "densenet121": densenet121,
     "gru": gru,
     "lstm": lstm,

@@ -1,20 +1,44 @@
-"""The imaging variants: a task on images, and what a site's images and their table look like."""
+"""The imaging variants: tasks on images, and what a site's images and their table look like."""
 
-from typing import Final, Literal
+import math
+from typing import Annotated, ClassVar, Final, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedward_common.study.registry import DataSpec, Strict, TaskSpec, register
 from fedward_common.study.tabular import ColumnSplit, LabelRule, Name, Split
 
-MAX_INPUTS: Final = 1 << 20
+MAX_INPUTS: Final = 1 << 24
+MAX_LABELS: Final = 24
+"""Several labels of an image are the bits of one float32, which holds 24 of them exactly."""
+
+Weight = Annotated[float, Field(gt=0, le=1e3, allow_inf_nan=False)]
+Side = Annotated[int, Field(ge=8, le=1024)]
 
 
 @register
 class ImageClassification(TaskSpec):
-    """Binary classification of a patient from images: cross-entropy on one logit."""
+    """Classes of a patient from images: one of two, one of several, or several labels at once.
+
+    Which of them it is follows from the data's label. Cross-entropy, each class with its weight of
+    `class_weights`, public constants (rules 6): of a binary answer no and yes; of several classes
+    one each; of several labels the weight of a yes. None: 1 each.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"class_weights"})
 
     kind: Literal["image-classification"] = "image-classification"
+    class_weights: tuple[Weight, ...] = Field(default=(), max_length=MAX_LABELS, strict=False)
+
+
+@register
+class ImageSegmentation(TaskSpec):
+    """Which structure each voxel belongs to: soft Dice loss plus cross-entropy, `dice` and the rest
+    of 1 as their weights (Isensee et al. 2021). The loss is each patch's own.
+    """
+
+    kind: Literal["image-segmentation"] = "image-segmentation"
+    dice: float = Field(default=0.5, ge=0, le=1)
 
 
 class PublicWindow(Strict):
@@ -30,9 +54,63 @@ class PublicWindow(Strict):
         return self
 
 
-@register
-class ImageData(DataSpec):
-    """Grey images of one size; who is in them, label and split stand in a table beside them.
+class ClassLabel(Strict):
+    """A column that holds one of several codes; a class's number is its place among `classes`."""
+
+    column: Name
+    classes: tuple[Name, ...] = Field(min_length=3, max_length=MAX_LABELS, strict=False)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (self.column,)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes."""
+        return self.classes
+
+    @model_validator(mode="after")
+    def _once(self) -> "ClassLabel":
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("classes: expected each once")
+        return self
+
+
+class SeveralLabels(Strict):
+    """Columns of 0 and 1, any number of which may be 1 for a patient."""
+
+    labels: tuple[Name, ...] = Field(min_length=2, max_length=MAX_LABELS, strict=False)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return self.labels
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The labels."""
+        return self.labels
+
+
+def _label_kind(value: object) -> str:
+    """Which kind of label images have, by its keys: the first kind of label had no `kind`."""
+    keys = value if isinstance(value, dict) else ()
+    if isinstance(value, SeveralLabels) or "labels" in keys:
+        return "several"
+    return "class" if isinstance(value, ClassLabel) or "classes" in keys else "binary"
+
+
+ImageLabel = Annotated[
+    Annotated[LabelRule, Tag("binary")]
+    | Annotated[ClassLabel, Tag("class")]
+    | Annotated[SeveralLabels, Tag("several")],
+    Discriminator(_label_kind),
+]
+
+
+class Pictures(DataSpec):
+    """Grey images (or volumes, with `depth`) of one size; who is in them stands in a table.
 
     Every image is scaled by itself to [-1, 1] (rules 6): by `window` where there is one, otherwise
     by its own VOI transformation or the range of its bits. `no_patient_key`: the set does not say
@@ -40,31 +118,106 @@ class ImageData(DataSpec):
     study must be `record` (rules 10).
     """
 
-    kind: Literal["image"] = "image"
-    height: int = Field(ge=8, le=1024)
-    width: int = Field(ge=8, le=1024)
+    added: ClassVar[frozenset[str]] = frozenset({"depth"})
+
+    depth: int = Field(default=0, ge=0, le=1024, description="slices of a volume; 0: flat images")
+    height: Side
+    width: Side
     patient_key: Name = "patient_id"
     no_patient_key: bool = False
-    label: LabelRule
     split: Split
     window: PublicWindow | None = None
 
     @property
+    def size(self) -> tuple[int, ...]:
+        """[height, width] of an image, or [depth, height, width] of a volume."""
+        return (self.depth, self.height, self.width) if self.depth else (self.height, self.width)
+
+    @property
     def input_size(self) -> int:
         """The number of inputs of a model: the pixels."""
-        return self.height * self.width
+        return math.prod(self.size)
+
+    @property
+    def _own_columns(self) -> tuple[str, ...]:
+        return ()
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The names of the table's columns that are read, besides the images."""
         split = (self.split.column,) if isinstance(self.split, ColumnSplit) else ()
         key = () if self.no_patient_key else (self.patient_key,)
-        return (*key, self.label.column, *split)
+        return (*key, *self._own_columns, *split)
 
     @model_validator(mode="after")
-    def _consistent(self) -> "ImageData":
-        if self.input_size > MAX_INPUTS:
-            raise ValueError(f"expected at most {MAX_INPUTS} pixels, found {self.input_size}")
+    def _fitting(self) -> "Pictures":
+        if math.prod(self.size) > MAX_INPUTS:
+            raise ValueError(f"expected at most {MAX_INPUTS} pixels, found {math.prod(self.size)}")
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("expected every column name once")
+        return self
+
+
+@register
+class ImageData(Pictures):
+    """Images with a label for each patient (see `Pictures`)."""
+
+    kind: Literal["image"] = "image"
+    label: ImageLabel
+
+    @property
+    def _own_columns(self) -> tuple[str, ...]:
+        return (self.label.column,) if isinstance(self.label, LabelRule) else self.label.columns
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model puts out for an image."""
+        return 1 if isinstance(self.label, LabelRule) else len(self.label.names)
+
+
+@register
+class ImageMasks(Pictures):
+    """Images with a mask of the same size: 0 for background, 1 for the first of `structures`...
+
+    A smaller image is set into the middle of `size`, of a larger one its middle is taken. Training
+    sees patches of `patch`, every `stride` pixels: `dp.max_records_per_patient` of a patient's are
+    drawn in a step, whatever slice or volume they are from, and all are one privacy unit. Held-out
+    images are looked at whole, patch by patch (sliding window). `spacing_mm` is what a step along
+    each side is taken for in distances.
+    """
+
+    added: ClassVar[frozenset[str]] = Pictures.added
+
+    kind: Literal["image-masks"] = "image-masks"
+    structures: tuple[Name, ...] = Field(min_length=1, max_length=32, strict=False)
+    patch: tuple[Side, ...] = Field(min_length=2, max_length=3, strict=False)
+    stride: tuple[Side, ...] = Field(min_length=2, max_length=3, strict=False)
+    spacing_mm: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(
+        min_length=2, max_length=3, strict=False
+    )
+
+    @property
+    def input_size(self) -> int:
+        """The number of inputs of a model: the pixels of a patch."""
+        return math.prod(self.patch)
+
+    @property
+    def starts(self) -> tuple[tuple[int, ...], ...]:
+        """Along each side, where patches begin; the last one ends with the image."""
+        return tuple(
+            (*range(0, side - patch, stride), side - patch)
+            for side, patch, stride in zip(self.size, self.patch, self.stride, strict=True)
+        )
+
+    @model_validator(mode="after")
+    def _patches_fit(self) -> "ImageMasks":
+        sides = len(self.size)
+        if not len(self.patch) == len(self.stride) == len(self.spacing_mm) == sides:
+            raise ValueError(f"patch, stride, spacing_mm: expected {sides} numbers each")
+        if any(patch > side for patch, side in zip(self.patch, self.size, strict=True)):
+            raise ValueError("patch: expected at most the size of an image")
+        if any(step > patch for step, patch in zip(self.stride, self.patch, strict=True)):
+            raise ValueError("stride: expected at most the patch, so that nothing is left out")
+        if len(set(self.structures)) != len(self.structures):
+            raise ValueError("structures: expected each once")
         return self

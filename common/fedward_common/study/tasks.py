@@ -7,9 +7,20 @@ from pydantic import Field, model_validator
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData, EventOutcome, TimeOutcome, ValueOutcome
-from fedward_common.study.evaluation import evaluation_of
+from fedward_common.study.evaluation import (
+    BinnedScores,
+    ClassScores,
+    OverlapScores,
+    evaluation_of,
+)
 from fedward_common.study.grouped_scores import GroupedScores, ValueScores, check_groupings
-from fedward_common.study.imaging import ImageClassification, ImageData
+from fedward_common.study.imaging import (
+    ClassLabel,
+    ImageClassification,
+    ImageData,
+    ImageMasks,
+    ImageSegmentation,
+)
 from fedward_common.study.registry import DataSpec, TaskSpec, register
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import (
@@ -69,12 +80,18 @@ KNOWN_TASKS: Final = (
     Survival,
     TimeseriesClassification,
     ImageClassification,
+    ImageSegmentation,
 )
 
 
-def outputs_of(task: TaskSpec) -> int:
-    """How many numbers a model puts out for a record."""
-    return len(task.cuts) if isinstance(task, Survival) else 1
+def outputs_of(study: StudySpec) -> int:
+    """How many numbers a model puts out for a record; of a segmentation, for a pixel."""
+    data = study.data
+    if isinstance(data, ImageMasks):
+        return len(data.structures) + 1
+    if isinstance(data, ImageData):
+        return data.outputs
+    return len(study.task.cuts) if isinstance(study.task, Survival) else 1
 
 
 def value_range(data: DataSpec) -> tuple[float, float]:
@@ -103,6 +120,7 @@ def check_task(study: StudySpec) -> None:
         TabularRegression: NumberLabel,
         Survival: TimeLabel,
         ImageClassification: ImageData,
+        ImageSegmentation: ImageMasks,
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
@@ -117,10 +135,11 @@ def check_task(study: StudySpec) -> None:
         steps = study.data.grid.steps
         if study.model.steps != steps:
             raise ConfigError(f"model.steps: expected {steps}, found {study.model.steps}")
-    if study.model.outputs != outputs_of(task):
+    if study.model.outputs != outputs_of(study):
         raise ConfigError(
-            f"model.outputs: expected {outputs_of(task)}, found {study.model.outputs}"
+            f"model.outputs: expected {outputs_of(study)}, found {study.model.outputs}"
         )
+    _check_images(study)
     if isinstance(task, Survival) and (
         (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
     ):
@@ -142,10 +161,34 @@ def _check_evaluation(study: StudySpec) -> None:
         check_groupings(study.data, release)
 
 
+def _check_images(study: StudySpec) -> None:
+    """Returns when weights and evaluation fit what images are learned for."""
+    task, data, release = study.task, study.data, evaluation_of(study)
+    if isinstance(task, ImageClassification) and isinstance(data, ImageData):
+        expected = max(2, data.outputs)
+        if task.class_weights and len(task.class_weights) != expected:
+            raise ConfigError(
+                f"task.class_weights: expected {expected} or none, found {len(task.class_weights)}"
+            )
+        one = isinstance(data.label, LabelRule)
+        fits = isinstance(release, BinnedScores) if one else isinstance(release, ClassScores)
+        if isinstance(release, ClassScores):
+            exclusive = isinstance(data.label, ClassLabel)
+            fits &= (release.classes, release.exclusive) == (data.outputs, exclusive)
+        wanted = "binned-scores" if one else f"class-scores of {data.outputs} classes"
+    elif isinstance(data, ImageMasks):
+        fits = isinstance(release, OverlapScores) and release.structures == len(data.structures)
+        wanted = f"overlap-scores of {len(data.structures)} structures"
+    else:
+        fits, wanted = not isinstance(release, ClassScores | OverlapScores), "binned-scores"
+    if release is not None and not fits:
+        raise ConfigError(f"releases: expected {wanted}, found {release.kind}")
+
+
 def _label_kind(study: StudySpec) -> type[object]:
     """The kind of label that the data have, by the tables' names for it; images are their own."""
-    if isinstance(study.data, ImageData):
-        return ImageData
+    if isinstance(study.data, ImageData | ImageMasks):
+        return type(study.data)
     if isinstance(study.data, TabularData):
         return type(study.data.label)
     if isinstance(study.data, ClinicalData):

@@ -51,6 +51,8 @@ def comparison(run: RunFigures) -> tuple[ComparisonRow, ...]:
             auc=auc.federated,
             accuracy=accuracy.federated,
             site_mean=accuracy.federated_site_mean,
+            auc_interval=auc.federated_interval,
+            accuracy_interval=accuracy.federated_interval,
             note=note("federated"),
         ),
         ComparisonRow(
@@ -97,26 +99,47 @@ FIGURE_NAMES: Final = {
     "rmse": "root mean squared error",
     "mae": "mean absolute error",
     "r2": "R² (share of the variance explained)",
+    "auc": "AUC",
+    "f1": "F1",
+    "calibration_error": "calibration error",
+    "dice": "Dice",
+    "iou": "IoU",
+    "hausdorff95_mm": "95 % Hausdorff distance, mm",
 }
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OwnFigure:
-    """A figure that only this kind of task has, of the compared models; exact."""
+    """A figure that only this kind of task has, of the compared models; exact but for `private`.
+
+    `interval`: from drawing held-out patients again and again; `private`: from noised bins.
+    """
 
     name: str
     federated: float | None
+    interval: tuple[float, float] | None
+    private: float | None
+    private_interval: tuple[float, float] | None
     alone: float | None
     alone_no_privacy: float | None
     pooled_no_privacy: float | None
+
+
+def figure_name(name: str) -> str:
+    """A figure's name for people; "dice: head" is that of one class or structure."""
+    figure, sign, what = name.partition(": ")
+    return FIGURE_NAMES.get(figure, figure) + sign + what
 
 
 def own_figures(run: RunFigures) -> tuple[OwnFigure, ...]:
     """The rows of figures that only this kind of task has, such as a C-index."""
     return tuple(
         OwnFigure(
-            name=FIGURE_NAMES.get(name, name),
+            name=figure_name(name),
             federated=found.federated,
+            interval=found.federated_interval,
+            private=found.federated_private,
+            private_interval=found.federated_private_interval,
             alone=found.alone_mean,
             alone_no_privacy=found.alone_no_privacy_mean,
             pooled_no_privacy=found.pooled_no_privacy,

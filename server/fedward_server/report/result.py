@@ -46,6 +46,7 @@ class Scores(_Value):
     """One metric of the compared models; None where it does not exist."""
 
     federated: float | None = None
+    federated_interval: tuple[float, float] | None = None
     federated_private: float | None = None
     federated_private_interval: tuple[float, float] | None = None
     alone_mean: float | None = None
@@ -66,6 +67,7 @@ class SiteScores(_Value):
     auc: float | None
     accuracy: float | None
     figures: dict[str, float] = Field(default_factory=dict)
+    figures_private: dict[str, tuple[float, float, float]] = Field(default_factory=dict)
     alone_auc: float | None
     alone_accuracy: float | None
     epsilon_admission: float

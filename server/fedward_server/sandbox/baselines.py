@@ -16,7 +16,7 @@ from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.study.encoding import PatientRecords
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import Pictures
 from fedward_common.study.spec import StudySpec
 
 PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -64,7 +64,7 @@ def fit(
 
     Without `penalty` it is chosen by `choose_penalty`. Deterministic.
     """
-    if isinstance(study.data, ImageData) or study.model.steps:
+    if isinstance(study.data, Pictures) or study.model.steps:
         return model_tensors(descend(study, records))
     if penalty is None:
         penalty = choose_penalty(study, records)
@@ -76,7 +76,7 @@ def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
 
     Fixed numbers, nothing tuned: second-order minimisation of a network has no one minimum.
     """
-    objective = objective_of(study.task)
+    objective = objective_of(study)
     model = build_model(study.model, records.features.shape[1]).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -156,7 +156,7 @@ def _patient_loss(study: StudySpec, model: nn.Module, records: PatientRecords) -
     """The mean over patients of the mean loss of their records, as in the study's training."""
     _, position, size = np.unique(records.patient, return_inverse=True, return_counts=True)
     weights = torch.from_numpy((1.0 / size)[position] / len(size))
-    losses = objective_of(study.task).losses(
+    losses = objective_of(study).losses(
         model(torch.from_numpy(records.features).double()),
         torch.from_numpy(records.labels).double(),
     )

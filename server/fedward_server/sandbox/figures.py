@@ -18,9 +18,19 @@ from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.imaging import ImageData, ImageMasks, SeveralLabels
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tasks import Survival, TabularRegression, value_range
 from fedward_server.sandbox.baselines import pool
+from fedward_server.sandbox.image_figures import (
+    Judged,
+    is_judged_here,
+    judge,
+    measures,
+    positives,
+    together,
+)
+from fedward_server.sandbox.measures import bootstrap_weights, intervals
 
 SMALLEST_CLASS: Final = 10
 THRESHOLD: Final = 0.5
@@ -42,6 +52,7 @@ class ExactFigures:
     majority: float | None
     accuracy_error: float | None
     more: Mapping[str, float] = field(default_factory=dict)
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,21 +67,35 @@ class ModelFigures:
 
 
 def model_figures(
-    study: StudySpec, tensors: Tensors, held_out: Mapping[SiteId, PatientRecords]
+    study: StudySpec,
+    tensors: Tensors,
+    held_out: Mapping[SiteId, PatientRecords],
+    *,
+    draws: int = 0,
 ) -> ModelFigures:
     """The exact figures of the study's model with weights `tensors`.
 
-    A hospital without a held-out patient has no figures.
+    A hospital without a held-out patient has no figures. With `draws` the pooled figures of images
+    have bootstrap intervals.
     """
     tables = {site: records for site, records in held_out.items() if records.patients}
-    per_site = {site: task_figures(study, tensors, records) for site, records in tables.items()}
+    judged = {}
+    if is_judged_here(study):
+        judged = {site: judge(study, tensors, records) for site, records in tables.items()}
+        per_site = {site: judged_figures(study, found) for site, found in judged.items()}
+    else:
+        per_site = {site: task_figures(study, tensors, records) for site, records in tables.items()}
     sites = list(per_site.values())
     accuracies, majorities, errors = (
         [value for site in sites if (value := getattr(site, name)) is not None]
         for name in ("accuracy", "majority", "accuracy_error")
     )
     return ModelFigures(
-        pooled=task_figures(study, tensors, _pooled(tables)),
+        pooled=(
+            judged_figures(study, together(list(judged.values())), draws=draws)
+            if judged
+            else task_figures(study, tensors, _pooled(tables))
+        ),
         per_site=per_site,
         site_mean_accuracy=float(np.mean(accuracies)) if accuracies else None,
         site_mean_majority=float(np.mean(majorities)) if majorities else None,
@@ -79,10 +104,48 @@ def model_figures(
     )
 
 
+def judged_figures(study: StudySpec, judged: Judged, *, draws: int = 0) -> ExactFigures:
+    """The exact figures of what a model of images made of records."""
+    found = measures(study, judged, draws=draws)
+    own = {name: float(rows[0]) for name, rows in found.items() if np.isfinite(rows[0])}
+    held_out = len(np.unique(judged.patient))
+    positive = positives(study, judged.labels)
+    more = {name: value for name, value in own.items() if name not in ("auc", "accuracy")}
+    if isinstance(study.data, ImageMasks):
+        return ExactFigures(
+            held_out=held_out,
+            auc=None,
+            accuracy=None,
+            majority=None,
+            accuracy_error=None,
+            more=more,
+            intervals=intervals(found),
+        )
+    weights = bootstrap_weights(judged.patient, draws=0)[0]
+    if positive.shape[1] == 1:
+        answers = (judged.found[:, 0] > THRESHOLD) == positive[:, 0]
+        own["accuracy"] = float(np.average(answers, weights=weights))
+    shares = np.average(positive, axis=0, weights=weights)
+    several = isinstance(study.data, ImageData) and isinstance(study.data.label, SeveralLabels)
+    majority = float(
+        np.maximum(shares, 1.0 - shares).mean() if several or len(shares) == 1 else shares.max()
+    )
+    accuracy = own["accuracy"]
+    return ExactFigures(
+        held_out=held_out,
+        auc=own.get("auc"),
+        accuracy=accuracy,
+        majority=majority,
+        accuracy_error=math.sqrt(accuracy * (1.0 - accuracy) / held_out),
+        more=more,
+        intervals=intervals(found),
+    )
+
+
 def task_figures(study: StudySpec, tensors: Tensors, records: PatientRecords) -> ExactFigures:
     """The exact figures on `records`: by class where the task has classes, and the task's own."""
     predicted = scores(study, tensors, records)
-    classes = objective_of(study.task).classes(records.labels)
+    classes = objective_of(study).classes(records.labels)
     counted = np.isfinite(classes)
     more = own_figures(study, predicted, records)
     if not counted.any():
@@ -163,7 +226,7 @@ def scores(study: StudySpec, tensors: Tensors, records: PatientRecords) -> npt.N
     model = build_model(study.model, records.features.shape[1]).eval()
     model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
     with torch.inference_mode():
-        found = objective_of(study.task).scores(model(torch.from_numpy(records.features)))
+        found = objective_of(study).scores(model(torch.from_numpy(records.features)))
     return found.numpy().astype(np.float64)
 
 
@@ -190,15 +253,22 @@ def roc_points(
     study: StudySpec, tensors: Tensors, held_out: Mapping[SiteId, PatientRecords]
 ) -> tuple[tuple[float, float], ...]:
     """The pooled ROC curve: (false positive rate, true positive rate); empty where AUC is None."""
+    if objective_has_no_classes(study):
+        return ()
     everyone = pool([records for records in held_out.values() if records.patients])
     predicted = scores(study, tensors, everyone)
-    classes = objective_of(study.task).classes(everyone.labels)
+    classes = objective_of(study).classes(everyone.labels)
     counted = np.isfinite(classes)
     predicted, everyone = predicted[counted], _classed(everyone, classes, counted)
     if not counted.any() or exact_figures(predicted, everyone).auc is None:
         return ()
     false, true, _ = roc_curve(everyone.labels, predicted, sample_weight=_weights(everyone))
     return tuple(zip(false.tolist(), true.tolist(), strict=True))
+
+
+def objective_has_no_classes(study: StudySpec) -> bool:
+    """Whether a record of the study is not simply positive or negative."""
+    return bool(np.isnan(objective_of(study).classes(np.ones(1, np.float32))).all())
 
 
 def _weights(records: PatientRecords) -> npt.NDArray[np.float64]:

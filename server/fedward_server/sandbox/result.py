@@ -1,6 +1,7 @@
 """result.json of a sandbox run (schema fedward-result/1) from what the run and the parent know."""
 
 import csv
+import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -19,16 +20,23 @@ from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_encoding import Encoder
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
+<<<<<<< HEAD
 from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.grouped_scores import GroupedScores, ValueScores
+||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
+from fedward_common.study.evaluation import evaluation_of
+=======
+from fedward_common.study.evaluation import BinnedScores, evaluation_of
+>>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
 from fedward_common.study.image_encoding import encode_images, npz_rows
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import TabularData
 from fedward_common.study.tasks import value_range
 from fedward_server.adapters.run_files import MODEL
+<<<<<<< HEAD
 from fedward_server.clinical_evaluation import clinical_evaluation, total_counts
 from fedward_server.clinical_figures import value_figures
 from fedward_server.evaluation import (
@@ -38,9 +46,16 @@ from fedward_server.evaluation import (
     evaluate,
     figures,
 )
+||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
+from fedward_server.evaluation import Estimate, PooledCounts, PrivateFigures, evaluate
+=======
+from fedward_server.evaluation import Estimate, PooledCounts, PrivateFigures, evaluate
+from fedward_server.private_measures import private_measures
+>>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
+from fedward_server.sandbox.measures import DRAWS
 from fedward_server.sandbox.statistics import Tables, read_tables
 
 EXACT: Final = "exact: computed by the sandbox's parent from its own copy of the held-out patients"
@@ -116,7 +131,7 @@ class ParentCopy:
         """
         if is_statistics(study):
             return cls(training={}, held_out={}, tables=read_tables(study, files))
-        if isinstance(study.data, ImageData):
+        if isinstance(study.data, Pictures):
             return cls(
                 training={
                     s: _images(study.data, s, path, part="train") for s, path in files.items()
@@ -151,7 +166,7 @@ def _encoded(
     return records
 
 
-def _images(schema: ImageData, site: SiteId, path: Path, *, part: TablePart) -> PatientRecords:
+def _images(schema: Pictures, site: SiteId, path: Path, *, part: TablePart) -> PatientRecords:
     try:
         return encode_images(schema, npz_rows(path, schema), part=part, strict=True)[0]
     except DataError as error:
@@ -207,7 +222,7 @@ def assemble_result(
         return model_figures(study, model, copy.held_out)
 
     compared = Compared(
-        federated=judge(outcome.model),
+        federated=model_figures(study, outcome.model, copy.held_out, draws=DRAWS),
         alone={site: [judge(m) for m in models] for site, models in outcome.alone.items()},
         alone_no_privacy={s: judge(m) for s, m in each_site_alone(study, copy.training).items()},
         pooled=judge(pooled_no_privacy(study, copy.training)),
@@ -221,10 +236,17 @@ def assemble_result(
         "study": _study(study),
         "auc": _auc(compared, private),
         "accuracy": _accuracy(compared, private),
+<<<<<<< HEAD
         "figures": _own_figures(compared, _private_values(study, outcome)),
         "clinical": clinical_evaluation(study, outcome.counts, outcome.pooled),
+||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
+        "figures": _own_figures(compared),
+=======
+        "figures": _own_figures(compared, _private_measures(study, outcome)),
+>>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
         "per_site": {
             site: _site(site, compared, budgets.get(site, {}), bytes_sent.get(site, 0))
+            | {"figures_private": _site_private(study, outcome, site)}
             for site in compared.federated.per_site
         },
         "epsilon": {site: budget["epsilon_admission"] for site, budget in budgets.items()},
@@ -266,6 +288,7 @@ def _cores() -> int:
 
 
 def _private(study: StudySpec, outcome: Outcome) -> PrivateFigures | None:
+<<<<<<< HEAD
     release = evaluation_of(study)
     if isinstance(release, GroupedScores):
         found = total_counts(study, outcome.counts, outcome.pooled)
@@ -277,6 +300,23 @@ def _private(study: StudySpec, outcome: Outcome) -> PrivateFigures | None:
     if release is None or not outcome.counts:
         return None
     return evaluate(outcome.counts, release=release).pooled
+||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
+    if outcome.pooled is not None:
+        return outcome.pooled.figures
+    release = evaluation_of(study)
+    if release is None or not outcome.counts:
+        return None
+    return evaluate(outcome.counts, release=release).pooled
+=======
+    """AUC and accuracy from the noised counts; of several classes their mean and the answers."""
+    release = evaluation_of(study)
+    if isinstance(release, BinnedScores):
+        if outcome.pooled is not None:
+            return outcome.pooled.figures
+        return evaluate(outcome.counts, release=release).pooled if outcome.counts else None
+    found = _private_measures(study, outcome)
+    return PrivateFigures(auc=found.get("auc"), accuracy=found.get("accuracy"))
+>>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
 
 
 def _study(study: StudySpec) -> dict[str, Any]:
@@ -299,6 +339,7 @@ def _study(study: StudySpec) -> dict[str, Any]:
 def _auc(compared: Compared, private: PrivateFigures | None) -> dict[str, Any]:
     return {
         "federated": compared.federated.pooled.auc,
+        "federated_interval": compared.federated.pooled.intervals.get("auc"),
         **_estimate(private.auc if private else None),
         "alone_mean": _mean([f.pooled.auc for draws in compared.alone.values() for f in draws]),
         "alone_no_privacy_mean": _mean([f.pooled.auc for f in compared.alone_no_privacy.values()]),
@@ -310,6 +351,7 @@ def _accuracy(compared: Compared, private: PrivateFigures | None) -> dict[str, A
     federated, alone = compared.federated, compared.alone
     return {
         "federated": federated.pooled.accuracy,
+        "federated_interval": federated.pooled.intervals.get("accuracy"),
         **_estimate(private.accuracy if private else None),
         "alone_mean": _mean([f.pooled.accuracy for draws in alone.values() for f in draws]),
         "alone_no_privacy_mean": _mean(
@@ -331,6 +373,7 @@ def _accuracy(compared: Compared, private: PrivateFigures | None) -> dict[str, A
     }
 
 
+<<<<<<< HEAD
 def _private_values(study: StudySpec, outcome: Outcome) -> dict[str, Estimate]:
     """The figures of a regression from noised counts; empty for any other task."""
     release, total = evaluation_of(study), total_counts(study, outcome.counts, outcome.pooled)
@@ -348,6 +391,17 @@ def _own_figures(compared: Compared, private: Mapping[str, Estimate]) -> dict[st
     """What only this kind of task has (as the C-index): figure -> model -> value, exact, and the
     private estimate where there is one.
     """
+||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
+def _own_figures(compared: Compared) -> dict[str, Any]:
+    """What only this kind of task has (as the C-index): figure -> model -> value, exact."""
+=======
+def _own_figures(compared: Compared, private: Mapping[str, Estimate]) -> dict[str, Any]:
+    """What only this kind of task has (as the C-index): figure -> model -> value.
+
+    Exact, with a bootstrap interval where there is one, and the private estimate beside it.
+    """
+    bootstrap = compared.federated.pooled.intervals
+>>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
     models = {
         "federated": [compared.federated],
         "alone_mean": [f for draws in compared.alone.values() for f in draws],
@@ -359,9 +413,38 @@ def _own_figures(compared: Compared, private: Mapping[str, Estimate]) -> dict[st
             model: _mean([one.pooled.more.get(name) for one in found])
             for model, found in models.items()
         }
+<<<<<<< HEAD
         | (_estimate(private[name]) if name in private else {})
+||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
+=======
+        | ({"federated_interval": list(bootstrap[name])} if name in bootstrap else {})
+        | (_estimate(private[name]) if name in private else {})
+>>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
         for name in compared.federated.pooled.more
     }
+
+
+def _private_measures(study: StudySpec, outcome: Outcome) -> dict[str, Estimate]:
+    """The pooled private figures of this kind of task, by name."""
+    release = evaluation_of(study)
+    if release is None:
+        return {}
+    if outcome.pooled is not None:
+        return private_measures(study, release, outcome.pooled.counts, noise=outcome.pooled.noise)
+    if not outcome.counts:
+        return {}
+    total = np.stack(list(outcome.counts.values())).sum(axis=0, dtype=np.float64)
+    noise = release.noise_std * math.sqrt(len(outcome.counts))
+    return private_measures(study, release, total, noise=noise)
+
+
+def _site_private(study: StudySpec, outcome: Outcome, site: SiteId) -> dict[str, Any]:
+    """What a site's own noised counts say, by name: value and interval."""
+    release, counts = evaluation_of(study), outcome.counts.get(site)
+    if release is None or counts is None:
+        return {}
+    found = private_measures(study, release, counts, noise=release.noise_std)
+    return {name: [one.value, one.low, one.high] for name, one in found.items()}
 
 
 def _estimate(estimate: Estimate | None) -> dict[str, Any]:
@@ -408,6 +491,8 @@ def _budget(report: Mapping[str, Any], digest: str) -> Mapping[str, Any]:
 
 def _curve(study: StudySpec, copy: ParentCopy, outcome: Outcome) -> list[dict[str, Any]]:
     """AUC and accuracy of the global model after each committed round, exact."""
+    if isinstance(study.data, ImageMasks):
+        return []  # to look through every image after every round takes longer than the study
     shapes = model_shapes(study.model, inputs=input_size(study.data))
     points = []
     for number, content in sorted(outcome.checkpoints.items()):

@@ -73,13 +73,24 @@ def _models(run: RunFigures) -> Table:
 
 
 def _own(run: RunFigures) -> Table:
-    table = _table("Figures of this kind of task, exact")
+    table = _table("Figures of this kind of task")
     table.add_column("figure")
-    for name in ("federated", "alone,\nsame privacy", "alone,\nno privacy", "pooled,\nno privacy"):
+    for name in (
+        "federated",
+        "private",
+        "alone,\nsame privacy",
+        "alone,\nno privacy",
+        "pooled,\nno privacy",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for row in own_figures(run):
-        values = (row.federated, row.alone, row.alone_no_privacy, row.pooled_no_privacy)
-        table.add_row(row.name, *map(score_text, values))
+        values = (row.alone, row.alone_no_privacy, row.pooled_no_privacy)
+        table.add_row(
+            Text(clean(row.name)),
+            _score(row.federated, row.interval),
+            _score(row.private, row.private_interval),
+            *map(score_text, values),
+        )
     return table
 
 

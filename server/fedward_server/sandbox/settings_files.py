@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.study.clinical import ClinicalData
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import Pictures
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly
 from fedward_common.trust.private_files import write_atomically, write_private
@@ -127,7 +127,7 @@ def _data(study: StudySpec, site: SiteFolder) -> dict[str, Any]:
     data, files = study.data, [str(path.absolute()) for path in site.data_files]
     if isinstance(data, ClinicalData):
         return dict(zip(("kind", "patients", "events"), ["events", *files], strict=True))
-    if not isinstance(data, ImageData):
+    if not isinstance(data, Pictures):
         return {"kind": "csv", "path": files[0]}
     owner = {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}
     return {"kind": "images", "path": files[0], **owner}
