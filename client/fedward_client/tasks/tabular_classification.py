@@ -11,6 +11,7 @@ class TabularClassificationTask(BinaryObjective):
     """One logit per record, binary cross-entropy, scores between 0 and 1."""
 
     def __init__(self, *, inputs: int) -> None:
+        super().__init__()
         self.inputs = inputs
 
     def examples(self, *, device: torch.device) -> ExampleRecords:

@@ -168,7 +168,8 @@ def test_an_epsilon_of_zero_or_below_is_one_clear_line(value: str) -> None:
 def test_an_unknown_model_names_the_known_ones() -> None:
     assert problem('name = "logistic-regression"', 'name = "oracle"') == (
         "study.toml: model.name: expected one of ['cnn', 'densenet121', 'gru', 'linear', "
-        "'logistic-regression', 'lstm', 'mlp', 'proportional-hazards', 'resnet18'], found 'oracle'"
+        "'logistic-regression', 'lstm', 'mlp', 'proportional-hazards', 'resnet18', "
+        "'resnet50', 'unet'], found 'oracle'"
     )
 
 
@@ -225,7 +226,7 @@ def test_an_unknown_model_names_the_known_ones() -> None:
             'kind = "tabular-classification"',
             'kind = "magic"',
             "study.toml: task: unknown kind 'magic', expected one of "
-            "['federated-statistics', 'image-classification', 'survival', "
+            "['federated-statistics', 'image-classification', 'image-segmentation', 'survival', "
             "'tabular-classification', 'tabular-regression', 'timeseries-classification']",
         ),
         (

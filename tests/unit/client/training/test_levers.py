@@ -146,7 +146,7 @@ def test_a_shift_of_what_is_no_image_is_refused() -> None:
         training={"learning_rate": 0.5, "jitter": {"copies": 2, "scale": 0.0, "shift": 1}}
     )
 
-    with pytest.raises(ConfigError, match="expected data of kind image with it, found tabular"):
+    with pytest.raises(ConfigError, match="expected flat images with it, found tabular"):
         LocalTrainer(
             study, SITE, sampling=Repeatable(1), noise=Repeatable(2), flags=PerformanceFlags()
         )
