@@ -1,7 +1,6 @@
 """result.json of a sandbox run (schema fedward-result/1) from what the run and the parent know."""
 
 import csv
-import math
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -20,14 +19,8 @@ from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_encoding import Encoder
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
-<<<<<<< HEAD
-from fedward_common.study.evaluation import evaluation_of
-from fedward_common.study.grouped_scores import GroupedScores, ValueScores
-||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
-from fedward_common.study.evaluation import evaluation_of
-=======
 from fedward_common.study.evaluation import BinnedScores, evaluation_of
->>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
+from fedward_common.study.grouped_scores import GroupedScores, ValueScores
 from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
@@ -36,7 +29,6 @@ from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import TabularData
 from fedward_common.study.tasks import value_range
 from fedward_server.adapters.run_files import MODEL
-<<<<<<< HEAD
 from fedward_server.clinical_evaluation import clinical_evaluation, total_counts
 from fedward_server.clinical_figures import value_figures
 from fedward_server.evaluation import (
@@ -46,12 +38,7 @@ from fedward_server.evaluation import (
     evaluate,
     figures,
 )
-||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
-from fedward_server.evaluation import Estimate, PooledCounts, PrivateFigures, evaluate
-=======
-from fedward_server.evaluation import Estimate, PooledCounts, PrivateFigures, evaluate
 from fedward_server.private_measures import private_measures
->>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
@@ -236,14 +223,10 @@ def assemble_result(
         "study": _study(study),
         "auc": _auc(compared, private),
         "accuracy": _accuracy(compared, private),
-<<<<<<< HEAD
-        "figures": _own_figures(compared, _private_values(study, outcome)),
+        "figures": _own_figures(
+            compared, _private_values(study, outcome) | _private_measures(study, outcome)
+        ),
         "clinical": clinical_evaluation(study, outcome.counts, outcome.pooled),
-||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
-        "figures": _own_figures(compared),
-=======
-        "figures": _own_figures(compared, _private_measures(study, outcome)),
->>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
         "per_site": {
             site: _site(site, compared, budgets.get(site, {}), bytes_sent.get(site, 0))
             | {"figures_private": _site_private(study, outcome, site)}
@@ -288,35 +271,19 @@ def _cores() -> int:
 
 
 def _private(study: StudySpec, outcome: Outcome) -> PrivateFigures | None:
-<<<<<<< HEAD
+    """AUC and accuracy from the noised counts; of several classes their mean and the answers."""
     release = evaluation_of(study)
     if isinstance(release, GroupedScores):
         found = total_counts(study, outcome.counts, outcome.pooled)
         return None if found is None else figures(found.counts[:2], noise=found.noise)
     if isinstance(release, ValueScores):
         return None
-    if outcome.pooled is not None:
-        return outcome.pooled.figures
-    if release is None or not outcome.counts:
-        return None
-    return evaluate(outcome.counts, release=release).pooled
-||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
-    if outcome.pooled is not None:
-        return outcome.pooled.figures
-    release = evaluation_of(study)
-    if release is None or not outcome.counts:
-        return None
-    return evaluate(outcome.counts, release=release).pooled
-=======
-    """AUC and accuracy from the noised counts; of several classes their mean and the answers."""
-    release = evaluation_of(study)
     if isinstance(release, BinnedScores):
         if outcome.pooled is not None:
             return outcome.pooled.figures
         return evaluate(outcome.counts, release=release).pooled if outcome.counts else None
-    found = _private_measures(study, outcome)
-    return PrivateFigures(auc=found.get("auc"), accuracy=found.get("accuracy"))
->>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
+    own = _private_measures(study, outcome)
+    return PrivateFigures(auc=own.get("auc"), accuracy=own.get("accuracy"))
 
 
 def _study(study: StudySpec) -> dict[str, Any]:
@@ -373,7 +340,6 @@ def _accuracy(compared: Compared, private: PrivateFigures | None) -> dict[str, A
     }
 
 
-<<<<<<< HEAD
 def _private_values(study: StudySpec, outcome: Outcome) -> dict[str, Estimate]:
     """The figures of a regression from noised counts; empty for any other task."""
     release, total = evaluation_of(study), total_counts(study, outcome.counts, outcome.pooled)
@@ -388,20 +354,11 @@ def _private_values(study: StudySpec, outcome: Outcome) -> dict[str, Estimate]:
 
 
 def _own_figures(compared: Compared, private: Mapping[str, Estimate]) -> dict[str, Any]:
-    """What only this kind of task has (as the C-index): figure -> model -> value, exact, and the
-    private estimate where there is one.
-    """
-||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
-def _own_figures(compared: Compared) -> dict[str, Any]:
-    """What only this kind of task has (as the C-index): figure -> model -> value, exact."""
-=======
-def _own_figures(compared: Compared, private: Mapping[str, Estimate]) -> dict[str, Any]:
     """What only this kind of task has (as the C-index): figure -> model -> value.
 
     Exact, with a bootstrap interval where there is one, and the private estimate beside it.
     """
     bootstrap = compared.federated.pooled.intervals
->>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
     models = {
         "federated": [compared.federated],
         "alone_mean": [f for draws in compared.alone.values() for f in draws],
@@ -413,29 +370,18 @@ def _own_figures(compared: Compared, private: Mapping[str, Estimate]) -> dict[st
             model: _mean([one.pooled.more.get(name) for one in found])
             for model, found in models.items()
         }
-<<<<<<< HEAD
-        | (_estimate(private[name]) if name in private else {})
-||||||| parent of 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
-=======
         | ({"federated_interval": list(bootstrap[name])} if name in bootstrap else {})
         | (_estimate(private[name]) if name in private else {})
->>>>>>> 335808f (Images of several classes or labels, and masks: losses, patches, whole-image figures with bootstrap and private estimates)
         for name in compared.federated.pooled.more
     }
 
 
 def _private_measures(study: StudySpec, outcome: Outcome) -> dict[str, Estimate]:
-    """The pooled private figures of this kind of task, by name."""
-    release = evaluation_of(study)
-    if release is None:
+    """The pooled private figures of a study of images, by name."""
+    release, total = evaluation_of(study), total_counts(study, outcome.counts, outcome.pooled)
+    if release is None or total is None:
         return {}
-    if outcome.pooled is not None:
-        return private_measures(study, release, outcome.pooled.counts, noise=outcome.pooled.noise)
-    if not outcome.counts:
-        return {}
-    total = np.stack(list(outcome.counts.values())).sum(axis=0, dtype=np.float64)
-    noise = release.noise_std * math.sqrt(len(outcome.counts))
-    return private_measures(study, release, total, noise=noise)
+    return private_measures(study, release, total.counts, noise=total.noise)
 
 
 def _site_private(study: StudySpec, outcome: Outcome, site: SiteId) -> dict[str, Any]:
