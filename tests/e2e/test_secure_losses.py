@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,9 +127,7 @@ def test_it_is_lost_in_every_exchange_and_each_round_completes_or_is_abandoned_b
 def test_it_is_back_in_the_sum_after_every_loss(ran: tuple[Prepared, Ran]) -> None:
     _, one = ran
     sites = [len(fields["sites"]) for fields in one.of("round.committed")]
-    changes = sum(
-        before == 3 and after == 4 for before, after in zip(sites, sites[1:], strict=False)
-    )
+    changes = sum((before, after) == (3, 4) for before, after in pairwise(sites))
 
     assert changes >= 3  # lost in sign and unmask it is in the sum of that round, not of the next
     assert sites[-1] == 4
