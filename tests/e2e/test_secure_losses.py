@@ -34,7 +34,7 @@ EXCHANGES = ("train", "advertise", "share", "sign", "unmask")
 ROUNDS = 150
 CHANGES = {
     "rounds = 20": f"rounds = {ROUNDS}",
-    "deadline_seconds = 60": "deadline_seconds = 15",
+    "deadline_seconds = 60": "deadline_seconds = 40",
     # No protection at all: what is tested is the sum.
     "epsilon = 1.5": "noise_multiplier = 0.1",
     "sampling_probability = 0.5": "sampling_probability = 1.0",

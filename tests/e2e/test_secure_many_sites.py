@@ -23,7 +23,7 @@ def text(*, hospitals: int) -> str:
             "rounds = 20": f"rounds = {ROUNDS}",
             # n = 16: eleven survivors at least.
             "quorum = 3": "quorum = 11",
-            "deadline_seconds = 60": "deadline_seconds = 120",
+            "deadline_seconds = 60": "deadline_seconds = 300",
             "epsilon = 1.5": "epsilon = 2.0",
             "learning_rate = 2.0": "learning_rate = 0.3",
             "average_last = 4": "average_last = 100",
