@@ -27,7 +27,7 @@ blocks spend more time on starting to read."""
 KEY_BYTES: Final = 32
 Mask = tuple[bytes, Literal[1, -1]]
 """The key of a mask, and whether it is added or taken away."""
-_ZEROS: Final = bytes(BLOCK_BYTES)
+_ZEROS: Final = memoryview(bytes(BLOCK_BYTES))
 
 
 def derive(secret: bytes, context: bytes) -> bytes:
@@ -73,7 +73,7 @@ def add_all(
     """
     streams = [(_keystream(key), sign) for key, sign in masks]
     per_block = BLOCK_BYTES // residues.itemsize
-    buffer = bytearray(BLOCK_BYTES + 15)
+    buffer = bytearray(min(BLOCK_BYTES, residues.nbytes) + 15)
     for start in range(0, residues.size, per_block):
         part = residues[start : start + per_block]
         for number, vector in enumerate(vectors):
