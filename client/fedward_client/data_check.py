@@ -16,9 +16,11 @@ from fedward_client.data.fhir_schema import SchemaFindings
 from fedward_client.data.site import SAMPLE_EVERY, SiteSource, fhir_resources
 from fedward_client.settings import SiteSettings
 from fedward_common.errors import ProtocolError
+from fedward_common.notes.recall import NOTES, measured_recall
 from fedward_common.study.clinical import ClinicalData, Feature, Measured, Present
 from fedward_common.study.clinical_encoding import Encoder, Tally
 from fedward_common.study.encoding import code_text, code_texts, decimal_number, encode_present
+from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import CategoryColumn, NumberColumn, TabularData
 
@@ -73,7 +75,11 @@ def check_data(study: StudySpec, source: SiteSource) -> DataFound:
         return _clinical(study.data, source)
     if isinstance(study.data, TabularData):
         return _tabular(study, study.data, source)
-    raise ProtocolError(f"data: expected kind tabular or clinical, found {study.data.kind!r}")
+    if isinstance(study.data, NotesData):
+        return _notes(study, study.data, source)
+    raise ProtocolError(
+        f"data: expected kind tabular, clinical or notes, found {study.data.kind!r}"
+    )
 
 
 def data_report(
@@ -113,14 +119,23 @@ def data_report(
 def check_form(
     study: StudySpec, settings: SiteSettings, *, whole: bool, min_cell_size: int
 ) -> dict[str, Any]:
-    """`fhir_schema` of the report: how many FHIR resources are not as R4 4.0.1 says, and in what.
+    """What is known of the form of the site's records, for the report.
 
-    Empty where the site has no FHIR. A resource of another form may all the same be readable: what
-    a study needs of it is counted by `check_data`.
+    Of notes, `scrubbing`: the recall of the recognisers on made-up notes. Of FHIR, `fhir_schema`:
+    how many resources are not as R4 4.0.1 says, and in what; such a resource may all the same be
+    readable, which `check_data` counts.
 
     Raises:
         DataError: the source cannot be read.
     """
+    if isinstance(study.data, NotesData):
+        found = measured_recall()
+        return {
+            "scrubbing": {
+                "notes": NOTES,
+                "recall": {kind: round(one.share, 4) for kind, one in sorted(found.items())},
+            }
+        }
     if not isinstance(study.data, ClinicalData):
         return {}
     findings = SchemaFindings()
@@ -212,6 +227,40 @@ def _feature(feature: Feature, tally: Tally) -> FeatureFound:
         low=low,
         high=high,
         values=tuple(tally.values.get(name, ())),
+    )
+
+
+def _notes(study: StudySpec, schema: NotesData, source: SiteSource) -> DataFound:
+    training, held_out, tally = source.notes.tally(study)
+    patients = training.patients + held_out.patients
+    most = schema.tokeniser.max_tokens
+    length = FeatureFound(
+        name="words",
+        unit=f"a text; cut off beyond {most} tokens",
+        patients=patients,
+        outside=tally.cut,
+        unmapped=0,
+        low=0.0,
+        high=float(max([most, *tally.words])),
+        values=tuple(map(float, tally.words)),
+    )
+    taken_out = [
+        FeatureFound(
+            name=f"taken out: {kind}",
+            unit="places",
+            patients=patients,
+            outside=0,
+            unmapped=0,
+            values=(),
+        )
+        for kind in sorted(tally.scrubbed)
+    ]
+    return DataFound(
+        people=patients + tally.absent,
+        training=training.patients,
+        held_out=held_out.patients,
+        absent={"rows that do not fit": tally.absent},
+        features=[length, *taken_out],
     )
 
 

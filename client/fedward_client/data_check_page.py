@@ -45,6 +45,10 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _form(report: Mapping[str, Any]) -> Iterator[str]:
     """What a check against the FHIR schema found, in lines; nothing where there was none."""
+    scrubbing = report.get("scrubbing")
+    if scrubbing is not None:
+        shares = ", ".join(f"{kind} {share:.0%}" for kind, share in scrubbing["recall"].items())
+        yield f"found by the recognisers on {scrubbing['notes']} made-up notes: {shares}"
     form = report.get("fhir_schema")
     if form is None:
         return

@@ -150,6 +150,27 @@ class ImageFiles(Strict):
 ClinicalEntry = EventFiles | FhirFolder | FhirServerUrl | OmopUrl
 
 
+class NotesFile(Strict):
+    """Notes in one CSV table. `vocabulary`: the file of word pieces that a study names by digest.
+
+    Either `patient_key`, the column that says who is one patient, or `no_patient_key = true` where
+    nobody knows: only a study with the privacy unit `record` may read those.
+    """
+
+    kind: Literal["notes"] = "notes"
+    path: Location
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    patient_key: str | None = Field(default=None, min_length=1, max_length=256)
+    no_patient_key: bool = False
+    vocabulary: Location | None = None
+
+    @model_validator(mode="after")
+    def _one_of_them(self) -> "NotesFile":
+        if (self.patient_key is None) != self.no_patient_key:
+            raise ValueError("expected either patient_key or no_patient_key = true")
+        return self
+
+
 def _data_kind(value: object) -> str:
     """The kind of a [[data]] table; without one it is a CSV table, as before there were others."""
     kind = value.get("kind", "csv") if isinstance(value, dict) else getattr(value, "kind", "csv")
@@ -162,6 +183,7 @@ DataEntry = Annotated[
     | Annotated[FhirFolder, Tag("fhir")]
     | Annotated[FhirServerUrl, Tag("fhir-server")]
     | Annotated[OmopUrl, Tag("omop")]
-    | Annotated[ImageFiles, Tag("images")],
+    | Annotated[ImageFiles, Tag("images")]
+    | Annotated[NotesFile, Tag("notes")],
     Discriminator(_data_kind),
 ]

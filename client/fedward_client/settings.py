@@ -24,6 +24,7 @@ from fedward_client.data_entries import (
     FhirServerUrl,
     ImageFiles,
     Location,
+    NotesFile,
     OmopUrl,
     known_zone_name,
 )
@@ -272,6 +273,7 @@ class SiteSettings(Strict):
             for key in (
                 *(table.patient_key for table in self.tables),
                 *(images.patient_key for images in self.images),
+                *(notes.patient_key for notes in self.notes),
             )
         ):
             raise ValueError(
@@ -296,6 +298,11 @@ class SiteSettings(Strict):
         return tuple(one for one in self.data if isinstance(one, ImageFiles))
 
     @property
+    def notes(self) -> tuple[NotesFile, ...]:
+        """The [[data]] that are notes."""
+        return tuple(one for one in self.data if isinstance(one, NotesFile))
+
+    @property
     def data_files(self) -> tuple[Path, ...]:
         """The files of [[data]] that the worker opens; the files of a folder are not listed."""
         found: list[Path | None] = []
@@ -303,6 +310,8 @@ class SiteSettings(Strict):
             match one:
                 case CsvFile() | FhirFolder() | ImageFiles():
                     found.append(one.path)
+                case NotesFile():
+                    found += [one.path, one.vocabulary]
                 case EventFiles():
                     found += [one.patients, one.events]
                 case OmopUrl():

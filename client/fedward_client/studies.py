@@ -25,6 +25,7 @@ from fedward_common.study.clinical import ClinicalData, Measured, Present
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.kept import kept_words
+from fedward_common.study.notes import NotesData
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
@@ -240,6 +241,14 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
         yield {"name": "images", "use": f"pixels, {size}; of a header none"}
         for name in data.columns:
             yield {"name": name, "use": "who is one patient, the label or who is held out"}
+        return
+    if isinstance(data, NotesData):
+        yield {"name": data.text, "use": "the text, scrubbed, then in numbers; never leaves"}
+        for name in data.columns:
+            if name != data.text:
+                own = name in data.identifiers
+                use = "taken out of the text" if own else "who is one patient, label or held out"
+                yield {"name": name, "use": use}
         return
     if not isinstance(data, TabularData | Table):
         return

@@ -12,7 +12,9 @@ from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from fedward_common.study.evaluation import ClassScores, EvaluationRelease, OverlapScores
 from fedward_common.study.imaging import ImageData, ImageMasks
+from fedward_common.study.notes import EntityScores
 from fedward_common.study.spec import StudySpec
+from fedward_server.entity_figures import entity_estimates
 from fedward_server.evaluation import INTERVAL, ONE_SIDED, SMALLEST_CLASS, Estimate, figures
 
 Numbers = npt.NDArray[np.float64]
@@ -28,6 +30,8 @@ def private_measures(
     What may rest on fewer than 10 patients is left out.
     """
     data = study.data
+    if isinstance(release, EntityScores):
+        return entity_estimates(counts, noise=noise)
     if isinstance(release, OverlapScores) and isinstance(data, ImageMasks):
         return _overlaps(data, release, counts, noise=noise)
     if isinstance(release, ClassScores) and isinstance(data, ImageData):

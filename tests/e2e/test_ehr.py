@@ -12,6 +12,7 @@ from fedward_server.sandbox.result import assemble_result
 from fedward_server.sandbox.run import Inputs, prepare, publish, run_study
 from tests.support import synthea
 from tests.support.ehr_cohorts import bundles, table
+from tests.support.studies import write_table
 
 pytestmark = pytest.mark.federation
 
@@ -153,6 +154,55 @@ held_out = 0.5
 """
 )
 
+TAGS = (
+    STUDY.replace("max_records_per_patient", 'unit = "record"\nmax_records_per_patient')
+    + """
+[[releases]]
+kind = "entity-scores"
+bins = 4
+noise_multiplier = 4.0
+[task]
+kind = "text-ner"
+[model]
+name = "bilstm"
+hidden = [8, 8]
+outputs = 3
+shape = [4, 257]
+[data]
+kind = "notes"
+no_patient_key = true
+[data.tokeniser]
+kind = "hashed-words"
+max_tokens = 8
+buckets = 256
+[data.label]
+column = "tags"
+types = ["Disease"]
+[data.split]
+kind = "column"
+column = "split"
+"""
+)
+
+
+def tagged_texts(seed: int, *, texts: int = 60) -> list[dict[str, str]]:
+    """Texts in which `lung cancer` and `asthma` are diseases."""
+    draws = np.random.default_rng(seed)
+    rows = []
+    for number in range(texts):
+        filler = draws.choice(["has", "seen", "for", "with", "known", "today"], 5).tolist()
+        tags, place = ["O"] * 5, int(draws.integers(0, 4))
+        if number % 2:
+            filler[place : place + 2], tags[place : place + 2] = (
+                ["lung", "cancer"],
+                ["B-Disease", "I-Disease"],
+            )
+        elif number % 3:
+            filler[place], tags[place] = "asthma", "B-Disease"
+        part = "test" if number % 4 > 1 else "train"
+        rows.append({"text": " ".join(filler), "tags": " ".join(tags), "split": part})
+    return rows
+
 
 def run(folder: Path, text: str, *, settings: dict[str, str] | None = None) -> dict[str, Any]:
     """The result of a study over the sites' folders in `folder`; `settings` replace [[data]]."""
@@ -226,3 +276,19 @@ def test_time_series_come_from_tables_fhir_and_omop_in_one_study(tmp_path: Path)
     assert np.isfinite(result["auc"]["federated"])
     assert all(facts["rounds_charged"] == 2 for facts in result["per_site"].values())
     assert result["auc"]["pooled_no_privacy"] > 0.8
+
+
+@pytest.mark.slow
+def test_entities_in_notes_are_learned_per_record(tmp_path: Path) -> None:
+    for seed, site in enumerate(SITES):
+        (tmp_path / site).mkdir()
+        write_table(tmp_path / site / "patients.csv", tagged_texts(seed))
+
+    result = run(tmp_path, TAGS)
+
+    assert result["unit"] == "record"
+    assert set(result["figures"]) == {"entity_f1", "entity_precision", "entity_recall"}
+    assert result["figures"]["entity_f1"]["pooled_no_privacy"] > 0.9
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "entity F1" in page
+    assert "per record; NOT per patient" in page

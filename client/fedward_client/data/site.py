@@ -10,6 +10,7 @@ from fedward_client.data.event_tables import EventTables
 from fedward_client.data.fhir import FhirFiles
 from fedward_client.data.fhir_server import FhirEndpoint, FhirServer
 from fedward_client.data.images import ImageSource
+from fedward_client.data.notes import NotesSource
 from fedward_client.data.tabular import CsvSource, nobody
 from fedward_client.data_entries import (
     ClinicalEntry,
@@ -24,6 +25,7 @@ from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import StudySpec
 
 SAMPLE_EVERY: Final = 50
@@ -44,6 +46,7 @@ class SiteSource:
             [people_source(entry) for entry in settings.clinical], excluded=excluded
         )
         self.images = ImageSource(settings.images, excluded=excluded)
+        self.notes = NotesSource(settings.notes, excluded=excluded)
 
     def records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part`; a patient whose rows do not fit counts as absent (rules 7).
@@ -55,6 +58,8 @@ class SiteSource:
             return self.clinical.records(study, part=part)
         if isinstance(study.data, Pictures):
             return self.images.records(study, part=part)
+        if isinstance(study.data, NotesData):
+            return self.notes.records(study, part=part)
         return self.tables.records(study, part=part)
 
     def rows(self, study: StudySpec) -> list[dict[str, str]]:
@@ -67,6 +72,8 @@ class SiteSource:
             return self.clinical.checked_records(study, part=part)
         if isinstance(study.data, Pictures):
             return self.images.checked_records(study, part=part)
+        if isinstance(study.data, NotesData):
+            return self.notes.checked_records(study, part=part)
         return self.tables.checked_records(study, part=part)
 
 

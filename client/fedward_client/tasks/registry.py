@@ -1,6 +1,7 @@
 """Which code learns which kind of study."""
 
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
+from fedward_client.tasks.notes import NoteAnswerTask, NoteTagsTask
 from fedward_client.tasks.survival import SurvivalTask
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
 from fedward_client.tasks.tabular_regression import TabularRegressionTask
@@ -15,6 +16,7 @@ from fedward_common.study.imaging import (
     ImageSegmentation,
 )
 from fedward_common.study.inputs import input_size
+from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
 from fedward_common.study.tasks import (
@@ -41,6 +43,10 @@ def task_of(study: StudySpec) -> Task:
             return _image_task(study.task, study.data)
         case ImageSegmentation() if isinstance(study.data, ImageMasks):
             return SegmentationTask(study.task, study.data)
+        case TextClassification() | TextNer() if isinstance(study.data, NotesData):
+            if isinstance(study.data.label, TagLabel):
+                return NoteTagsTask(study.data, study.data.label)
+            return NoteAnswerTask(study.data)
         case TabularRegression():
             return TabularRegressionTask(inputs=inputs)
         case Survival():

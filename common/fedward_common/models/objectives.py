@@ -23,6 +23,7 @@ from fedward_common.models.image_objectives import (
     OneClassTargets,
     SegmentationObjective,
 )
+from fedward_common.models.text_objectives import TaggingObjective
 from fedward_common.study.imaging import (
     ClassLabel,
     ImageClassification,
@@ -30,6 +31,7 @@ from fedward_common.study.imaging import (
     ImageMasks,
     ImageSegmentation,
 )
+from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.registry import TaskSpec
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
@@ -233,9 +235,17 @@ def _segmentation(study: StudySpec) -> Objective:
     return SegmentationObjective(task, data)
 
 
-for _binary in (TabularClassification, TimeseriesClassification):
+def _tagging(study: StudySpec) -> Objective:
+    data = study.data
+    if not isinstance(data, NotesData) or not isinstance(data.label, TagLabel):
+        raise ConfigError(f"data.kind: expected notes with tags, found {data.kind!r}")
+    return TaggingObjective(data.label)
+
+
+for _binary in (TabularClassification, TimeseriesClassification, TextClassification):
     register_objective(_binary, lambda _: BinaryObjective())
 register_objective(TabularRegression, lambda _: ValueObjective())
 register_objective(Survival, _survival)
 register_objective(ImageClassification, _image_classes)
 register_objective(ImageSegmentation, _segmentation)
+register_objective(TextNer, _tagging)

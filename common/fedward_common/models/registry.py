@@ -1,7 +1,6 @@
 """Models by the name a study gives them: built and initialised alike on every machine."""
 
 from collections.abc import Callable
-from functools import lru_cache
 
 import numpy as np
 from torch import nn
@@ -14,6 +13,7 @@ from fedward_common.models.recurrent import gru, lstm
 from fedward_common.models.standardised import standardise
 from fedward_common.models.survival import proportional_hazards
 from fedward_common.models.tabular import logistic_regression, mlp
+from fedward_common.models.text import bilstm, text_transformer
 from fedward_common.study.spec import ModelSpec
 
 ModelFactory = Callable[[ModelSpec, int], nn.Module]
@@ -31,6 +31,8 @@ _FACTORIES: dict[str, ModelFactory] = {
     "densenet121": densenet121,
     "gru": gru,
     "lstm": lstm,
+    "bilstm": bilstm,
+    "text-transformer": text_transformer,
 }
 
 
@@ -92,13 +94,7 @@ def model_shapes(spec: ModelSpec, inputs: int) -> dict[str, tuple[int, ...]]:
     Raises:
         ConfigError: as `build_model`.
     """
-    return dict(_shapes(spec, inputs))
-
-
-@lru_cache(maxsize=16)
-def _shapes(spec: ModelSpec, inputs: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    """Asked at every step of a study, and a model is slow to build."""
-    return tuple((name, t.shape) for name, t in initial_tensors(spec, inputs).items())
+    return {name: tensor.shape for name, tensor in initial_tensors(spec, inputs).items()}
 
 
 def model_tensors(model: nn.Module) -> dict[str, Array]:

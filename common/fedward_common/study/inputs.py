@@ -3,6 +3,7 @@
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.notes import NotesData
 from fedward_common.study.registry import DataSpec
 from fedward_common.study.tabular import TabularData
 
@@ -13,6 +14,8 @@ def input_size(data: DataSpec) -> int:
     Raises:
         ConfigError: data from which nothing is learned.
     """
-    if not isinstance(data, TabularData | ClinicalData | Pictures):
-        raise ConfigError(f"data.kind: expected tabular, clinical or image, found {data.kind!r}")
+    if not isinstance(data, TabularData | ClinicalData | Pictures | NotesData):
+        raise ConfigError(
+            f"data.kind: expected tabular, clinical, image or notes, found {data.kind!r}"
+        )
     return data.input_size

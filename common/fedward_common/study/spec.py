@@ -102,7 +102,10 @@ class ModelSpec(Extensible):
     initial_seed: int = Field(default=0, ge=0, lt=2**53)
     tensors: tuple[TensorSpec, ...] = Field(default=(), max_length=4096, strict=False)
     shape: tuple[Width, ...] = Field(
-        default=(), max_length=4, strict=False, description="of an image: channels, height, width"
+        default=(),
+        max_length=4,
+        strict=False,
+        description="of an image: channels, height, width; of notes: ids of a token, different ids",
     )
     weight_standardisation: bool = Field(
         default=False, description="every filter of a convolution centred and of length one"

@@ -21,6 +21,13 @@ from fedward_common.study.imaging import (
     ImageMasks,
     ImageSegmentation,
 )
+from fedward_common.study.notes import (
+    EntityScores,
+    NotesData,
+    TagLabel,
+    TextClassification,
+    TextNer,
+)
 from fedward_common.study.registry import DataSpec, TaskSpec, register
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import (
@@ -81,16 +88,20 @@ KNOWN_TASKS: Final = (
     TimeseriesClassification,
     ImageClassification,
     ImageSegmentation,
+    TextClassification,
+    TextNer,
 )
 
 
 def outputs_of(study: StudySpec) -> int:
-    """How many numbers a model puts out for a record; of a segmentation, for a pixel."""
+    """How many numbers a model puts out for a record: for a pixel of a segmentation, for a word."""
     data = study.data
     if isinstance(data, ImageMasks):
         return len(data.structures) + 1
     if isinstance(data, ImageData):
         return data.outputs
+    if isinstance(data, NotesData) and isinstance(data.label, TagLabel):
+        return len(data.label.tags)
     return len(study.task.cuts) if isinstance(study.task, Survival) else 1
 
 
@@ -121,6 +132,8 @@ def check_task(study: StudySpec) -> None:
         Survival: TimeLabel,
         ImageClassification: ImageData,
         ImageSegmentation: ImageMasks,
+        TextClassification: LabelRule,
+        TextNer: TagLabel,
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
@@ -140,6 +153,7 @@ def check_task(study: StudySpec) -> None:
             f"model.outputs: expected {outputs_of(study)}, found {study.model.outputs}"
         )
     _check_images(study)
+    _check_notes(study)
     if isinstance(task, Survival) and (
         (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
     ):
@@ -185,11 +199,27 @@ def _check_images(study: StudySpec) -> None:
         raise ConfigError(f"releases: expected {wanted}, found {release.kind}")
 
 
+def _check_notes(study: StudySpec) -> None:
+    """Returns when a study of notes has a model of notes of its tokeniser, and its evaluation."""
+    task, data, release = study.task, study.data, evaluation_of(study)
+    if isinstance(release, EntityScores) != (isinstance(task, TextNer) and release is not None):
+        raise ConfigError("releases: expected entity-scores of text-ner, and of nothing else")
+    if isinstance(task, TextClassification | TextNer) != isinstance(data, NotesData):
+        raise ConfigError(f"task.kind: expected one for {data.kind}, found {task.kind!r}")
+    if isinstance(data, NotesData):
+        shape = (data.tokeniser.ids, data.tokeniser.size)
+        if study.model.shape != shape:
+            raise ConfigError(
+                f"model.shape: expected {list(shape)}, as the tokeniser has, found "
+                f"{list(study.model.shape)}"
+            )
+
+
 def _label_kind(study: StudySpec) -> type[object]:
     """The kind of label that the data have, by the tables' names for it; images are their own."""
     if isinstance(study.data, ImageData | ImageMasks):
         return type(study.data)
-    if isinstance(study.data, TabularData):
+    if isinstance(study.data, TabularData | NotesData):
         return type(study.data.label)
     if isinstance(study.data, ClinicalData):
         kinds: dict[type[object], type[object]] = {

@@ -31,6 +31,7 @@ from fedward_server.sandbox.image_figures import (
     together,
 )
 from fedward_server.sandbox.measures import bootstrap_weights, intervals
+from fedward_server.sandbox.notes import entity_figures
 
 SMALLEST_CLASS: Final = 10
 THRESHOLD: Final = 0.5
@@ -147,7 +148,7 @@ def task_figures(study: StudySpec, tensors: Tensors, records: PatientRecords) ->
     predicted = scores(study, tensors, records)
     classes = objective_of(study).classes(records.labels)
     counted = np.isfinite(classes)
-    more = own_figures(study, predicted, records)
+    more = own_figures(study, predicted, records) | entity_figures(study, tensors, records)
     if not counted.any():
         return ExactFigures(
             held_out=records.patients,

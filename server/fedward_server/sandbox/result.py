@@ -24,6 +24,7 @@ from fedward_common.study.grouped_scores import GroupedScores, ValueScores
 from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
+from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_common.study.tabular import TabularData
@@ -43,6 +44,7 @@ from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
 from fedward_server.sandbox.measures import DRAWS
+from fedward_server.sandbox.notes import all_notes
 from fedward_server.sandbox.statistics import Tables, read_tables
 
 EXACT: Final = "exact: computed by the sandbox's parent from its own copy of the held-out patients"
@@ -133,11 +135,10 @@ class ParentCopy:
                 training={s: _encoded(study.data, s, p, part="train") for s, p in people.items()},
                 held_out={s: _encoded(study.data, s, p, part="test") for s, p in people.items()},
             )
-        if not isinstance(study.data, TabularData):
-            raise ConfigError(
-                f"sandbox: expected tabular, clinical or image data, found {study.data.kind!r}"
-            )
         tables = {site: _read(site, path) for site, path in files.items()}
+        if isinstance(study.data, NotesData):
+            found = study.data, files, tables
+            return cls(training=all_notes(*found, "train"), held_out=all_notes(*found, "test"))
         return cls(
             training={s: _encode(study, s, rows, part="train") for s, rows in tables.items()},
             held_out={s: _encode(study, s, rows, part="test") for s, rows in tables.items()},

@@ -9,11 +9,13 @@ from typing import Any, Final
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly
 from fedward_common.trust.private_files import write_atomically, write_private
 from fedward_common.trust.statements import Statement
 from fedward_server.sandbox.layout import FEDERATION, Layout, SiteFolder
+from fedward_server.sandbox.notes import VOCABULARY
 
 STEWARD: Final = "Data steward"
 COORDINATOR: Final = """\
@@ -127,10 +129,14 @@ def _data(study: StudySpec, site: SiteFolder) -> dict[str, Any]:
     data, files = study.data, [str(path.absolute()) for path in site.data_files]
     if isinstance(data, ClinicalData):
         return dict(zip(("kind", "patients", "events"), ["events", *files], strict=True))
-    if not isinstance(data, Pictures):
+    if not isinstance(data, Pictures | NotesData):
         return {"kind": "csv", "path": files[0]}
     owner = {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}
-    return {"kind": "images", "path": files[0], **owner}
+    if isinstance(data, Pictures):
+        return {"kind": "images", "path": files[0], **owner}
+    vocabulary = site.data_file.with_name(VOCABULARY).absolute()
+    beside = {"vocabulary": str(vocabulary)} if vocabulary.is_file() else {}
+    return {"kind": "notes", "path": files[0], **owner, **beside}
 
 
 def write_approval(site: SiteFolder, study: StudySpec, *, now: datetime) -> None:

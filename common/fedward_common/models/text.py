@@ -1,0 +1,146 @@
+"""Models of notes: embedded ids of tokens, then a bidirectional LSTM or a small transformer.
+
+Their layers are those with per-record gradients on every back end (Opacus' LSTM and attention).
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from fedward_common.errors import ConfigError
+from fedward_common.models.dp_layers import dp_layer
+from fedward_common.study.spec import ModelSpec
+
+
+class TokenEmbedding(nn.Module):
+    """The sum of the embeddings of a token's ids; ids are float32 whole numbers, 0 is nothing."""
+
+    def __init__(self, *, ids: int, size: int, width: int) -> None:
+        super().__init__()
+        self.ids, self.size = ids, size
+        self.table = nn.Embedding(ids * size, width)
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[records, tokens, width], and [records, tokens] that is 1 where there is a token."""
+        tokens = features.reshape(features.shape[0], -1, self.ids)
+        offsets = torch.arange(self.ids, device=features.device) * self.size
+        numbers = tokens.round().clamp(0, self.size - 1).to(torch.int64)
+        embedded: torch.Tensor = self.table(numbers + offsets).sum(dim=2)
+        return embedded, (numbers[:, :, 0] > 0).to(embedded.dtype)
+
+
+class _Answers(nn.Module):
+    """Linear outputs: of each token for tags, of the mean over the tokens for one answer."""
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, outputs)
+
+    def forward(self, states: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        if self.linear.out_features > 1:
+            tagged: torch.Tensor = self.linear(states)
+            return tagged
+        share = there / there.sum(dim=1, keepdim=True).clamp(min=1.0)
+        pooled = (states * share.unsqueeze(-1)).sum(dim=1)
+        logits: torch.Tensor = self.linear(pooled)
+        return logits.squeeze(-1)
+
+
+class BiLstm(nn.Module):
+    """A bidirectional LSTM over the tokens."""
+
+    def __init__(self, *, embedding: TokenEmbedding, width: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.embedding = embedding
+        self.cell = dp_layer("lstm")(width, hidden, batch_first=True, bidirectional=True)
+        self.answers = _Answers(2 * hidden, outputs)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits [records] for one output, otherwise [records, tokens, outputs]."""
+        embedded, there = self.embedding(features)
+        states = self.cell(embedded)[0]
+        answers: torch.Tensor = self.answers(states, there)
+        return answers
+
+
+class TextTransformer(nn.Module):
+    """One block of attention and a feed-forward part, each after its LayerNorm; sine positions."""
+
+    def __init__(self, *, embedding: TokenEmbedding, width: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.embedding, self.width = embedding, width
+        self.before = nn.LayerNorm(width)
+        self.attention = dp_layer("multihead-attention")(width, _heads(width), batch_first=True)
+        self.between = nn.LayerNorm(width)
+        self.wide, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.after = nn.LayerNorm(width)
+        self.answers = _Answers(width, outputs)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """Logits [records] for one output, otherwise [records, tokens, outputs]."""
+        embedded, there = self.embedding(features)
+        states = embedded + _positions(embedded.shape[1], self.width).to(embedded)
+        normed = self.before(states)
+        attended = self.attention(normed, normed, normed, need_weights=False)[0]
+        states = states + attended
+        states = states + self.narrow(torch.relu(self.wide(self.between(states))))
+        answers: torch.Tensor = self.answers(self.after(states), there)
+        return answers
+
+
+def bilstm(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `bilstm`. Raises ConfigError as `_text_model`."""
+    return _text_model(spec, inputs, BiLstm)
+
+
+def text_transformer(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `text-transformer`. Raises ConfigError as `_text_model`."""
+    return _text_model(spec, inputs, TextTransformer)
+
+
+def _text_model(
+    spec: ModelSpec, inputs: int, kind: type[BiLstm] | type[TextTransformer]
+) -> nn.Module:
+    """A model of notes: `hidden` = [width of a token, width inside], `shape` = [ids, size].
+
+    Raises:
+        ConfigError: sizes that the model does not take.
+    """
+    if len(spec.hidden) != 2 or (
+        kind is TextTransformer and spec.hidden[0] % _heads(spec.hidden[0])
+    ):
+        raise ConfigError(f"model.hidden: expected two widths for {spec.name}, such as [64, 64]")
+    if len(spec.shape) != 2 or inputs % spec.shape[0]:
+        raise ConfigError(
+            f"model.shape: expected [ids of a token, different ids] for {spec.name}, as its "
+            "tokeniser has"
+        )
+    width, hidden = spec.hidden
+    ids, size = spec.shape
+    with torch.random.fork_rng(devices=[]):  # layers draw their first weights; ours replace them
+        embedding = TokenEmbedding(ids=ids, size=size, width=width)
+        model = kind(embedding=embedding, width=width, hidden=hidden, outputs=spec.outputs)
+    generator = torch.Generator(device="cpu").manual_seed(spec.initial_seed)
+    with torch.no_grad():
+        for name, parameter in sorted(model.named_parameters()):
+            if parameter.dim() < 2:
+                if "bias" in name:
+                    parameter.zero_()
+                continue  # scales of LayerNorm stay 1
+            bound = 0.1 if "embedding" in name else 1.0 / math.sqrt(parameter.shape[-1])
+            uniform = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.copy_((2.0 * uniform - 1.0) * bound)
+    return model
+
+
+def _heads(width: int) -> int:
+    return 4 if width % 4 == 0 else 1
+
+
+def _positions(tokens: int, width: int) -> torch.Tensor:
+    """Sine and cosine positions [tokens, width] (Vaswani et al. 2017, section 3.5)."""
+    place = torch.arange(tokens, dtype=torch.float32).unsqueeze(1)
+    rate = torch.exp(torch.arange(0, width, 2, dtype=torch.float32) * (-math.log(10_000.0) / width))
+    angles = place * rate
+    return torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(tokens, -1)[:, :width]
