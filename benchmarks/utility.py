@@ -11,6 +11,12 @@ patients with fresh noise; `local` may also take five local steps a round, which
 sigma. Tuning is not charged: no arm is. Every patient takes part in every step (q = 1): at these
 sizes sigma / q is the same at q = 1/2, and drawing only adds variance.
 
+Heart disease: which hospital a patient is in is a public category column of every arm, encoded as a
+study would (0 or 1). This was chosen on parts of the training patients, for all arms together.
+
+With --study-run one more draw of a split goes through the product (`utility_study_run`): StudyRun,
+guards and workers, with the setting that `distributed` chose.
+
 Intervals are Student's, 95 %, over the means of the splits. The splits share patients: they say how
 sure the figures are on these patients, not on others.
 """
@@ -36,6 +42,7 @@ from sklearn.model_selection import train_test_split
 
 from benchmarks.arms import Arm, Budget, Floats, Patients, Setting, pooled, train
 from benchmarks.study import LEAST_DRAWS, STUDIES, environment, load_study, read_tables
+from benchmarks.utility_study_run import train_by_study_run
 from fedward_common.secagg.thresholds import Thresholds
 from fedward_common.study.tabular import NumberColumn, TabularData
 from fedward_server.sandbox.datasets import (
@@ -50,6 +57,7 @@ Deal = Callable[[int], Split]
 
 ARMS: Final[tuple[Arm, ...]] = ("central", "distributed", "local")
 SAME: Final = "central, same sigma"
+PRODUCT: Final = "distributed, by StudyRun"
 STEPS: Final = (15, 45)
 RATES: Final = (0.5, 1.5, 4.5)
 LOCAL_STEPS: Final = (1, 5)
@@ -91,6 +99,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--splits", type=int, default=10)
     parser.add_argument("--draws", type=int, default=5, help="noise draws in each split")
     parser.add_argument("--validations", type=int, default=3)
+    parser.add_argument("--case", action="append", help="only cases whose row begins so")
+    parser.add_argument("--study-run", action="store_true")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     if options.splits < LEAST_DRAWS:
@@ -100,6 +110,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     text = ""
     for case in cases():
+        if options.case and not str(case).startswith(tuple(options.case)):
+            continue
         start = time.process_time()
         row = measured(
             case,
@@ -107,6 +119,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             splits=options.splits,
             draws=options.draws,
             validations=options.validations,
+            study_run=options.study_run,
         )
         rows.append(row | {"cpu_seconds": time.process_time() - start})
         print(table(rows[-1:]).splitlines()[-1], file=sys.stderr, flush=True)
@@ -142,22 +155,35 @@ def digits() -> Patients:
 
 
 def heart_hospitals(folder: Path) -> list[Patients]:
-    """The patients of the four real hospitals, encoded by the example study."""
+    """The patients of the four real hospitals, encoded by the example study and by hospital."""
     study = load_study(STUDIES / "heart.toml")
     with tempfile.TemporaryDirectory() as made:
         paths = import_fed_heart(folder, Path(made))
         parts = [read_tables(study, paths, part) for part in ("train", "test")]
+    return by_hospital(
+        [
+            pooled(
+                [
+                    Patients(
+                        features=part[site].features.astype(np.float64),
+                        labels=part[site].labels.astype(np.float64),
+                    )
+                    for part in parts
+                ]
+            )
+            for site in paths
+        ]
+    )
+
+
+def by_hospital(hospitals: Sequence[Patients]) -> list[Patients]:
+    """The patients with their hospital as a category: an input for each one but the first."""
+    codes = np.eye(len(hospitals))[:, 1:]
     return [
-        pooled(
-            [
-                Patients(
-                    features=part[site].features.astype(np.float64),
-                    labels=part[site].labels.astype(np.float64),
-                )
-                for part in parts
-            ]
+        Patients(
+            features=np.hstack([site.features, np.tile(code, (len(site), 1))]), labels=site.labels
         )
-        for site in paths
+        for site, code in zip(hospitals, codes, strict=True)
     ]
 
 
@@ -191,12 +217,19 @@ def split_hospitals(hospitals: Sequence[Patients], number: int) -> Split:
 
 
 def measured(
-    case: Case, deal_split: Deal, *, splits: int, draws: int, validations: int
+    case: Case,
+    deal_split: Deal,
+    *,
+    splits: int,
+    draws: int,
+    validations: int,
+    study_run: bool = False,
 ) -> dict[str, Any]:
     """The figures of one case: per arm, in pairs, and what was chosen."""
     names: tuple[Metric, ...] = ("auc", "site_accuracy")
     found: dict[str, dict[Metric, list[float]]] = {
-        arm: {name: [] for name in names} for arm in (*ARMS, SAME, "no privacy", "majority")
+        arm: {name: [] for name in names}
+        for arm in (*ARMS, SAME, PRODUCT, "no privacy", "majority")
     }
     chosen: dict[str, list[str]] = {arm: [] for arm in ARMS}
     for number in range(splits):
@@ -212,6 +245,11 @@ def measured(
                 found[label][name].append(float(np.mean([run[name] for run in runs])))
         for arm in ARMS:
             chosen[arm].append(str(settings[arm]))
+        if study_run:
+            chosen_here = settings["distributed"]
+            weights = train_by_study_run(training, setting=chosen_here, budget=case.budget)
+            for name, value in figures(weights, held_out).items():
+                found[PRODUCT][name].append(value)
         plain = figures(no_privacy(training), held_out)
         for name in names:
             found["no privacy"][name].append(plain[name])
@@ -233,7 +271,7 @@ def measured(
                 name: interval(np.subtract(found["distributed"][name], found[arm][name]).tolist())
                 for name in names
             }
-            for arm in (SAME, "central", "local")
+            for arm in (SAME, "central", "local", *((PRODUCT,) if study_run else ()))
         },
         "chosen": chosen,
     }

@@ -78,6 +78,7 @@ class SecureRounds:
     keys: Mapping[SiteId, str]
     shapes: Shapes
     _ready: Coordinator | None = None
+    _room: Ring | None = None
     attempts: int = 0
     descent: PooledDescent = field(init=False)
 
@@ -137,6 +138,7 @@ class SecureRounds:
         boxes = {s: {"boxes": Boxes(boxes=ready.boxes_for(s)).canonical} for s in sharers}
         ask = Ask(kind=kind, round=round_number, model=model, cohort=sharers, own=boxes)
         ready.bound = ask.instruction(self.study, sharers).key
+        ready.room, self._room = self._room, None
         state = self.exchanges.run(
             ask, lambda site, payload: ready.take_masked(site, _residues(plan, payload))
         )
@@ -144,10 +146,11 @@ class SecureRounds:
             self.exchanges.abandon(state, reason="mask")
             return None
         try:
-            values = plan.grid.from_ring(self._open(ready, sharers))
+            opened = self._open(ready, sharers)
         except SecAggRefused as error:
             self.exchanges.abandon(state, reason=str(error))
             return None
+        values, self._room = plan.grid.from_ring(opened), opened
         survivors = tuple(SiteId(site) for site in ready.close())
         state.aggregate()
         noise = plan.noise_std * len(survivors) ** 0.5
@@ -288,4 +291,4 @@ def _residues(plan: SumPlan, payload: bytes) -> Ring:
             f"sum: expected {plan.masked_bytes} bytes of a masked vector, found {len(payload)}"
         )
     wire = np.dtype(plan.grid.dtype).newbyteorder("<")
-    return np.frombuffer(payload, dtype=wire).astype(plan.grid.dtype)
+    return np.frombuffer(payload, dtype=wire).astype(plan.grid.dtype, copy=False)

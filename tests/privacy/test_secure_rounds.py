@@ -53,8 +53,16 @@ def opened() -> Iterator[list[Federation]]:
         one.close()
 
 
-def pooled_dp_sgd(one: Federation, *, without: Callable[[int], set[str]] = lambda _: set()) -> Any:
-    """Plain numpy DP-SGD over all hospitals' patients, with the sites' own draws and noise."""
+Whom = Callable[[int], set[str]]
+
+
+def pooled_dp_sgd(
+    one: Federation, *, without: Whom = lambda _: set(), unasked: Whom = lambda _: set()
+) -> Any:
+    """Plain numpy DP-SGD over all hospitals' patients, with the sites' own draws and noise.
+
+    `without` are the sites that are not in a round's sum, `unasked` those that drew nothing for it.
+    """
     study, dp, weights = one.study, one.study.dp, np.zeros(3)
     draws = {s: seeded(1)(n) for n, s in enumerate(one.hospitals)}
     noise = {s: seeded(2)(n) for n, s in enumerate(one.hospitals)}
@@ -62,6 +70,8 @@ def pooled_dp_sgd(one: Federation, *, without: Callable[[int], set[str]] = lambd
     for number in range(1, study.rounds + 1):
         total, patients = np.zeros(3), 0
         for site, hospital in one.hospitals.items():
+            if site in unasked(number):
+                continue
             sampling, _ = draws[site](), draws[site]()
             drawn = sampling.uniform(60) < dp.sampling_probability
             features = np.c_[hospital.patients.features, np.ones(60)][drawn]
@@ -113,24 +123,42 @@ def lost_in(kind: str, number: int, who: str) -> Callable[[SiteId, Instruction],
     return lambda site, asked: site == who and asked.kind == kind and asked.round == number
 
 
-@pytest.mark.parametrize("kind", ["train", "sign", "unmask"])
+UNASKED = (("advertise", 1), ("share", 1))
+"""A site that is lost in the set-up is not asked to train."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "counts"),
+    [
+        ("advertise", 1, False),
+        ("share", 1, False),
+        ("train", 2, False),
+        ("sign", 2, True),
+        ("unmask", 2, True),
+    ],
+)
 def test_a_site_lost_in_an_exchange_is_in_the_model_or_not_as_the_survivor_list_says(
-    tmp_path: Path, opened: list[Federation], kind: str
+    tmp_path: Path, opened: list[Federation], kind: str, number: int, counts: bool
 ) -> None:
     """Lost before its vector came: the model is that of the others. Lost later: it is in the sum.
 
     Either way the round completes, and the site is back in the next one by a full set-up.
     """
     one = deterministic(tmp_path, opened, sites=4)
-    one.lost = lost_in(kind, 2, "s4")
+    one.lost = lost_in(kind, number, "s4")
 
     result = one.run().run()
 
-    gone = {"s4"} if kind == "train" else set()
-    expected = pooled_dp_sgd(one, without=lambda number: gone if number == 2 else set())
+    gone = set() if counts else {"s4"}
+    expected = pooled_dp_sgd(
+        one,
+        without=lambda found: gone if found == number else set(),
+        unasked=lambda found: gone if (kind, found) in UNASKED else set(),
+    )
+    sites = [len(c["sites"]) for c in one.actions("round.committed")][:3]
     assert result.committed_rounds == 3
     np.testing.assert_allclose(learned(result.model), expected, atol=1e-5)
-    assert [len(c["sites"]) for c in one.actions("round.committed")][:3] == [4, 4 - len(gone), 4]
+    assert sites == [4 - len(gone) if found == number else 4 for found in (1, 2, 3)]
 
 
 def test_a_round_that_cannot_be_unmasked_is_abandoned_by_name_and_the_next_one_works(

@@ -1,6 +1,7 @@
 """Models by the name a study gives them: built and initialised alike on every machine."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from torch import nn
@@ -94,7 +95,13 @@ def model_shapes(spec: ModelSpec, inputs: int) -> dict[str, tuple[int, ...]]:
     Raises:
         ConfigError: as `build_model`.
     """
-    return {name: tensor.shape for name, tensor in initial_tensors(spec, inputs).items()}
+    return dict(_shapes(spec, inputs))
+
+
+@lru_cache(maxsize=16)
+def _shapes(spec: ModelSpec, inputs: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Asked at every step of a study, and a model is slow to build."""
+    return tuple((name, t.shape) for name, t in initial_tensors(spec, inputs).items())
 
 
 def model_tensors(model: nn.Module) -> dict[str, Array]:

@@ -6,12 +6,13 @@ survivors and of the mask keys of sites that are not in the sum.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
 from fedward_common.errors import SignatureRefused
 from fedward_common.secagg.fixedpoint import Ring
-from fedward_common.secagg.masks import Mask, add_masks, agree, public_of
+from fedward_common.secagg.masks import Mask, add_all, agree, public_of
 from fedward_common.secagg.messages import (
     Advert,
     Envelopes,
@@ -26,12 +27,17 @@ from fedward_common.secagg.shares import combine
 from fedward_common.secagg.thresholds import Thresholds
 from fedward_common.trust.signing import verify
 
+MOST_WAITING: Final = 3
+"""Vectors that wait to be added in one go, and the last ones with the masks: half the way through
+the memory that adding each by itself takes. The coordinator never holds more, and their sum."""
+
 
 @dataclass(kw_only=True, slots=True)
 class Coordinator:
     """Collects one round; every `take_*` refuses what a site may not send, and loses only that.
 
-    `size` and `dtype` are the public length and ring of the vectors, `bound` what they answer.
+    `size` and `dtype` are the public length and ring of the vectors, `bound` what they answer. The
+    sum is written to `room` where that fits it: an earlier one that nobody needs any more.
     """
 
     session: Session
@@ -39,9 +45,12 @@ class Coordinator:
     size: int
     dtype: type[np.uint32] | type[np.uint64]
     bound: str = ""
+    room: Ring | None = None
     _adverts: dict[str, Advert] = field(default_factory=dict)
     _boxes: dict[str, Mapping[str, str]] = field(default_factory=dict)
     _total: Ring | None = None
+    _waiting: list[Ring] = field(default_factory=list)
+    _opened: bool = False
     _masked: list[str] = field(default_factory=list)
     _survivors: tuple[str, ...] = ()
     _signatures: dict[str, SurvivorSignature] = field(default_factory=dict)
@@ -80,18 +89,32 @@ class Coordinator:
         return {sender: self._boxes[sender][site] for sender in senders if sender != site}
 
     def take_masked(self, site: str, masked: Ring) -> None:
-        """Adds one site's masked vector to the sum; the vector is not kept."""
+        """Takes one site's masked vector into the sum; the caller must not change it any more.
+
+        At most `MOST_WAITING` vectors are kept: they are added together, which spares the memory.
+        """
         if site not in self._boxes or site in self._masked or self._survivors:
             raise SecAggRefused(Reason.PHASE, "expected one vector of a site that shared")
         if masked.shape != (self.size,) or masked.dtype != self.dtype:
             raise SecAggRefused(
                 Reason.VECTOR, f"expected {self.size} residues of {self.dtype.__name__}"
             )
-        if self._total is None:
-            self._total = masked.copy()
-        else:
-            np.add(self._total, masked, out=self._total)
+        if len(self._waiting) == MOST_WAITING:
+            self._total = self._added(())
+        self._waiting.append(masked)
         self._masked.append(site)
+
+    def _added(self, masks: Sequence[Mask]) -> Ring:
+        """The sum so far with what waits and `masks`; nothing waits any more."""
+        waiting, self._waiting = self._waiting, []
+        if self._total is not None:
+            add_all(self._total, waiting, masks)
+            return self._total
+        total = self.room
+        if total is None or total.shape != (self.size,) or total.dtype != self.dtype:
+            total = np.empty(self.size, dtype=self.dtype)
+        add_all(total, waiting, masks, over=True)
+        return total
 
     def close(self) -> tuple[str, ...]:
         """The survivor list: from here on no vector is taken. Raises SecAggRefused if too short."""
@@ -142,7 +165,7 @@ class Coordinator:
         Raises:
             SecAggRefused: too few shares, or shares that give no secret that a site committed to.
         """
-        if self._total is None or not self.can_open:
+        if self._opened or not self.can_open:
             raise SecAggRefused(Reason.SHARES, "expected shares of T survivors, found fewer")
         masks: list[Mask] = []
         for site in self._survivors:
@@ -155,8 +178,8 @@ class Coordinator:
             if public_of(private).hex() != self._adverts[site].mask_key:
                 raise SecAggRefused(Reason.SHARES, f"expected {site}'s mask key, found another")
             masks += self._masks_with(site, private)
-        total, self._total = self._total, None
-        add_masks(total, masks)
+        self._opened = True
+        total, self._total = self._added(masks), None
         return total
 
     def _masks_with(self, lost: str, private: bytes) -> Iterator[Mask]:

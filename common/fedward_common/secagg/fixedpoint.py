@@ -106,8 +106,12 @@ class FixedPoint:
 
     def from_ring(self, residues: Ring) -> npt.NDArray[np.float64]:
         """The real numbers of residues, read as signed: a copy, float64."""
-        signed = residues.astype(self.dtype).view(np.int32 if self.bits == 32 else np.int64)
-        return signed.astype(np.float64) / self.scale
+        signed = residues.astype(self.dtype, copy=False).view(
+            np.int32 if self.bits == 32 else np.int64
+        )
+        values = signed.astype(np.float64)
+        values /= self.scale
+        return values
 
     @property
     def dtype(self) -> type[np.uint32] | type[np.uint64]:

@@ -21,12 +21,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from fedward_common.secagg.fixedpoint import Ring
 from fedward_common.secagg.refusals import Reason, SecAggRefused
 
-BLOCK_BYTES: Final = 1 << 18
-"""Measured: keystream and residues are added while they are in the second-level cache."""
+BLOCK_BYTES: Final = 1 << 19
+"""Measured: keystream and residues are added while they are in the second-level cache; smaller
+blocks spend more time on starting to read."""
 KEY_BYTES: Final = 32
 Mask = tuple[bytes, Literal[1, -1]]
 """The key of a mask, and whether it is added or taken away."""
-_ZEROS: Final = bytes(BLOCK_BYTES)
+_ZEROS: Final = memoryview(bytes(BLOCK_BYTES))
 
 
 def derive(secret: bytes, context: bytes) -> bytes:
@@ -57,14 +58,30 @@ def add_masks(residues: Ring, masks: Sequence[Mask]) -> None:
     """Adds or takes away every mask of `masks`, in place, modulo the ring.
 
     A mask is the AES-256-CTR keystream from counter block 2 on; its key is used for one vector
-    only. `residues` is contiguous. Works block by block and in each block mask by mask, so that
-    the vector goes through the memory once, whatever the number of masks.
+    only. `residues` is contiguous.
+    """
+    add_all(residues, (), masks)
+
+
+def add_all(
+    residues: Ring, vectors: Sequence[Ring], masks: Sequence[Mask] = (), *, over: bool = False
+) -> None:
+    """Adds every vector of `vectors` and every mask of `masks`, in place, modulo the ring.
+
+    `over`: what was in `residues` does not count. Works block by block and in each block one addend
+    after the other: the residues go through the memory once, whatever the number of addends.
     """
     streams = [(_keystream(key), sign) for key, sign in masks]
     per_block = BLOCK_BYTES // residues.itemsize
-    buffer = bytearray(BLOCK_BYTES + 15)
+    buffer = bytearray(min(BLOCK_BYTES, residues.nbytes) + 15)
     for start in range(0, residues.size, per_block):
         part = residues[start : start + per_block]
+        for number, vector in enumerate(vectors):
+            addend = vector[start : start + per_block]
+            if over and number == 0:
+                np.copyto(part, addend)
+            else:
+                np.add(part, addend, out=part)
         zeros = _ZEROS[: part.nbytes]
         keystream = np.frombuffer(buffer, dtype=residues.dtype, count=part.size)
         for stream, sign in streams:

@@ -7,6 +7,7 @@ and phase, so that nothing said in one place counts in another.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Final, Self, TypeVar
 
 from pydantic import Field, ValidationError
@@ -42,7 +43,7 @@ class Session:
     @property
     def roster_sha256(self) -> Digest:
         """SHA-256 over the ordered sites and keys."""
-        return Digest(sha256_hex(canonical_json([[m.site, m.public_key] for m in self.members])))
+        return _roster_sha256(self.members)
 
     def context(self, phase: str) -> bytes:
         """The prefix of everything that is signed, authenticated or derived in this phase."""
@@ -58,6 +59,12 @@ class Session:
     def key_of(self, site: str) -> str:
         """The site's Ed25519 key. Raises SecAggRefused for a site that is not in the roster."""
         return self.members[self.number(site) - 1].public_key
+
+
+@lru_cache(maxsize=64)
+def _roster_sha256(members: tuple[Member, ...]) -> Digest:
+    """Wanted for every string that is signed or derived, and the same in a whole study."""
+    return Digest(sha256_hex(canonical_json([[m.site, m.public_key] for m in members])))
 
 
 class Message(Strict):

@@ -16,7 +16,16 @@ from benchmarks.arms import (
     pooled,
     train,
 )
-from benchmarks.utility import Case, deal, interval, measured, split_hospitals, table
+from benchmarks.utility import (
+    Case,
+    by_hospital,
+    deal,
+    interval,
+    measured,
+    split_hospitals,
+    table,
+)
+from benchmarks.utility_study_run import train_by_study_run
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
 from fedward_client.training.patient_dp.back_end import Chunk
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
@@ -109,3 +118,27 @@ def test_a_row_of_the_table() -> None:
     assert row["excess_noise"] == pytest.approx(math.sqrt(3 / 2))
     assert "| made-up, 3 sites, epsilon 1 | auc |" in table([row])
     assert interval([1.0, 3.0])["low"] == pytest.approx(2 - 12.7062)
+
+
+def test_the_arm_through_study_run_and_guards_is_the_mechanism_of_the_arm() -> None:
+    """With as little noise as a plan may have, both are the plain model to within that noise."""
+    sites = [people(40, seed=seed) for seed in range(3)]
+    setting, budget = Setting(steps=2, rate=1.0), Budget(epsilon=15.0, delta=1e-4)
+    sigma = budget.noise_multiplier(setting)
+
+    found = train_by_study_run(sites, setting=setting, budget=budget)
+
+    plain = train("central", sites, setting=setting, budget=budget, source=NoNoise())
+    # Three sites' shares of noise, of which two count; at most that of both steps adds up.
+    noise = sigma * math.sqrt(3 / 2) * math.sqrt(setting.steps) / len(pooled(sites))
+    np.testing.assert_allclose(found, plain, atol=6 * noise)
+    assert noise < 0.01
+
+
+def test_the_hospital_is_a_category_of_every_patient() -> None:
+    found = by_hospital([people(2), people(3, seed=1), people(1, seed=2)])
+
+    assert [site.features.shape for site in found] == [(2, 5), (3, 5), (1, 5)]
+    assert found[0].features[:, 3:].tolist() == [[0.0, 0.0]] * 2
+    assert found[1].features[:, 3:].tolist() == [[1.0, 0.0]] * 3
+    assert found[2].features[:, 3:].tolist() == [[0.0, 1.0]]

@@ -1,0 +1,229 @@
+"""SCAFFOLD, FedBN, FedAdam and statistics through the secret sum, each by a study.toml over real
+processes: one federation of four hospitals, several signed studies one after another.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedward_common.arrays import tensors_from_bytes
+from fedward_common.log.events import read_events
+from fedward_common.models.registry import initial_tensors
+from fedward_common.study.kept import is_kept
+from fedward_common.study.signed import SignedStudy
+from fedward_common.study.spec import StudySpec
+from fedward_server.adapters.run_files import MODEL, run_path
+from fedward_server.runs import follow, require_finished, start_run
+from fedward_server.sandbox.federation import Federation
+from fedward_server.sandbox.result import assemble_result
+from fedward_server.sandbox.run import Prepared, run_study
+from fedward_server.sandbox.settings_files import write_approval
+from tests.support.live import changed_study
+from tests.support.secure_processes import STUDY, changed, prepared_study
+
+pytestmark = [pytest.mark.federation, pytest.mark.slow]
+
+ROUNDS = 3
+LOCAL = {
+    "rounds = 20": f"rounds = {ROUNDS}",
+    "local_steps = 1": "local_steps = 3",
+    'noise = "distributed"': 'noise = "local"',
+    'id = "breast-cancer-distributed"\n': 'id = "breast-cancer-secure"\nsecure_sum = true\n',
+    "average_last = 4": "average_last = 1",
+    "learning_rate = 2.0": "learning_rate = 0.5",
+}
+FEDBN = {
+    **LOCAL,
+    'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]',
+    'name = "fedavg"': 'name = "fedbn"\nkept = ["hidden.1."]',
+}
+FURTHER = {
+    "scaffold": {**LOCAL, 'name = "fedavg"': 'name = "scaffold"'},
+    "fedadam": {**LOCAL, 'name = "fedavg"': 'name = "fedadam"\nlearning_rate = 0.5'},
+}
+STATISTICS = """\
+id = "breast-cancer-sums"
+title = "How large are the nuclei?"
+quorum = 3
+deadline_seconds = 60
+
+[task]
+kind = "federated-statistics"
+
+[dp]
+kind = "releases-only"
+noise = "distributed"
+epsilon_is = "admission"
+delta = 2e-4
+
+[[releases]]
+kind = "column-statistics"
+columns = ["mean radius"]
+statistics = ["count", "mean"]
+noise_multiplier = 4.0
+
+[[releases]]
+kind = "column-statistics"
+columns = ["mean radius"]
+statistics = ["histogram"]
+bins = 4
+noise_multiplier = 4.0
+
+[data]
+kind = "table"
+patient_key = "patient_id"
+missing_codes = [""]
+
+[[data.columns]]
+name = "mean radius"
+type = "number"
+unit = "image units"
+low = 5.0
+high = 25.0
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studies:
+    """What became of each study, by name, on one federation."""
+
+    prepared: Prepared
+    result: dict[str, Any]
+    rehearsed: dict[str, Any]
+    signed: dict[str, SignedStudy]
+    outcomes: dict[str, dict[str, Any]]
+    models: dict[str, dict[str, np.ndarray]]
+
+    def spec(self, name: str) -> StudySpec:
+        return self.signed[name].verify()
+
+    def opened(self, name: str) -> list[list[int]]:
+        """For each site the numbers of the sums that its guard noted as opened."""
+        digest = self.spec(name).digest
+        return [
+            [
+                event.fields["round"]
+                for event in read_events(site.folder / "state" / "audit" / "site.jsonl")
+                if event.action == "secagg.unmasked" and event.fields["study"] == digest
+            ]
+            for site in self.prepared.layout.sites.values()
+        ]
+
+
+def statistics_text() -> str:
+    sites = STUDY.read_text().partition("[[sites]]")[2].partition("[data]")[0]
+    before, _, after = STATISTICS.partition("[data]")
+    return f"{before}[[sites]]{sites}[data]{after}"
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
+    folder = tmp_path_factory.mktemp("algorithms")
+    prepared = prepared_study(folder, changed(FEDBN))
+    signed = {"fedbn": prepared.signed}
+    for name, changes in FURTHER.items():
+        signed[name] = changed_study(prepared, STUDY.read_text(), changes)
+    signed["statistics"] = changed_study(prepared, statistics_text(), {})
+    for site in prepared.layout.sites.values():
+        for one in signed.values():
+            write_approval(site, one.verify(), now=datetime.now(UTC))
+        site.settings_file.write_text(allowing(site.settings_file.read_text()))
+    with Federation(prepared.layout) as federation:
+        outcome = run_study(federation, prepared, view=None)
+        outcomes, models = {}, {"fedbn": outcome.model}
+        for name in ("scaffold", "fedadam", "statistics"):
+            outcomes[name] = ended(federation, signed[name])
+            run = run_path(federation.settings.state, outcomes[name]["run"])
+            models[name] = tensors_from_bytes((run / MODEL).read_bytes())
+        study = folder / "scaffold.json"
+        study.write_bytes(signed["scaffold"].canonical)
+        site = next(iter(prepared.layout.sites))
+        options = ("--out", str(folder / "rehearsed"), "--draws", "1")
+        yield Studies(
+            prepared=prepared,
+            result=assemble_result(prepared.study, prepared.copy, outcome, seconds=1.0),
+            rehearsed=federation.ask_site(site, "rehearse", str(study), *options),
+            signed=signed,
+            outcomes=outcomes,
+            models=models,
+        )
+
+
+def allowing(settings: str) -> str:
+    """A hospital that allows all four studies, by their epsilons and tasks."""
+    text = re.sub(r"max_epsilon_(\w+) = .*", r"max_epsilon_\1 = 40.0", settings)
+    text = re.sub(r"min_noise = .*", "min_noise = 0.5", text)
+    text = text.replace("allow_statistics = false", "allow_statistics = true")
+    # What a study with distributed noise costs if all others collude.
+    text = text.replace("[policy]\n", "[policy]\nmax_epsilon_if_all_others_collude = 80.0\n")
+    tasks = '"tabular-classification", "federated-statistics"'
+    return text.replace('"tabular-classification"', tasks)
+
+
+def ended(federation: Federation, signed: SignedStudy) -> dict[str, Any]:
+    name, _ = start_run(federation.settings, signed.canonical)
+    for _ in follow(federation.settings, name, alive=federation.keep_up):
+        pass
+    return {**require_finished(federation.settings, name), "run": name}
+
+
+def test_a_fedbn_study_runs_in_the_sandbox_and_its_kept_layers_are_in_no_sum(
+    studies: Studies,
+) -> None:
+    start = initial_tensors(studies.prepared.study.model, inputs=30)
+    model = studies.models["fedbn"]
+
+    assert studies.result["rounds"] == {"committed": ROUNDS, "abandoned": 0}
+    for name, value in model.items():
+        kept = is_kept(studies.prepared.study, name)
+        assert kept == np.array_equal(value, start[name])
+    assert any(is_kept(studies.prepared.study, name) for name in model)
+
+
+def test_evaluation_histograms_are_opened_over_all_hospitals_only(studies: Studies) -> None:
+    low, high = studies.result["auc"]["federated_private_interval"]
+
+    assert 0 <= low <= studies.result["auc"]["federated_private"] <= high <= 1
+    for name in ("scaffold", "fedadam"):
+        assert studies.outcomes[name]["counts"] == {}
+        assert len(studies.outcomes[name]["pooled"]["sites"]) == 4
+
+
+@pytest.mark.parametrize("name", ["fedbn", "scaffold", "fedadam"])
+def test_every_round_and_the_evaluation_went_through_a_sum_that_each_guard_opened_once(
+    studies: Studies, name: str
+) -> None:
+    assert studies.opened(name) == [list(range(1, ROUNDS + 2))] * 4
+
+
+@pytest.mark.parametrize("name", ["scaffold", "fedadam"])
+def test_local_noise_in_secret_sums_ends_with_every_round(studies: Studies, name: str) -> None:
+    outcome = studies.outcomes[name]
+
+    assert (outcome["committed_rounds"], outcome["abandoned_rounds"]) == (ROUNDS, 0)
+    assert outcome["refusals"] == {}
+    assert studies.spec(name).dp.placement == "local"
+    assert all(np.isfinite(value).all() for value in studies.models[name].values())
+
+
+def test_a_scaffold_study_can_be_rehearsed_at_a_hospital(studies: Studies) -> None:
+    assert len(studies.rehearsed["models"]) == 1
+
+
+def test_statistics_are_sums_over_all_hospitals_with_the_noise_of_one(studies: Studies) -> None:
+    """569 patients of a mean radius of 14.127, within six standard errors."""
+    outcome, study = studies.outcomes["statistics"], studies.spec("statistics")
+    totals, histogram = outcome["statistics"]
+    deviation = 4.0 * np.sqrt(4 / study.thresholds.noisy_sites)
+
+    assert studies.opened("statistics") == [[1, 2]] * 4
+    assert abs(totals["values"][0] - 569) < 6 * deviation * np.sqrt(2)
+    assert abs(sum(histogram["values"]) - 569) < 6 * deviation * np.sqrt(4)
+    assert totals["values"][0] != round(totals["values"][0])
+    assert json.dumps(outcome).count("university") <= 1
