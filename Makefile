@@ -72,6 +72,9 @@ bench-privacy: $(STAMP)  ## the patient-level engine beside Opacus and training 
 bench-imaging: $(STAMP)  ## PneumoniaMNIST over four hospitals, with and without noise (DATA=folder)
 	@$(BIN)/python -m benchmarks.imaging $(if $(DATA),--data $(DATA)) --out runs/bench-imaging.json
 
+bench-hippocampus: $(STAMP)  ## segmentation over four hospitals, with and without noise (DATA=folder)
+	@$(BIN)/python -m benchmarks.hippocampus $(if $(DATA),--data $(DATA)) --out runs/bench-hippocampus.json
+
 bench-dicom: $(STAMP)  ## indexing and decoding DICOM: speed and memory
 	@$(BIN)/python -m benchmarks.dicom --out runs/bench-dicom.json
 
@@ -102,4 +105,4 @@ ci-deps:  ## Debian and npm packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging e2e-enrol ci-deps clean
+.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.image_studies import SIDE, npz
+from tests.support.image_studies import SIDE, masks_npz, npz
 from tests.support.live import program
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow]
@@ -92,7 +92,7 @@ def test_images_train_a_model_and_the_unit_is_printed_as_it_is(unit: str, tmp_pa
         "--out",
         tmp_path / "out",
         "--json",
-        timeout=500,
+        timeout=900,
     )
 
     assert done.returncode == 0, done.stderr
@@ -105,3 +105,75 @@ def test_images_train_a_model_and_the_unit_is_printed_as_it_is(unit: str, tmp_pa
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
     words = "per record; NOT per patient" if unit == "record" else "per patient of one site"
     assert words in (tmp_path / "out" / "report.html").read_text()
+
+
+MASKS = {
+    'kind = "image-classification"': 'kind = "image-segmentation"',
+    f'name = "cnn"\nshape = [1, {SIDE}, {SIDE}]\nhidden = [4]': (
+        'name = "unet"\nshape = [1, 8, 8, 8]\nhidden = [4, 8]\noutputs = 2'
+    ),
+    'kind = "binned-scores"\nbins = 4': (
+        'kind = "overlap-scores"\nstructures = 1\nlongest_mm = 20.0\nbins = 5'
+    ),
+    f'kind = "image"\nheight = {SIDE}\nwidth = {SIDE}': (
+        'kind = "image-masks"\ndepth = 16\nheight = 16\nwidth = 16\nstructures = ["core"]\n'
+        "patch = [8, 8, 8]\nstride = [8, 8, 8]\nspacing_mm = [1.0, 1.0, 1.0]"
+    ),
+    '[data.label]\ncolumn = "label"\nlow = 0\nhigh = 1\npositive_from = 1\n\n': "",
+}
+CLASSES = {
+    "hidden = [4]": "hidden = [4]\noutputs = 3",
+    'kind = "binned-scores"\nbins = 4': (
+        'kind = "class-scores"\nclasses = 3\nexclusive = true\nbins = 4'
+    ),
+    'column = "label"\nlow = 0\nhigh = 1\npositive_from = 1': (
+        'column = "found"\nclasses = ["a", "b", "c"]'
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ["masks", "classes"])
+def test_masks_and_several_classes_run_from_the_study_to_figures_of_their_own(
+    kind: str, tmp_path: Path
+) -> None:
+    text = STUDY
+    for old, new in (MASKS if kind == "masks" else CLASSES).items():
+        assert old in text
+        text = text.replace(old, new)
+    people = [f"p{number}" for number in range(60)]
+    splits = ["test" if number % 2 else "train" for number in range(60)]
+    options = []
+    for seed, site in enumerate(SITES):
+        text += f'\n[[sites]]\nid = "{site}"\npatients = 30\n'
+        (tmp_path / site).mkdir()
+        path = tmp_path / site / "images.npz"
+        if kind == "masks":
+            masks_npz(path, patients=people, splits=splits, seed=seed)
+        else:
+            found = np.array(["a", "b", "c"] * 20)
+            npz(path, patients=people, labels=[0] * 60, splits=splits, seed=seed, found=found)
+        options += ["--site", f"{site}={tmp_path / site}"]
+    (tmp_path / "study.toml").write_text(text)
+
+    done = program(
+        "fedward-server",
+        "sandbox",
+        tmp_path / "study.toml",
+        *options,
+        "--out",
+        tmp_path / "out",
+        "--json",
+        timeout=900,
+    )
+
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    names = {"dice", "dice: core"} if kind == "masks" else {"auc: a", "f1: c"}
+    assert names <= result["figures"].keys()
+    for name in names:
+        figure = result["figures"][name]
+        low, high = figure["federated_interval"]
+        assert low <= figure["federated"] <= high
+        assert 0.0 <= figure["federated_private"] <= 1.0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("Dice: core" if kind == "masks" else "AUC: a") in page

@@ -40,6 +40,7 @@ from fedward_server.sandbox.board import Header
 from fedward_server.sandbox.clinical import EVENTS_TABLE
 from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fed_heart
 from fedward_server.sandbox.datasets_images import IMAGES, deal_pneumonia
+from fedward_server.sandbox.datasets_masks import deal_hippocampus
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.layout import Layout, SiteFolder, make_layout, prepare_root
 from fedward_server.sandbox.progress import View, open_view
@@ -58,6 +59,7 @@ from fedward_server.settings import load_coordinator_settings
 KNOWN_DATA: Final = {
     "fed_heart_disease": ("heart.toml", import_fed_heart),
     "pneumoniamnist": ("pneumonia.toml", deal_pneumonia),
+    "hippocampus_msd": ("hippocampus.toml", deal_hippocampus),
 }
 DEMO_STUDY: Final = "breast-cancer.toml"
 
