@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-_LOGGERS: Final = ("pydicom", "highdicom", "pynetdicom")
+_LOGGERS: Final = ("pydicom", "highdicom", "pynetdicom", "dicomweb_client", "urllib3")
 
 
 @contextmanager
