@@ -21,13 +21,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from fedward_common.log.events import read_events, verify
 from fedward_server.adapters.run_files import LOG, run_path
 from fedward_server.runs import follow, require_finished, start_run
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.run import Inputs, Prepared, prepare
+from fedward_server.sandbox.victims import COORDINATOR, SITE, below, strike
+from tests.support.agreement import agreement
+from tests.support.left_behind import left_behind, litter
 from tests.support.studies import STUDY_FILES
-from tests.support.victims import COORDINATOR, SITE, below, left_behind, strike
 
 EVERY: Final = 10
 DEADLINE_SECONDS: Final = 60
@@ -130,43 +131,11 @@ def soak(prepared: Prepared, one: Soak, folder: Path) -> dict[str, Any]:
             for site in sites
         }
         facts = agreement(prepared, run_path(federation.settings.state, name) / LOG, charged)
-    temporary = [str(path) for path in folder.rglob(".*.????????????????") if path.is_file()]
     return {
         "outcome": {k: outcome[k] for k in ("status", "committed_rounds", "abandoned_rounds")},
         **facts,
         "left_processes": len(left_behind(folder)),
-        "left_temporary_files": len(temporary),
-    }
-
-
-def agreement(prepared: Prepared, log: Path, charged: dict[Any, int]) -> dict[str, Any]:
-    """Whether ledgers, journals and the run's log say the same."""
-    opened: dict[str, set[int]] = {site: set() for site in prepared.layout.sites}
-    committed: list[int] = []
-    for event in read_events(log):
-        if event.action == "round.opened" and event.fields["kind"] == "train":
-            for site in event.fields["sites"]:
-                opened[site].add(event.fields["round"])
-        elif event.action == "round.committed":
-            committed.append(event.fields["round"])
-    journals = {}
-    for site, place in prepared.layout.sites.items():
-        path = place.folder / "state" / "audit" / "site.jsonl"
-        verify(path)
-        journals[site] = len(
-            {
-                event.fields["round"]
-                for event in read_events(path)
-                if event.action == "round.charged" and event.fields["kind"] == "train"
-            }
-        )
-    return {
-        "asked_rounds": {site: len(rounds) for site, rounds in opened.items()},
-        "charged_rounds": dict(charged),
-        "journal_rounds": journals,
-        "committed_once": len(committed) == len(set(committed)),
-        "ledger_equals_journal": dict(charged) == journals,
-        "no_charge_unasked": all(charged[site] <= len(opened[site]) for site in charged),
+        "left_temporary_files": len(litter(folder)),
     }
 
 

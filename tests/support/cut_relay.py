@@ -17,7 +17,8 @@ class Relay:
     """
 
     def __init__(self, target: int, *, delay_seconds: float = 0.0, stall: float = 0.0) -> None:
-        self._target, self._delay, self._stall = target, delay_seconds, stall
+        self._target = target
+        self.delay_seconds, self.stall = delay_seconds, stall
         self._whole = threading.Event()
         self._whole.set()
         self._open: set[socket.socket] = set()
@@ -70,7 +71,7 @@ class Relay:
     def _carry(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
-                late = self._delay + (1.0 if self._draws.random() < self._stall else 0.0)
+                late = self.delay_seconds + (1.0 if self._draws.random() < self.stall else 0.0)
                 if late:
                     time.sleep(late)
                 if not self._whole.is_set():

@@ -1,0 +1,215 @@
+"""A federation of real processes that is harmed again and again, one study after the other.
+
+Starting four hospitals costs a minute or more, so all faults share one federation: it has to stand
+up after each of them anyway. Every site sits behind a relay that can be cut.
+"""
+
+import re
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from fedward_common.errors import StartError
+from fedward_common.ids import SiteId
+from fedward_common.log.events import read_events
+from fedward_common.study.signed import SignedStudy
+from fedward_server.adapters.run_files import LOG, run_path
+from fedward_server.runs import follow, online_nodes, require_finished, start_run
+from fedward_server.sandbox.federation import Federation
+from fedward_server.sandbox.run import Inputs, Prepared, prepare
+from fedward_server.sandbox.settings_files import write_approval
+from tests.support.agreement import agreement
+from tests.support.cut_relay import Relay
+from tests.support.left_behind import litter
+from tests.support.live import changed_study
+from tests.support.studies import STUDY_FILES
+
+ROUNDS: Final = 3
+STEADY_SECONDS: Final = 240.0
+STUDIES: Final = 64
+
+Event = dict[str, Any]
+Harm = Callable[["Harmed"], object]
+When = Callable[[Event], bool]
+
+
+def at(action: str, *, round_number: int = 2) -> When:
+    """The moment when the run's log says this of a round."""
+    return lambda event: event["action"] == action and event["fields"]["round"] == round_number
+
+
+OPENED: Final = at("round.opened")
+
+
+@dataclass(kw_only=True)
+class Harmed:
+    """A running federation and the signed studies that nobody has run yet."""
+
+    folder: Path
+    prepared: Prepared
+    federation: Federation
+    relays: dict[str, Relay]
+    studies: Iterator[SignedStudy]
+    events: list[Event] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def survive(
+        self,
+        harm: Harm,
+        *,
+        when: When = OPENED,
+        abandoned: int = 1,
+        patience: float = 0.0,
+    ) -> dict[str, Any]:
+        """The outcome of a study that is harmed once, after everything was compared.
+
+        At most `abandoned` rounds may be missing from it, each named in the log. `patience` is how
+        much longer than usual the sites may take to be back.
+        """
+        self.steady()
+        study = next(self.studies)
+        harmed, self.events, started = False, [], time.monotonic()
+        name, _ = start_run(self.federation.settings, study.canonical)
+        for event in follow(self.federation.settings, name, alive=self.federation.keep_up):
+            self.events.append(event)
+            if not harmed and when(event):
+                harmed = True
+                harm(self)
+        outcome = require_finished(self.federation.settings, name)
+        self.seconds = time.monotonic() - started
+        self.steady(patience)
+        self._compare(study, name)
+        facts = {name: outcome[name] for name in ("committed_rounds", "abandoned_rounds")}
+        sys.stdout.write(f"{self.seconds:.0f} s, {facts}, lost {self._lost()}\n")
+
+        assert harmed
+        assert outcome["committed_rounds"] + outcome["abandoned_rounds"] == ROUNDS
+        assert outcome["abandoned_rounds"] <= abandoned
+        named = {e["fields"]["round"] for e in self.events if e["action"] == "round.abandoned"}
+        assert len(named) >= outcome["abandoned_rounds"]
+        return outcome
+
+    def _lost(self) -> list[tuple[int, str, str]]:
+        """Which answers did not count, and why."""
+        return [
+            (e["fields"]["round"], e["fields"]["site"], e["fields"]["reason"])
+            for e in self.events
+            if e["action"] == "site.lost"
+        ]
+
+    def _compare(self, study: SignedStudy, run: str) -> None:
+        digest = study.verify().digest
+        charged = {
+            site: sum(
+                entry["rounds_charged"]
+                for entry in self.federation.ask_site(site, "budget", "show")["studies"]
+                if entry["digest"] == digest
+            )
+            for site in self.prepared.layout.sites
+        }
+        settings = self.federation.settings
+        facts = agreement(
+            self.prepared,
+            run_path(settings.state, run) / LOG,
+            charged,
+            study=digest,
+            edge_log=settings.edge_log,
+        )
+        assert facts["committed_once"], facts
+        assert facts["ledger_equals_journal"], facts
+        assert facts["charged_once"], facts
+        assert facts["no_charge_unasked"], facts
+        assert facts["answers_charged"], facts
+        assert facts["nothing_unwritten"] == [], facts
+        assert litter(self.folder) == []
+
+    def steady(self, patience: float = 0.0) -> None:
+        """Returns when every site is connected and works.
+
+        Raises:
+            StartError: not in STEADY_SECONDS.
+        """
+        limit = time.monotonic() + STEADY_SECONDS + patience
+        while time.monotonic() < limit:
+            self.federation.keep_up()
+            try:
+                if online_nodes(self.federation.settings) >= len(self.prepared.layout.sites):
+                    return
+            except StartError:
+                pass
+            time.sleep(0.5)
+        raise StartError(f"harmed: expected every site back within {STEADY_SECONDS:.0f} s")
+
+    def journal(self, site: str) -> list[Any]:
+        """The lines of a site's journal."""
+        path = self.prepared.layout.sites[SiteId(site)].folder / "state" / "audit" / "site.jsonl"
+        return list(read_events(path))
+
+    def charged(self, site: str) -> int:
+        """How many charges a site's journal has."""
+        return sum(event.action == "round.charged" for event in self.journal(site))
+
+
+@contextmanager
+def harmed_federation(folder: Path, *, deadline_seconds: int = 40) -> Iterator[Harmed]:
+    """A federation behind relays, with studies that every site approved."""
+    text = (STUDY_FILES / "breast-cancer.toml").read_text()
+    for old, new in (
+        ("rounds = 8", f"rounds = {ROUNDS}"),
+        ("local_steps = 5", "local_steps = 2"),
+        ("average_last = 2", "average_last = 1"),
+        ("deadline_seconds = 60", f"deadline_seconds = {deadline_seconds}"),
+    ):
+        if old not in text:
+            raise AssertionError(f"the study file has no {old!r}")
+        text = text.replace(old, new)
+    study = folder / "study.toml"
+    study.write_text(text)
+    prepared = prepare(Inputs.parse(study=study, sites=[], data=None), out=folder / "out")
+    title = re.search(r'title = "[^"]*"', text)
+    if title is None:
+        raise AssertionError("the study file has no title")
+    studies = [
+        changed_study(prepared, text, {title[0]: f'title = "Harmed {number}"'})
+        for number in range(STUDIES)
+    ]
+    now = datetime.now(UTC)
+    for site in prepared.layout.sites.values():
+        for signed in studies:
+            write_approval(site, signed.verify(), now=now)
+        settings = site.settings_file.read_text()
+        settings = re.sub(r"max_epsilon_(\w+) = .*", r"max_epsilon_\1 = 1000.0", settings)
+        settings = re.sub(r"min_noise = .*", "min_noise = 1.0", settings)
+        site.settings_file.write_text(settings)
+    with ExitStack() as opened:
+        relays = {
+            str(name): opened.enter_context(behind(prepared, str(name)))
+            for name in prepared.layout.sites
+        }
+        federation = opened.enter_context(Federation(prepared.layout))
+        federation.start()
+        yield Harmed(
+            folder=folder,
+            prepared=prepared,
+            federation=federation,
+            relays=relays,
+            studies=iter(studies),
+        )
+
+
+@contextmanager
+def behind(prepared: Prepared, site: str) -> Iterator[Relay]:
+    """A relay between a site and the edge, which the site's settings name."""
+    settings = prepared.layout.sites[SiteId(site)].settings_file
+    text = settings.read_text()
+    found = re.search(r'address = "127\.0\.0\.1:(\d+)"', text)
+    if found is None:
+        raise AssertionError("site.toml has no address of the edge")
+    with Relay(int(found[1])) as relay:
+        settings.write_text(text.replace(found[0], f'address = "127.0.0.1:{relay.port}"'))
+        yield relay
