@@ -19,7 +19,7 @@ from fedward_common.ids import SiteId
 from fedward_common.log.events import read_events
 from fedward_common.study.signed import SignedStudy
 from fedward_server.adapters.run_files import LOG, run_path
-from fedward_server.runs import follow, online_nodes, require_finished, start_run
+from fedward_server.runs import cancel_run, follow, online_nodes, require_finished, start_run
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.run import Inputs, Prepared, prepare
 from fedward_server.sandbox.settings_files import write_approval
@@ -31,6 +31,7 @@ from tests.support.studies import STUDY_FILES
 
 ROUNDS: Final = 3
 STEADY_SECONDS: Final = 240.0
+RUN_SECONDS: Final = 360.0
 STUDIES: Final = 64
 
 Event = dict[str, Any]
@@ -75,7 +76,14 @@ class Harmed:
         study = next(self.studies)
         harmed, self.events, started = False, [], time.monotonic()
         name, _ = start_run(self.federation.settings, study.canonical)
-        for event in follow(self.federation.settings, name, alive=self.federation.keep_up):
+
+        def alive() -> None:
+            self.federation.keep_up()
+            if time.monotonic() - started > RUN_SECONDS + patience:
+                cancel_run(self.federation.settings, name)
+                raise StartError(f"harmed: expected an end within {RUN_SECONDS:.0f} s, found none")
+
+        for event in follow(self.federation.settings, name, alive=alive):
             self.events.append(event)
             if not harmed and when(event):
                 harmed = True
