@@ -21,8 +21,8 @@ $(STAMP): constraints.txt pyproject.toml common/pyproject.toml server/pyproject.
 
 setup: $(STAMP)  ## create .venv and install everything (once)
 
-demo: $(STAMP)  ## four hospitals train one model on this machine (DATA=folder for another study)
-	@$(BIN)/fedward-server sandbox $(if $(DATA),--data $(DATA)) --out $(OUT)
+demo: $(STAMP)  ## four hospitals train one model on this machine (DATA=folder: another study; KILL="edge city:guard": kill -9 these)
+	@$(BIN)/fedward-server sandbox $(if $(DATA),--data $(DATA)) $(foreach one,$(KILL),--kill $(one)) --out $(OUT)
 
 check: $(STAMP)  ## format, lint, types, import contracts, fast tests
 	@$(BIN)/ruff format --check .

@@ -14,6 +14,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from fedward_client.adapters.sqlite_ledger import read_ledger
+from fedward_client.settings import load_site_settings
 from fedward_common.errors import StartError
 from fedward_common.ids import SiteId
 from fedward_common.log.events import read_events
@@ -113,12 +115,8 @@ class Harmed:
     def _compare(self, study: SignedStudy, run: str) -> None:
         digest = study.verify().digest
         charged = {
-            site: sum(
-                entry["rounds_charged"]
-                for entry in self.federation.ask_site(site, "budget", "show")["studies"]
-                if entry["digest"] == digest
-            )
-            for site in self.prepared.layout.sites
+            site: rounds_charged(place.settings_file, digest)
+            for site, place in self.prepared.layout.sites.items()
         }
         settings = self.federation.settings
         facts = agreement(
@@ -208,6 +206,12 @@ def harmed_federation(folder: Path, *, deadline_seconds: int = 40) -> Iterator[H
             relays=relays,
             studies=iter(studies),
         )
+
+
+def rounds_charged(settings: Path, study: str) -> int:
+    """How many rounds of a study a site's ledger has, which is verified."""
+    ledger = read_ledger(load_site_settings(settings).ledger_path)
+    return sum(a.charged("round") for a in ledger.accounts if a.reservation.study == study)
 
 
 @contextmanager

@@ -28,6 +28,10 @@ def sandbox(
         Path | None, typer.Option(help="A folder of a known data set (fed_heart_disease).")
     ] = None,
     out: Annotated[Path, typer.Option(help="Where everything is written.")] = Path("runs/demo"),
+    kill: Annotated[
+        list[str] | None,
+        typer.Option(help="edge, SITE:gateway, ...: kill -9 this process in the second round."),
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -36,7 +40,7 @@ def sandbox(
     from fedward_server.sandbox.run import Inputs, run_sandbox
 
     inputs = Inputs.parse(study=study, sites=site or [], data=data)
-    result = run_sandbox(inputs, out=out, quiet=as_json)
+    result = run_sandbox(inputs, out=out, quiet=as_json, kill=kill or ())
     if as_json:
         typer.echo(json.dumps(result))
 

@@ -54,6 +54,7 @@ from fedward_server.sandbox.result import (
 from fedward_server.sandbox.result_tables import print_result
 from fedward_server.sandbox.settings_files import write_coordinator, write_sites
 from fedward_server.sandbox.statistics import run_statistics
+from fedward_server.sandbox.victims import Strikes, Victim
 from fedward_server.settings import load_coordinator_settings
 
 KNOWN_DATA: Final = {
@@ -217,16 +218,22 @@ def _register(layout: Layout) -> None:
     registry.close()
 
 
-def run_sandbox(inputs: Inputs, *, out: Path, quiet: bool = False) -> dict[str, Any]:
+def run_sandbox(
+    inputs: Inputs, *, out: Path, quiet: bool = False, kill: Sequence[str] = ()
+) -> dict[str, Any]:
     """The result of the study, also written to `out`: result.json, report.html, model/.
 
+    The processes named in `kill` are killed in the second round, to see that the study outlives it.
+
     Raises:
+        ConfigError: `kill` names what is not there; nothing was started or written.
         FedwardError: the study or the data are wrong, a process did not start, the study failed;
             `out` then holds logs and no result.
     """
     configure_logging(process="sandbox")
     console = Console(stderr=quiet, quiet=quiet)
     started = time.monotonic()
+    victims = _victims(inputs, kill)
     prepared = prepare(inputs, out=out)
     view = nullcontext() if quiet else open_view(Header.of(prepared.study), console=console)
     with Federation(prepared.layout) as federation, view as shown:
@@ -244,17 +251,32 @@ def run_sandbox(inputs: Inputs, *, out: Path, quiet: bool = False) -> dict[str, 
                     statistics_text(statistics), markup=False, highlight=False, soft_wrap=True
                 )
             return statistics
-        outcome = run_study(federation, prepared, view=shown)
+        strikes = Strikes(federation=federation, waiting=victims, rounds=prepared.study.rounds)
+        outcome = run_study(federation, prepared, view=shown, strikes=strikes)
     seconds = time.monotonic() - started
     result = assemble_result(prepared.study, prepared.copy, outcome, seconds=seconds)
     publish(result, prepared, outcome, out=out)
     if not quiet:
         print_result(result, console)
+        for line in strikes.lines():
+            console.print(line, markup=False, highlight=False)
         console.print(f"\nWritten to {out}: result.json, report.html, model/, audit logs")
     return result
 
 
-def run_study(federation: Federation, prepared: Prepared, *, view: View | None) -> Outcome:
+def _victims(inputs: Inputs, kill: Sequence[str]) -> list[Victim]:
+    """The processes that `kill` names. Raises ConfigError."""
+    sites = [site.id for site in _check(inputs).sites] if kill else []
+    return [Victim.parse(text, sites=sites) for text in kill]
+
+
+def run_study(
+    federation: Federation,
+    prepared: Prepared,
+    *,
+    view: View | None,
+    strikes: Strikes | None = None,
+) -> Outcome:
     """The outcome of the study on a federation that is started here.
 
     Raises:
@@ -271,7 +293,15 @@ def run_study(federation: Federation, prepared: Prepared, *, view: View | None) 
     ready = time.monotonic()
     name, _ = start_run(federation.settings, prepared.signed.canonical)
     evaluated = ready
-    for event in follow(federation.settings, name, alive=federation.keep_up):
+
+    def alive() -> None:
+        federation.keep_up()
+        if strikes is not None:
+            strikes.look()
+
+    for event in follow(federation.settings, name, alive=alive):
+        if strikes is not None:
+            strikes.see(event)
         if event["fields"].get("kind") == "evaluate" and event["action"] == "round.opened":
             evaluated = time.monotonic()
         show(event["action"], **event["fields"])

@@ -6,7 +6,7 @@ the soak strike by the same names.
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Self
@@ -75,27 +75,30 @@ class Strikes:
 
     federation: Federation
     waiting: list[Victim]
-    told: Callable[[str], None] = lambda _line: None
-    done: list[Victim] = field(default_factory=list)
+    rounds: int
+    _told: list[str] = field(default_factory=list)
     _round: int = 0
 
-    def see(self, event: Mapping[str, Any], *, rounds: int) -> None:
+    def see(self, event: Mapping[str, Any]) -> None:
         """Takes note of an event of the run and strikes when the time has come."""
-        if event["action"] == "round.opened":
+        if event["action"] == "round.opened" and self.waiting:
             self._round = int(event["fields"]["round"])
-        self.look(rounds=rounds)
+        self.look()
 
-    def look(self, *, rounds: int) -> None:
+    def look(self) -> None:
         """Strikes who is there, once the round is."""
-        if self._round < min(ROUND, rounds):
+        if self._round < min(ROUND, self.rounds):
             return
         for victim in list(self.waiting):
             pid = find(self.federation, victim.owner, victim.name)
             if pid is None or not _signal(pid, signal.SIGKILL):
                 continue
             self.waiting.remove(victim)
-            self.done.append(victim)
-            self.told(f"kill -9 {victim} (process {pid}) in round {self._round}")
+            self._told.append(f"kill -9 {victim} (process {pid}) in round {self._round}")
+
+    def lines(self) -> list[str]:
+        """What was struck, and what was not there to be."""
+        return self._told + [f"kill -9 {victim}: it was not there" for victim in self.waiting]
 
 
 def below(root: int) -> Iterator[tuple[int, int, str]]:
