@@ -130,7 +130,9 @@ def soak(prepared: Prepared, one: Soak, folder: Path) -> dict[str, Any]:
             site: federation.ask_site(site, "budget", "show")["studies"][0]["rounds_charged"]
             for site in sites
         }
-        facts = agreement(prepared, run_path(federation.settings.state, name) / LOG, charged)
+        places = {site: place.folder for site, place in prepared.layout.sites.items()}
+        log = run_path(federation.settings.state, name) / LOG
+        facts = agreement(places, log, charged, edge_log=federation.settings.edge_log)
     return {
         "outcome": {k: outcome[k] for k in ("status", "committed_rounds", "abandoned_rounds")},
         **facts,

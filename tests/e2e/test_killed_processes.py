@@ -5,22 +5,23 @@ log names as abandoned; each site's ledger holds the rounds that it was asked, o
 run's log and the edge's log agree; no draft of a file is left. At the end: no process is left.
 """
 
+import json
+import re
 import signal
 import threading
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fedward_server.adapters.run_files import LOG, run_path
-from fedward_server.runs import follow, require_finished, start_run
-from fedward_server.sandbox.federation import Federation
-from fedward_server.sandbox.run import Inputs, prepare
+from fedward_common.study.signed import SignedStudy
+from fedward_server.adapters.run_files import LOG
 from fedward_server.sandbox.victims import COORDINATOR, SITE, strike
 from tests.conftest import write_short_study
 from tests.support.agreement import agreement
-from tests.support.harmed import OPENED, ROUNDS, Harmed, When, at, harmed_federation
+from tests.support.harmed import OPENED, ROUNDS, Harmed, When, at, harmed_federation, rounds_charged
 from tests.support.left_behind import left_behind, litter
 from tests.support.live import program
 
@@ -52,35 +53,45 @@ def kill(owner: str, name: str, one: Harmed, *, number: int = signal.SIGKILL) ->
     raise AssertionError(f"{owner}:{name} was not there for 10 s")
 
 
-def test_serverapp_and_superlink_killed_in_mid_round_cost_nothing(tmp_path: Path) -> None:
-    """The slice of `make test`: a federation of its own, that ends with everything compared."""
-    study = write_short_study(tmp_path / "study.toml", rounds=ROUNDS)
-    prepared = prepare(Inputs.parse(study=study, sites=[], data=None), out=tmp_path / "out")
-    struck = False
-    with Federation(prepared.layout) as federation:
-        federation.start()
-        name, _ = start_run(federation.settings, prepared.signed.canonical)
-        for event in follow(federation.settings, name, alive=federation.keep_up):
-            if not struck and OPENED(event):
-                struck = strike(federation, "coordinator", "serverapp")
-                assert strike(federation, "coordinator", "superlink")
-        outcome = require_finished(federation.settings, name)
-        charged = {
-            site: federation.ask_site(site, "budget", "show")["studies"][0]["rounds_charged"]
-            for site in prepared.layout.sites
-        }
-        log = run_path(federation.settings.state, name) / LOG
-        facts = agreement(prepared, log, charged, edge_log=federation.settings.edge_log)
+def survived_demo(folder: Path, *names: str) -> dict[str, Any]:
+    """The result of `sandbox` with these processes killed, after everything was compared."""
+    study, out = write_short_study(folder / "study.toml", rounds=ROUNDS), folder / "out"
+    options = [option for name in names for option in ("--kill", name)]
 
-    assert struck
-    assert outcome["committed_rounds"] == ROUNDS
-    assert facts["committed_once"]
-    assert facts["ledger_equals_journal"]
-    assert facts["charged_once"]
-    assert facts["nothing_unwritten"] == []
-    assert set(charged.values()) == {ROUNDS}
-    assert left_behind(tmp_path) == []
-    assert litter(tmp_path) == []
+    done = program("fedward-server", "sandbox", study, *options, "--out", out, timeout=900)
+
+    assert done.returncode == 0, done.stderr
+    for name in names:
+        assert re.search(rf"kill -9 {name} \(process \d+\) in round \d", done.stdout), done.stdout
+    assert "federated" in done.stdout
+    result: dict[str, Any] = json.loads((out / "result.json").read_text())
+    digest = SignedStudy.parse((out / "study.json").read_bytes()).verify().digest
+    places = {folder.name: folder for folder in sorted((out / "sites").iterdir())}
+    charged = {site: rounds_charged(place / "site.toml", digest) for site, place in places.items()}
+    (log,) = (out / "coordinator" / "state" / "runs").glob(f"*/{LOG}")
+    edge_log = out / "coordinator" / "state" / "audit" / "edge.jsonl"
+    facts = agreement(places, log, charged, edge_log=edge_log)
+    assert facts["committed_once"], facts
+    assert facts["ledger_equals_journal"], facts
+    assert facts["charged_once"], facts
+    assert facts["nothing_unwritten"] == [], facts
+    assert left_behind(folder) == []
+    assert litter(folder) == []
+    return result | {"charged": charged}
+
+
+def test_a_demo_whose_processes_are_killed_ends_with_its_table(tmp_path: Path) -> None:
+    """The slice of `make test`: the coordinator's heart and one site's task, all in one round."""
+    result = survived_demo(tmp_path, "serverapp", "superlink", "city:task")
+
+    assert result["rounds"]["committed"] == ROUNDS
+    assert set(result["charged"].values()) == {ROUNDS}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*COORDINATOR, *(f"city:{name}" for name in SITE)])
+def test_a_demo_killed_on_any_process_ends_with_its_table(tmp_path: Path, name: str) -> None:
+    assert survived_demo(tmp_path, name)["rounds"]["committed"] >= ROUNDS - 1
 
 
 @pytest.mark.slow

@@ -1,29 +1,31 @@
 """Whether what a federation wrote down agrees: ledgers, journals, the run's log, the edge's log."""
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fedward_common.log.events import Event, read_events, verify
-from fedward_server.sandbox.run import Prepared
 
 
 def agreement(
-    prepared: Prepared,
+    sites: Mapping[Any, Path],
     log: Path,
-    charged: dict[Any, int],
+    charged: Mapping[Any, int],
     *,
     study: str | None = None,
     edge_log: Path | None = None,
 ) -> dict[str, Any]:
-    """What ledgers (`charged`: rounds per site), journals and logs say, and whether it is the same.
+    """What ledgers, journals and logs say, and whether it is the same.
+
+    `sites` are their folders, `charged` the rounds that each one's ledger has.
 
     A guard that died between ledger and journal finds the charge again: `repeated` in its journal.
     `study` is the digest of the run's study where the sites have others too. With the edge's log,
     `nothing_unwritten` are the objects of a site that passed the edge and not the site's journal.
     """
-    asked: dict[str, set[int]] = {site: set() for site in prepared.layout.sites}
-    answered: dict[str, set[int]] = {site: set() for site in prepared.layout.sites}
+    asked: dict[str, set[int]] = {site: set() for site in sites}
+    answered: dict[str, set[int]] = {site: set() for site in sites}
     committed: list[int] = []
     for event in read_events(log):
         fields = event.fields
@@ -35,8 +37,7 @@ def agreement(
         elif event.action == "round.committed":
             committed.append(fields["round"])
     journals = {
-        site: _journal(place.folder / "state" / "audit" / "site.jsonl")
-        for site, place in prepared.layout.sites.items()
+        site: _journal(folder / "state" / "audit" / "site.jsonl") for site, folder in sites.items()
     }
     rounds = {site: _charges(events, study) for site, events in journals.items()}
     return {

@@ -120,7 +120,7 @@ class Harmed:
         }
         settings = self.federation.settings
         facts = agreement(
-            self.prepared,
+            {site: place.folder for site, place in self.prepared.layout.sites.items()},
             run_path(settings.state, run) / LOG,
             charged,
             study=digest,
