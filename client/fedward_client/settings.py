@@ -341,6 +341,11 @@ class SiteSettings(Strict):
         return self.folders.run / "fleet" / "fleet.sock"
 
     @property
+    def spool(self) -> Path:
+        """Where the gateway keeps replies while the coordinator is away."""
+        return self.folders.state / "spool"
+
+    @property
     def pulse_file(self) -> Path:
         """What the gateway touches while SuperNode asks for work: SuperNode's heartbeat."""
         return self.fleet_socket.with_name("supernode.pulse")

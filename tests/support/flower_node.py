@@ -20,6 +20,7 @@ from flwr.proto.fleet_pb2 import (
     PushMessagesResponse,
 )
 from flwr.proto.message_pb2 import (
+    ObjectTree,
     PullObjectRequest,
     PullObjectResponse,
     PushObjectRequest,
@@ -155,6 +156,7 @@ class FakeChannel:
     fab_id: str = "fedward/fedward"
     store: dict[str, bytes] = field(default_factory=dict)
     status: int = 200
+    statuses: dict[str, int] = field(default_factory=dict)
     error: ChannelError | None = None
     edge_certificate_sha256: str = ""
     reached: list[tuple[str, bytes]] = field(default_factory=list)
@@ -165,8 +167,8 @@ class FakeChannel:
             raise self.error
         self.reached.append((route, body))
         self.headers.append(headers)
-        if self.status != 200:
-            return Answer(status=self.status, body=b"{}")
+        if (status := self.statuses.get(route, self.status)) != 200:
+            return Answer(status=status, body=b"{}")
         return Answer(status=200, body=self._body(route, body))
 
     def _body(self, route: str, body: bytes) -> bytes:
@@ -184,7 +186,10 @@ class FakeChannel:
                 )
                 return reply.SerializeToString()
             case "push-messages":
-                return PushMessagesResponse(session_id=SESSION).SerializeToString()
+                tree = PushMessagesRequest.FromString(body).message_object_trees[0]
+                return PushMessagesResponse(
+                    session_id=SESSION, objects_to_push=_ids(tree)
+                ).SerializeToString()
             case "push-object":
                 return PushObjectResponse(stored=True).SerializeToString()
             case "get-fab":
@@ -198,6 +203,10 @@ class FakeChannel:
 
     def routes(self) -> list[str]:
         return [route for route, _ in self.reached]
+
+
+def _ids(tree: ObjectTree) -> list[str]:
+    return [tree.object_id, *(one for child in tree.children for one in _ids(child))]
 
 
 @dataclass(kw_only=True)

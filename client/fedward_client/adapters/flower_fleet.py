@@ -31,6 +31,7 @@ from flwr.proto.message_pb2 import (
     PushObjectResponse,
 )
 from flwr.proto.message_pb2 import Message as FlowerMessage
+from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
 from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR
@@ -194,6 +195,37 @@ class FlowerFleetMessages:
             and _ID.fullmatch(run.fab_hash)
         ):
             raise CallRefused(Refusal.MALFORMED, "expected a run with an app's name and digest")
+
+    def to_push(self, reply: bytes) -> Sequence[str]:
+        """The objects that a push-messages reply asks for."""
+        return tuple(_parse(PushMessagesResponse, reply).objects_to_push)
+
+    def object_request(self, pushed: PushedObject) -> bytes:
+        """A push-object request, as SuperNode makes it."""
+        return bytes(
+            PushObjectRequest(
+                node=Node(node_id=pushed.node),
+                run_id=pushed.run_id,
+                object_id=pushed.object_id,
+                object_content=pushed.content,
+                session_id=pushed.session,
+            ).SerializeToString(deterministic=True)
+        )
+
+    def was_stored(self, reply: bytes) -> bool:
+        """What a push-object reply says."""
+        return bool(_parse(PushObjectResponse, reply).stored)
+
+    def taken(self, message_id: str, objects: Sequence[str], session: str) -> bytes:
+        """A push-messages reply that takes the message and asks for its objects."""
+        taken = PushMessagesResponse(
+            results={message_id: 0}, objects_to_push=objects, session_id=session
+        )
+        return bytes(taken.SerializeToString())
+
+    def stored(self) -> bytes:
+        """A push-object reply that says the object was taken."""
+        return bytes(PushObjectResponse(stored=True).SerializeToString())
 
     def swallowed(self, message_id: str) -> bytes:
         """A push-messages reply that says done and asks for nothing."""

@@ -128,6 +128,26 @@ class FleetMessages(Protocol):
         """Returns when the names in a get-run reply are safe to build paths from."""
         ...
 
+    def to_push(self, reply: bytes) -> Sequence[str]:
+        """The objects that a push-messages reply asks for."""
+        ...
+
+    def object_request(self, pushed: PushedObject) -> bytes:
+        """A push-object request, as SuperNode makes it."""
+        ...
+
+    def was_stored(self, reply: bytes) -> bool:
+        """What a push-object reply says."""
+        ...
+
+    def taken(self, message_id: str, objects: Sequence[str], session: str) -> bytes:
+        """A push-messages reply that takes the message and asks for its objects."""
+        ...
+
+    def stored(self) -> bytes:
+        """A push-object reply that says the object was taken."""
+        ...
+
     def swallowed(self, message_id: str) -> bytes:
         """A push-messages reply that says done and asks for nothing."""
         ...

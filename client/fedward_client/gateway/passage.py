@@ -6,7 +6,7 @@ the guard does not answer, nothing leaves.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Literal, TypeVar
 
@@ -14,9 +14,10 @@ import structlog
 
 from fedward_client.gateway.bundle import check_bundle
 from fedward_client.gateway.caller import Caller
-from fedward_client.gateway.fleet import Answer, Channel, FleetMessages
+from fedward_client.gateway.fleet import Answer, Channel, FleetMessages, Outgoing
 from fedward_client.gateway.outbox import Outbox
 from fedward_client.gateway.pulse import NoPulse, Pulse
+from fedward_client.gateway.spool import Spool, Waiting, is_spooled
 from fedward_client.ports import GatewayGuard, Passing
 from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal, explain_refusal
@@ -36,6 +37,8 @@ DROPPED: Final = 403
 """Flower's own word for "this run is not running": SuperNode gives the message up and goes on."""
 RETRY: Final = 503
 """SuperNode tries again, for ever; every other status would end its loop or the process."""
+BUSY: Final = 429
+FAILED: Final = 500
 HOPELESS: Final = frozenset({Refusal.BODY_TOO_LARGE, Refusal.MALFORMED, Refusal.HEADER})
 """Reasons that no second try can change."""
 
@@ -54,7 +57,9 @@ class Gateway:
         caller: Caller,
         clock: Callable[[], float] = time.time,
         pulse: Pulse | None = None,
+        spool: Spool | None = None,
     ) -> None:
+        """Without a `spool` a reply waits at SuperNode while the coordinator is away."""
         self._channel = channel
         self._guard = guard
         self._fleet = fleet
@@ -62,6 +67,8 @@ class Gateway:
         self._clock = clock
         self._pulse = NoPulse() if pulse is None else pulse
         self._outbox = Outbox()
+        self._spool = spool
+        self._delivering: asyncio.Task[None] | None = None
         # One thread: the guard answers one question at a time and the journal keeps its order.
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard")
         self._steps: Mapping[str, Callable[[_Call], Awaitable[Answer]]] = {
@@ -101,6 +108,8 @@ class Gateway:
         except FedwardError as error:
             _log.warning("gateway.waiting", route=route, code=error.code, reason=str(error))
             return Answer(status=RETRY)
+        if answer.status == OK:
+            self._deliver(flower_headers)
         if answer.status in (OK, DROPPED):
             return answer
         _log.warning("gateway.upstream", route=route, status=answer.status)
@@ -152,15 +161,96 @@ class Gateway:
             size_bytes=len(call.body),
             run=outgoing.addressing.run_id,
         )
-        answer = await self._forward(call)
+        try:
+            answer = await self._forward(call)
+        except ChannelError as error:
+            if self._spool is None or not _is_away(error):
+                raise
+            return self._wait(self._spool, outgoing, call.body)
         if answer.status == OK:
             self._outbox.opened(outgoing.message_id, self._fleet.session(answer.body))
+        elif self._spool is not None and _is_busy(answer.status):
+            return self._wait(self._spool, outgoing, call.body)
         return answer
+
+    def _wait(self, spool: Spool, outgoing: Outgoing, request: bytes) -> Answer:
+        """Takes a released reply that cannot be delivered now."""
+        waiting = spool.put(outgoing, request)
+        self._outbox.opened(outgoing.message_id, waiting.session)
+        _log.warning("gateway.spooled", message_id=outgoing.message_id)
+        body = self._fleet.taken(outgoing.message_id, waiting.wanted, waiting.session)
+        return Answer(status=OK, body=body)
+
+    def _deliver(self, headers: Mapping[str, str]) -> None:
+        """Begins to deliver what waits: the coordinator has just taken a call with `headers`."""
+        if self._spool is None or (self._delivering is not None and not self._delivering.done()):
+            return
+        if whole := self._spool.whole():
+            delivery = self._deliver_all(self._spool, whole, headers)
+            self._delivering = asyncio.get_running_loop().create_task(delivery)
+
+    async def delivered(self) -> None:
+        """Returns when a delivery that has begun is over."""
+        if self._delivering is not None:
+            await self._delivering
+
+    async def _deliver_all(
+        self, spool: Spool, whole: Sequence[Waiting], headers: Mapping[str, str]
+    ) -> None:
+        for waiting in whole:
+            try:
+                status = await self._deliver_one(waiting, headers)
+            except (FedwardError, OSError) as error:
+                # Paused by its policy, away again, or a file that is gone: it goes on waiting.
+                _log.warning("gateway.still-spooled", error=type(error).__name__)
+                return
+            if _is_busy(status):
+                return
+            spool.done(waiting)
+            _log.info("gateway.delivered", message_id=waiting.message_id, status=status)
+
+    async def _deliver_one(self, waiting: Waiting, headers: Mapping[str, str]) -> int:
+        """Hands a reply and its objects over; the status that says what became of it.
+
+        Everything is written down, and the policy asked, as it goes.
+        """
+        call = _Call("push-messages", headers, waiting.request)
+        kind = "error-reply" if self._fleet.outgoing(call.body).error else "reply"
+        await self._journal(
+            "out",
+            call,
+            kind=kind,
+            sha256=waiting.message_id,
+            size_bytes=len(call.body),
+            run=waiting.run_id,
+        )
+        answer = await self._forward(call)
+        if answer.status != OK:
+            return answer.status
+        session = self._fleet.session(answer.body)
+        for pushed in waiting.objects(self._fleet.to_push(answer.body), session=session):
+            body = self._fleet.object_request(pushed)
+            call = _Call("push-object", headers, body)
+            await self._journal(
+                "out",
+                call,
+                kind="object",
+                sha256=pushed.object_id,
+                size_bytes=len(pushed.content),
+                run=pushed.run_id,
+            )
+            answer = await self._forward(call)
+            if answer.status != OK:
+                return answer.status
+        return OK
 
     async def _push_object(self, call: "_Call") -> Answer:
         pushed = self._fleet.pushed_object(call.body)
         try:
             self._outbox.check_object(pushed)
+            if self._spool is not None and is_spooled(pushed.session):
+                self._spool.take(pushed)
+                return Answer(status=OK, body=self._fleet.stored())
             await self._journal(
                 "out",
                 call,
@@ -258,6 +348,16 @@ class Gateway:
             raise ChannelError(
                 f"guard: expected an answer on its socket, found {type(error).__name__}"
             ) from error
+
+
+def _is_away(error: ChannelError) -> bool:
+    """Whether nobody answered: the edge, or SuperLink behind it."""
+    return not isinstance(error, CallRefused) or error.refusal is Refusal.UPSTREAM
+
+
+def _is_busy(status: int) -> bool:
+    """Whether a second try may go better."""
+    return status == BUSY or status >= FAILED
 
 
 class _Call:

@@ -19,7 +19,8 @@ class GatewayConfig:
     that SuperNode trusts (`make_loopback_identity`), `guard_socket` the guard's gateway socket,
     `node_public_key` the `flwr-public-key` of the one SuperNode that may call. `proxy` stands
     before the coordinator, and only where it is named. `phase_socket` is where the worker, the user
-    `worker_user`, answers the steps of phases; without it there are none here.
+    `worker_user`, answers the steps of phases; without it there are none here. `spool` is where
+    replies wait while the coordinator is away; without it they wait at SuperNode.
     """
 
     coordinator: str
@@ -38,6 +39,7 @@ class GatewayConfig:
     phase_socket: Path | None = None
     worker_user: str | None = None
     group: str | None = None
+    spool: Path | None = None
 
     @classmethod
     def of(cls, settings: SiteSettings) -> Self:
@@ -64,6 +66,7 @@ class GatewayConfig:
             phase_socket=settings.phase_socket,
             worker_user=settings.guard.worker_user,
             group=settings.guard.group,
+            spool=settings.spool,
         )
 
 

@@ -23,6 +23,7 @@ from fedward_client.gateway.passage import Gateway
 from fedward_client.gateway.phases import PhaseAccess, PhaseDesk
 from fedward_client.gateway.process import GatewayConfig
 from fedward_client.gateway.pulse import PulseFile
+from fedward_client.gateway.spool import Spool
 from fedward_client.gateway.upkeep import Upkeep, ended, started
 from fedward_client.gateway.web import make_app
 from fedward_client.guard.client import GuardClient
@@ -65,6 +66,7 @@ async def serve_gateway(config: GatewayConfig) -> None:
             fleet=FlowerFleetMessages(),
             caller=SuperNode(public_key=config.node_public_key),
             pulse=pulse,
+            spool=_spool(config),
         )
         if (access := _phase_access(config)) is not None:
             desk = PhaseDesk(
@@ -107,6 +109,17 @@ def _phase_access(config: GatewayConfig) -> PhaseAccess | None:
     user = config.worker_user
     uid = os.geteuid() if user is None else user_id(user, key="[guard] worker_user")
     return PhaseAccess(path=config.phase_socket, worker_uid=uid, group=config.group)
+
+
+def _spool(config: GatewayConfig) -> Spool | None:
+    """Where replies wait; nowhere, which the log then says, if there is no room for a folder."""
+    if config.spool is None:
+        return None
+    try:
+        return Spool(config.spool)
+    except OSError as error:
+        _log.warning("gateway.no-spool", error=type(error).__name__)
+        return None
 
 
 def _server(gateway: Gateway, loopback: LoopbackIdentity) -> uvicorn.Server:
