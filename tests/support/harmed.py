@@ -7,12 +7,15 @@ up after each of them anyway. Every site sits behind a relay that can be cut.
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
+
+import pytest
 
 from fedward_client.adapters.sqlite_ledger import read_ledger
 from fedward_client.settings import load_site_settings
@@ -46,6 +49,12 @@ def at(action: str, *, round_number: int = 2) -> When:
     return lambda event: event["action"] == action and event["fields"]["round"] == round_number
 
 
+FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+FAKE: Final = {
+    "LD_PRELOAD": str(FAKETIME),
+    "FAKETIME_CACHE_DURATION": "1",
+    "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+}
 OPENED: Final = at("round.opened")
 
 
@@ -60,6 +69,13 @@ class Harmed:
     studies: Iterator[SignedStudy]
     events: list[Event] = field(default_factory=list)
     seconds: float = 0.0
+    clocks: Mapping[str, Path] = field(default_factory=dict)
+
+    def set_clock(self, owner: str, seconds: int) -> None:
+        """Moves the clock of `coordinator` or of a site, all of its processes, from now on."""
+        beside = self.clocks[owner].with_suffix(".new")
+        beside.write_text(f"{seconds:+d}\n")
+        beside.replace(self.clocks[owner])
 
     def survive(
         self,
@@ -161,9 +177,32 @@ class Harmed:
         return sum(event.action == "round.charged" for event in self.journal(site))
 
 
+class ClockedFederation(Federation):
+    """A federation whose processes see the clock that a file sets, where libfaketime is there."""
+
+    clocks: Mapping[str, Path] = MappingProxyType({})
+
+    def _spawn(self, name: str, program: str, command: str, config: Path) -> None:
+        clock = self.clocks.get(name)
+        clocked = {} if clock is None else {**FAKE, "FAKETIME_TIMESTAMP_FILE": str(clock)}
+        with pytest.MonkeyPatch.context() as patch:
+            for variable, value in clocked.items():
+                patch.setenv(variable, value)
+            super()._spawn(name, program, command, config)
+
+
 @contextmanager
-def harmed_federation(folder: Path, *, deadline_seconds: int = 40) -> Iterator[Harmed]:
-    """A federation behind relays, with studies that every site approved."""
+def harmed_federation(
+    folder: Path,
+    *,
+    deadline_seconds: int = 40,
+    clocked: Sequence[str] = (),
+    arranged: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Iterator[Harmed]:
+    """A federation behind relays, with studies that every site approved.
+
+    The clocks of `clocked` can be set. What `arranged` opens is there while the processes are.
+    """
     text = (STUDY_FILES / "breast-cancer.toml").read_text()
     for old, new in (
         ("rounds = 8", f"rounds = {ROUNDS}"),
@@ -197,7 +236,12 @@ def harmed_federation(folder: Path, *, deadline_seconds: int = 40) -> Iterator[H
             str(name): opened.enter_context(behind(prepared, str(name)))
             for name in prepared.layout.sites
         }
-        federation = opened.enter_context(Federation(prepared.layout))
+        opened.enter_context(arranged())
+        federation = ClockedFederation(prepared.layout)
+        federation.clocks = {name: folder / f"clock-{name}" for name in clocked}
+        for clock in federation.clocks.values():
+            clock.write_text("+0\n")
+        opened.enter_context(federation)
         federation.start()
         yield Harmed(
             folder=folder,
@@ -205,6 +249,7 @@ def harmed_federation(folder: Path, *, deadline_seconds: int = 40) -> Iterator[H
             federation=federation,
             relays=relays,
             studies=iter(studies),
+            clocks=federation.clocks,
         )
 
 
