@@ -61,6 +61,7 @@ class Edge:
             self._admission.check(call, record)
             for passed in self._fleet.entering(call.route, call.body):
                 await self._write(record, call, "in", passed)
+            self._long_poll.heard(record.site_id, call.route)
             if call.route == "pull-messages":
                 reply = await self._poll(call, record)
             else:

@@ -20,6 +20,7 @@ from fedward_common.log.fields import checked
 from fedward_common.trust.certificates import parse_peer_certificate
 from fedward_server.adapters.edge_kick import kick
 from fedward_server.adapters.flower_fleet import FlowerFleetMessages
+from fedward_server.edge import polling
 from fedward_server.edge.admission import Admission, Call, CallRate, certificate_sha256
 from fedward_server.edge.bell import WorkBell
 from fedward_server.edge.forward import Edge
@@ -91,6 +92,10 @@ class World:
 
     def poll(self, site: str = "alpha", node: int = NODE) -> Coroutine[None, None, FleetReply]:
         return forwarded(self.edge, self.call(site, "pull-messages", body=poll_body(node)))
+
+    async def takes(self, site: str = "alpha") -> None:
+        """SuperNode asks for the objects of the message that it got."""
+        await forwarded(self.edge, self.call(site, "pull-object"))
 
     async def waiting_poll(self, site: str = "alpha") -> "asyncio.Future[FleetReply]":
         """A poll that has asked SuperLink once, got nothing, and waits."""
@@ -372,6 +377,7 @@ def test_a_ring_before_the_poll_is_remembered(sites: dict[str, Site]) -> None:
     async def scenario() -> None:
         world.upstream.messages[NODE] = [message_body("first"), message_body("second")]
         assert (await world.poll()).body == message_body("first")
+        await world.takes()
 
         world.bell.ring([NODE])
 
@@ -390,6 +396,7 @@ def test_two_messages_announced_at_once_are_both_handed_out(sites: dict[str, Sit
         world.bell.ring([NODE, NODE])
 
         assert (await polling).body == message_body("first")
+        await world.takes()
         assert (await asyncio.wait_for(world.poll(), timeout=3)).body == message_body("second")
         assert not world.bell.has_work(NODE)
 
@@ -487,6 +494,42 @@ def test_a_message_whose_poll_went_away_goes_to_the_next_one(sites: dict[str, Si
 
     run(scenario)
     assert world.upstream.pulls == 1
+
+
+def test_a_message_that_the_line_lost_is_handed_out_again_and_only_to_its_site(
+    sites: dict[str, Site],
+) -> None:
+    """A link is cut as the answer leaves: SuperNode polls again without asking for its objects."""
+    world = World(sites, poll_seconds=0.5)
+    world.upstream.messages[NODE] = [message_body()]
+
+    async def scenario() -> None:
+        assert (await world.poll()).body == message_body()
+        assert (await world.poll("beta", NODE + 1)).body == EMPTY
+        await forwarded(world.edge, world.call(route="send-node-heartbeat"))
+
+        assert (await world.poll()).body == message_body()
+
+        await world.takes()
+        assert (await world.poll()).body == EMPTY
+
+    run(scenario)
+
+
+def test_an_instruction_that_never_arrived_is_not_handed_out_when_it_is_old(
+    sites: dict[str, Site], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polling, "REPLAY_SECONDS", 0.1)
+    world = World(sites, poll_seconds=0.5)
+    world.upstream.messages[NODE] = [message_body()]
+
+    async def scenario() -> None:
+        assert (await world.poll()).body == message_body()
+        await asyncio.sleep(0.2)
+
+        assert (await world.poll()).body == EMPTY
+
+    run(scenario)
 
 
 def test_a_site_revoked_while_its_poll_is_open_gets_no_message(sites: dict[str, Site]) -> None:
