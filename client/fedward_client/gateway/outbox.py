@@ -1,8 +1,9 @@
 """Which replies may leave and which objects belong to them: decisions without I/O."""
 
 from collections import OrderedDict
-from dataclasses import dataclass, field
-from typing import Final
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
 
 from fedward_client.gateway.fleet import Addressing, Incoming, Outgoing, PushedObject
 from fedward_common.canonical import sha256_hex
@@ -11,6 +12,8 @@ from fedward_common.errors import ProtocolError
 MAX_INSTRUCTIONS: Final = 1024
 MAX_RELEASED: Final = 64
 MAX_SESSIONS: Final = 16
+MAX_SECONDS: Final = 86400.0
+"""How long a gateway that is started again knows an instruction, whatever its lifetime."""
 CLOCK_SECONDS: Final = 1.0
 """Worker and gateway share a host; its clock may be set by this much while a message is at work."""
 
@@ -133,6 +136,57 @@ class Outbox:
             raise ProtocolError("object: expected the bytes of its id, found others")
         if not any(_belongs(pushed, released) for released in self._released.values()):
             raise ProtocolError("object: expected one of a released reply, found another")
+
+    def snapshot(self, *, now: float) -> dict[str, Any]:
+        """What of this a gateway that is started again needs to know, as a JSON value.
+
+        Instructions that still live at `now`, and the replies to them that were released.
+        """
+        living = {
+            message_id: asdict(instruction)
+            for message_id, instruction in self._instructions.items()
+            if _ends(instruction) > now
+        }
+        released = {
+            message_id: asdict(one)
+            for message_id, one in self._released.items()
+            if one.outgoing.addressing.reply_to in living
+        }
+        return {"instructions": living, "released": released}
+
+    def restore(self, snapshot: Mapping[str, Any]) -> None:
+        """Takes up what `snapshot` gave. Raises KeyError, TypeError, AttributeError for another."""
+        instructions = {
+            message_id: _Instruction(
+                addressings=[Addressing(**one) for one in facts["addressings"]],
+                received_at=float(facts["received_at"]),
+                answered_as=str(facts["answered_as"]),
+            )
+            for message_id, facts in snapshot["instructions"].items()
+        }
+        released = {
+            message_id: _Released(
+                outgoing=_outgoing(facts["outgoing"]), sessions=list(facts["sessions"])
+            )
+            for message_id, facts in snapshot["released"].items()
+        }
+        self._instructions.update(instructions)
+        self._released.update(released)
+
+
+def _ends(instruction: _Instruction) -> float:
+    said = instruction.addressings[0]
+    return min(said.created_at + said.ttl_seconds, instruction.received_at + MAX_SECONDS)
+
+
+def _outgoing(facts: Mapping[str, Any]) -> Outgoing:
+    return Outgoing(
+        **{
+            **facts,
+            "addressing": Addressing(**facts["addressing"]),
+            "objects": tuple(facts["objects"]),
+        }
+    )
 
 
 def _require_only(instruction: _Instruction, outgoing: Outgoing) -> None:

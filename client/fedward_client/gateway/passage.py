@@ -16,6 +16,7 @@ from fedward_client.gateway.bundle import check_bundle
 from fedward_client.gateway.caller import Caller
 from fedward_client.gateway.fleet import Answer, Channel, FleetMessages, Outgoing
 from fedward_client.gateway.outbox import Outbox
+from fedward_client.gateway.outbox_file import OutboxFile
 from fedward_client.gateway.pulse import NoPulse, Pulse
 from fedward_client.gateway.spool import Spool, Waiting, is_spooled
 from fedward_client.ports import GatewayGuard, Passing
@@ -58,15 +59,20 @@ class Gateway:
         clock: Callable[[], float] = time.time,
         pulse: Pulse | None = None,
         spool: Spool | None = None,
+        kept: OutboxFile | None = None,
     ) -> None:
-        """Without a `spool` a reply waits at SuperNode while the coordinator is away."""
+        """Without a `spool` a reply waits at SuperNode while the coordinator is away.
+
+        `kept` is what an earlier gateway knew; without it replies under way are refused.
+        """
         self._channel = channel
         self._guard = guard
         self._fleet = fleet
         self._caller = caller
         self._clock = clock
         self._pulse = NoPulse() if pulse is None else pulse
-        self._outbox = Outbox()
+        self._kept = kept
+        self._outbox = Outbox() if kept is None else kept.load()
         self._spool = spool
         self._delivering: asyncio.Task[None] | None = None
         # One thread: the guard answers one question at a time and the journal keeps its order.
@@ -134,7 +140,12 @@ class Gateway:
                 run=incoming.addressing.run_id,
             )
             self._outbox.received(incoming, now=self._clock())
+            self._keep_outbox()
         return answer
+
+    def _keep_outbox(self) -> None:
+        if self._kept is not None:
+            self._kept.save(self._outbox, now=self._clock())
 
     async def _push_messages(self, call: "_Call") -> Answer:
         outgoing = self._fleet.outgoing(call.body)
@@ -153,6 +164,7 @@ class Gateway:
             )
         kind = "error-reply" if outgoing.error else "reply"
         self._outbox.release(outgoing)
+        self._keep_outbox()
         await self._journal(
             "out",
             call,
@@ -169,6 +181,7 @@ class Gateway:
             return self._wait(self._spool, outgoing, call.body)
         if answer.status == OK:
             self._outbox.opened(outgoing.message_id, self._fleet.session(answer.body))
+            self._keep_outbox()
         elif self._spool is not None and _is_busy(answer.status):
             return self._wait(self._spool, outgoing, call.body)
         return answer
@@ -177,6 +190,7 @@ class Gateway:
         """Takes a released reply that cannot be delivered now."""
         waiting = spool.put(outgoing, request)
         self._outbox.opened(outgoing.message_id, waiting.session)
+        self._keep_outbox()
         _log.warning("gateway.spooled", message_id=outgoing.message_id)
         body = self._fleet.taken(outgoing.message_id, waiting.wanted, waiting.session)
         return Answer(status=OK, body=body)
@@ -274,6 +288,7 @@ class Gateway:
                 raise ProtocolError("object: expected the bytes of its id, found others")
             if self._outbox.expects(pulled.object_id):
                 self._outbox.read(pulled.object_id, self._fleet.addressing(pulled.content))
+                self._keep_outbox()
             await self._journal(
                 "in",
                 call,

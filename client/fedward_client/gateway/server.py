@@ -19,6 +19,7 @@ from fedward_client.adapters.tls_pair import SiteIdentity, TlsPair
 from fedward_client.gateway.caller import SuperNode
 from fedward_client.gateway.channel import EdgeChannel
 from fedward_client.gateway.greeting import own_versions
+from fedward_client.gateway.outbox_file import OutboxFile
 from fedward_client.gateway.passage import Gateway
 from fedward_client.gateway.phases import PhaseAccess, PhaseDesk
 from fedward_client.gateway.process import GatewayConfig
@@ -67,6 +68,7 @@ async def serve_gateway(config: GatewayConfig) -> None:
             caller=SuperNode(public_key=config.node_public_key),
             pulse=pulse,
             spool=_spool(config),
+            kept=None if config.spool is None else OutboxFile(config.spool),
         )
         if (access := _phase_access(config)) is not None:
             desk = PhaseDesk(

@@ -97,7 +97,7 @@ class Spool:
         self._max_bytes = max_bytes
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._waiting: dict[str, Waiting] = {}
-        for path in sorted(folder.iterdir()):
+        for path in sorted(one for one in folder.iterdir() if one.is_dir()):
             found = Waiting.read(path)
             if found is None or found.missing:
                 _remove(path)

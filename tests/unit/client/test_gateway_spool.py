@@ -11,6 +11,7 @@ from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
 
 from fedward_client.adapters.flower_fleet import FlowerFleetMessages
 from fedward_client.gateway.fleet import Answer
+from fedward_client.gateway.outbox_file import NAME, OutboxFile
 from fedward_client.gateway.passage import Gateway
 from fedward_client.gateway.spool import Spool, is_spooled
 from fedward_common.channel.refusals import Refusal
@@ -52,6 +53,7 @@ class Site:
             fleet=FlowerFleetMessages(),
             caller=AnyCaller(),
             spool=self.spool,
+            kept=OutboxFile(self.folder),
         )
 
     def now(self) -> float:
@@ -89,7 +91,7 @@ class Site:
         return [PushObjectResponse.FromString(one.body).stored for one in answers]
 
     def files(self) -> list[Path]:
-        return [path for path in self.folder.rglob("*") if path.is_file()]
+        return [path for path in self.folder.glob("*/*") if path.is_file()]
 
 
 @pytest.fixture
@@ -248,3 +250,47 @@ def test_a_spool_that_is_full_leaves_the_reply_with_supernode(tmp_path: Path) ->
 
     assert site.ask("push-messages", push_messages(reply)).status == 503
     assert site.files() == []
+
+
+def test_a_gateway_killed_before_the_reply_lets_its_successor_pass_it(site: Site) -> None:
+    reply = site.sealed()
+
+    site.start()
+
+    assert all(site.hand_over(reply))
+    assert site.channel.routes().count("push-object") == len(objects(reply))
+    assert (site.folder / NAME).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_gateway_killed_between_two_objects_lets_its_successor_pass_the_rest(site: Site) -> None:
+    reply = site.sealed()
+    site.hand_over(reply, but=1)
+    site.start()
+
+    for object_id, content in objects(reply).items():
+        answer = site.ask("push-object", push_object(object_id, content))
+        assert PushObjectResponse.FromString(answer.body).stored
+
+
+def test_a_successor_still_takes_one_answer_to_an_instruction_only(site: Site) -> None:
+    message = instruction()
+    site.channel.messages.append(message)
+    site.ask("pull-messages", poll())
+    site.ask("pull-object", pull_object(message.metadata.message_id))
+    first, second = reply_to(message), reply_to(message)
+    site.guard.seal(first)
+    assert site.ask("push-messages", push_messages(first)).status == 200
+
+    site.start()
+
+    assert site.ask("push-messages", push_messages(second)).status == 403
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"instructions": 3, "released": {}}'])
+def test_what_was_kept_and_cannot_be_read_is_nothing(site: Site, content: bytes) -> None:
+    reply = site.sealed()
+    (site.folder / NAME).write_bytes(content)
+
+    site.start()
+
+    assert site.ask("push-messages", push_messages(reply)).status == 403
