@@ -12,6 +12,7 @@ from fedward_common.errors import ProtocolError
 MAX_INSTRUCTIONS: Final = 1024
 MAX_RELEASED: Final = 64
 MAX_SESSIONS: Final = 16
+MAX_KEPT: Final = 16
 MAX_SECONDS: Final = 86400.0
 """How long a gateway that is started again knows an instruction, whatever its lifetime."""
 CLOCK_SECONDS: Final = 1.0
@@ -140,11 +141,12 @@ class Outbox:
     def snapshot(self, *, now: float) -> dict[str, Any]:
         """What of this a gateway that is started again needs to know, as a JSON value.
 
-        Instructions that still live at `now`, and the replies to them that were released.
+        The latest instructions that still live at `now`, and the replies to them that were
+        released: SuperNode works at one after the other.
         """
         living = {
             message_id: asdict(instruction)
-            for message_id, instruction in self._instructions.items()
+            for message_id, instruction in list(self._instructions.items())[-MAX_KEPT:]
             if _ends(instruction) > now
         }
         released = {
