@@ -28,6 +28,7 @@ from fedward_server.runs import cancel_run, follow, online_nodes, require_finish
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.run import Inputs, Prepared, prepare
 from fedward_server.sandbox.settings_files import write_approval
+from fedward_server.sandbox.victims import COORDINATOR, SITE, find
 from tests.support.agreement import agreement
 from tests.support.cut_relay import Relay
 from tests.support.left_behind import litter
@@ -160,12 +161,24 @@ class Harmed:
         while time.monotonic() < limit:
             self.federation.keep_up()
             try:
-                if online_nodes(self.federation.settings) >= len(self.prepared.layout.sites):
-                    return
+                online = online_nodes(self.federation.settings)
             except StartError:
-                pass
+                online = 0
+            if online >= len(self.prepared.layout.sites) and self._complete():
+                return
             time.sleep(0.5)
         raise StartError(f"harmed: expected every site back within {STEADY_SECONDS:.0f} s")
+
+    def _complete(self) -> bool:
+        """Whether every process is there that is there while nothing is asked."""
+        wanted = [("coordinator", name) for name in COORDINATOR if name != "serverapp"]
+        wanted += [
+            (str(site), name)
+            for site in self.prepared.layout.sites
+            for name in SITE
+            if name != "task"
+        ]
+        return all(find(self.federation, *one) is not None for one in wanted)
 
     def journal(self, site: str) -> list[Any]:
         """The lines of a site's journal."""
@@ -251,6 +264,8 @@ def harmed_federation(
             studies=iter(studies),
             clocks=federation.clocks,
         )
+    if prepared.layout.run.exists():
+        raise AssertionError(f"{prepared.layout.run}: expected it gone with the federation")
 
 
 def rounds_charged(settings: Path, study: str) -> int:
