@@ -19,6 +19,9 @@ import pytest
 
 from fedward_common.study.signed import SignedStudy
 from fedward_server.adapters.run_files import LOG
+from fedward_server.runs import follow, require_finished, start_run
+from fedward_server.sandbox.federation import Federation
+from fedward_server.sandbox.run import Inputs, prepare
 from fedward_server.sandbox.victims import COORDINATOR, SITE, strike
 from tests.conftest import write_short_study
 from tests.support.agreement import agreement
@@ -67,23 +70,49 @@ def survived_demo(folder: Path, *names: str) -> dict[str, Any]:
         assert re.search(rf"kill -9 {name} \(process \d+\) in round \d", done.stdout), done.stdout
     assert "federated" in done.stdout
     result: dict[str, Any] = json.loads((out / "result.json").read_text())
+    return result | {"charged": compared(folder, out)}
+
+
+def compared(folder: Path, out: Path) -> dict[str, int]:
+    """The rounds that each site was charged, after what a federation that ended left agrees."""
     digest = SignedStudy.parse((out / "study.json").read_bytes()).verify().digest
     places = {folder.name: folder for folder in sorted((out / "sites").iterdir())}
     charged = {site: rounds_charged(place / "site.toml", digest) for site, place in places.items()}
-    (log,) = (out / "coordinator" / "state" / "runs").glob(f"*/{LOG}")
-    edge_log = out / "coordinator" / "state" / "audit" / "edge.jsonl"
-    facts = agreement(places, log, charged, edge_log=edge_log)
+    state = out / "coordinator" / "state"
+    (log,) = (state / "runs").glob(f"*/{LOG}")
+    facts = agreement(places, log, charged, edge_log=state / "audit" / "edge.jsonl")
     assert facts["committed_once"], facts
     assert facts["ledger_equals_journal"], facts
     assert facts["charged_once"], facts
+    assert facts["answers_charged"], facts
     assert facts["nothing_unwritten"] == [], facts
     assert left_behind(folder) == []
     assert litter(folder) == []
-    return result | {"charged": charged}
+    return charged
 
 
+def test_serverapp_and_superlink_killed_in_mid_round_cost_nothing(tmp_path: Path) -> None:
+    """The slice of `make test`."""
+    study = write_short_study(tmp_path / "study.toml", rounds=ROUNDS)
+    prepared = prepare(Inputs.parse(study=study, sites=[], data=None), out=tmp_path / "out")
+    struck = False
+    with Federation(prepared.layout) as federation:
+        federation.start()
+        name, _ = start_run(federation.settings, prepared.signed.canonical)
+        for event in follow(federation.settings, name, alive=federation.keep_up):
+            if not struck and OPENED(event):
+                struck = strike(federation, "coordinator", "serverapp")
+                assert strike(federation, "coordinator", "superlink")
+        outcome = require_finished(federation.settings, name)
+
+    assert struck
+    assert outcome["committed_rounds"] == ROUNDS
+    assert set(compared(tmp_path, tmp_path / "out").values()) == {ROUNDS}
+
+
+@pytest.mark.slow
 def test_a_demo_whose_processes_are_killed_ends_with_its_table(tmp_path: Path) -> None:
-    """The slice of `make test`: the coordinator's heart and one site's task, all in one round."""
+    """The coordinator's heart and one site's task, all in one round."""
     result = survived_demo(tmp_path, "serverapp", "superlink", "city:task")
 
     assert result["rounds"]["committed"] == ROUNDS
