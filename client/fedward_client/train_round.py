@@ -43,7 +43,7 @@ class Guard(Protocol):
     """What a worker may ask of the guard."""
 
     def begin(
-        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b""
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b"", boxes: bytes = b""
     ) -> Grant | StoredReply:
         """A single-use receipt after the charge is durable, or the reply that was sealed before."""
         ...
@@ -98,7 +98,8 @@ class Worker:
         # Before the charge: a model damaged on the way must not cost a patient anything.
         if sha256_hex(model) != instruction.model_sha256:
             raise SignatureRefused("model: expected the digest of the instruction, found another")
-        grant = self.guard.begin(envelope.header, signed, envelope.blobs.get(KNOWN_ROWS, b""))
+        beside = (envelope.blobs.get(name, b"") for name in (KNOWN_ROWS, "boxes"))
+        grant = self.guard.begin(envelope.header, signed, *beside)
         if isinstance(grant, StoredReply):
             return grant.envelope
         # The guard verified signature and approval; here the same bytes only become a value.

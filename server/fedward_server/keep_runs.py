@@ -17,12 +17,13 @@ from fedward_server.adapters.run_files import (
     CANCELLED,
     CHECKPOINT,
     LOG,
+    NOT_BEGUN,
     RunFolder,
     StartedRun,
     SystemClock,
-    read_outcome,
     run_path,
     started_runs,
+    unfinished_runs,
 )
 from fedward_server.bundle import bundle_folder
 from fedward_server.continuation import Continuation
@@ -45,12 +46,7 @@ class CoordinatorRuns:
 
     def unfinished(self) -> Sequence[str]:
         """The names of runs without an outcome."""
-        state = self.settings.state
-        return [
-            run.name
-            for run in started_runs(state)
-            if read_outcome(run_path(state, run.name)) is None
-        ]
+        return [run.name for run in unfinished_runs(self.settings.state)]
 
     def writer(self, run: str) -> int | None:
         """The process that writes the run's log, or None."""
@@ -69,9 +65,15 @@ class CoordinatorRuns:
         end_process(pid, named=SERVER_APP)
 
     def over(self, run: str) -> bool:
-        """Whether Flower's run has ended or is not known any more. Raises StartError."""
+        """Whether Flower's run has ended or is not known any more. Raises StartError.
+
+        One that is about to begin is not over; if nothing comes of it, its time runs out.
+        """
+        started = self._started(run)
+        if started.flower_id == NOT_BEGUN:
+            return False
         with self._control() as control:
-            status = control.run_status(self._started(run).flower_id)
+            status = control.run_status(started.flower_id)
         return status.startswith(("finished", "unknown"))
 
     def progress(self, run: str) -> int:

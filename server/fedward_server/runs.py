@@ -1,9 +1,13 @@
 """Starting a study on a running coordinator, following it to its outcome, ending it early."""
 
+import fcntl
 import json
+import os
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -16,13 +20,16 @@ from fedward_common.trust.private_files import write_atomically
 from fedward_server.adapters.flower_control import FlowerControl, build_bundle
 from fedward_server.adapters.run_files import (
     LOG,
+    NOT_BEGUN,
     RunFolder,
     StartedRun,
     ask_to_cancel,
     read_outcome,
+    read_study,
     run_path,
     started_runs,
     study_path,
+    unfinished_runs,
 )
 from fedward_server.bundle import bundle_folder
 from fedward_server.serve import register_nodes, require_running
@@ -40,23 +47,89 @@ def start_run(settings: CoordinatorSettings, signed_study: bytes) -> tuple[str, 
 
     Raises:
         ProtocolError, SignatureRefused: it is not a signed study.
+        ConfigError: another run is in its way.
         StartError: the coordinator is not running or refused.
     """
     study = store_study(settings, signed_study)
     require_running(settings)
     register_nodes(settings)
-    name = f"{study.id}-{secrets.token_hex(4)}"
+    bundle = build_bundle(bundle_folder())
     with control_of(settings) as control:
-        bundle = build_bundle(bundle_folder())
-        flower_id = control.start_run(bundle, config={"study": study.digest, "run": name})
-    StartedRun(
-        name=name,
-        study=study.digest,
-        study_id=study.id,
-        flower_id=flower_id,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-    ).write(settings.state)
-    return name, flower_id
+        run = begin_run(
+            settings.state,
+            study,
+            lambda name: control.start_run(bundle, config={"study": study.digest, "run": name}),
+        )
+    return run.name, run.flower_id
+
+
+def begin_run(state: Path, study: StudySpec, start: Callable[[str], int]) -> StartedRun:
+    """The run that `start` began under the name it was given, and what is noted of it.
+
+    It is noted before it begins: whatever ends this process, a run that asks sites stands in the
+    list, and is continued. One that does not begin stands there as failed.
+
+    Raises:
+        ConfigError: another run is in its way. StartError: it did not begin.
+    """
+    with _alone(state):
+        require_free(state, study)
+        run = StartedRun(
+            name=f"{study.id}-{secrets.token_hex(4)}",
+            study=study.digest,
+            study_id=study.id,
+            flower_id=NOT_BEGUN,
+            started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        run.write(state)
+    try:
+        begun = replace(run, flower_id=start(run.name))
+    except StartError as error:
+        ended = RunFolder(run_path(state, run.name))
+        ended.fail(code=error.code, exit_code=error.exit_code, message=str(error))
+        raise
+    begun.write(state)
+    return begun
+
+
+def require_free(state: Path, study: StudySpec) -> None:
+    """Returns when no unfinished run is in the way of one of `study`.
+
+    1. Two runs of one study would take each other's set-ups and streams. 2. While a study streams,
+    its sites answer no other message (SuperNode works on one at a time): the rounds of another
+    study there would be abandoned one after the other.
+
+    Raises:
+        ConfigError: names the run.
+    """
+    for run in unfinished_runs(state):
+        # 1.
+        if run.study == study.digest:
+            raise ConfigError(
+                f"study {study.id}: expected no run of it under way, found {run.name}. Wait for it "
+                f"or end it: `fedward-server study cancel {run.name}`"
+            )
+        # 2.
+        other = SignedStudy.parse(read_study(state, run.study)).verify()
+        shared = sorted({site.id for site in study.sites} & {site.id for site in other.sites})
+        if shared and (study.streams or other.streams):
+            raise ConfigError(
+                f"study {study.id}: expected sites that no streaming study keeps busy, found "
+                f"{shared[0]} also in run {run.name}. Wait for it, or sign both with stream = "
+                '"never"'
+            )
+
+
+@contextmanager
+def _alone(state: Path) -> Iterator[None]:
+    """Of two starts at the same moment the second sees the first."""
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    lock = os.open(state / "starting.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def store_study(settings: CoordinatorSettings, signed_study: bytes) -> StudySpec:
@@ -88,7 +161,8 @@ def cancel_run(settings: CoordinatorSettings, name: str) -> None:
     require_running(settings)
     with control_of(settings) as control:
         ask_to_cancel(settings.state, name)
-        control.stop_run(run.flower_id)
+        if run.flower_id != NOT_BEGUN:
+            control.stop_run(run.flower_id)
     started = time.monotonic()
     while read_outcome(folder) is None:
         waited = time.monotonic() - started

@@ -191,7 +191,10 @@ class SecureRounds:
         opening = Opening(signatures=ready.signatures(), adverts=adverts)
         self._step("unmask", number, opening, sharers, take=opened, to=ready.signers)
         self._ready = following
-        return ready.sum()
+        total = ready.sum()
+        for site in ready.liars:
+            self.exchanges.events.emit("site.wrong-shares", round=number, site=site)
+        return total
 
     def _set_up(self, number: int) -> Coordinator | RoundState:
         """A sum that is set up among all sites that are there; the exchange that failed, if not.

@@ -260,3 +260,105 @@ def test_semi_honest_mode_needs_two_exchanges_and_its_own_word() -> None:
     one.masked(vectors)
 
     np.testing.assert_array_equal(one.opened(), total(vectors, vectors))
+
+
+def re_signed(one: Round, advert: Advert, **values: object) -> Advert:
+    """The advert with other keys under the right signature: its own site sent it."""
+    unsigned = changed(advert, signature="", **values)
+    key = one.keys[one.session.number(advert.site) - 1]
+    return changed(unsigned, signature=key.sign(unsigned.signed_bytes(one.session)).hex())
+
+
+UNFIT = {
+    "one key twice": (lambda advert, _: {"share_key": advert.mask_key}, Reason.REPEATED_KEY),
+    "another's key": (lambda _, other: {"mask_key": other.share_key}, Reason.REPEATED_KEY),
+    "a mask key of small order": (lambda *_: {"mask_key": "00" * 32}, Reason.WRONG_KEY),
+    "a share key of small order": (lambda *_: {"share_key": "01" + "00" * 31}, Reason.WRONG_KEY),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_an_advert_that_nobody_can_use_loses_its_own_site_only(name: str) -> None:
+    spoilt, reason = UNFIT[name]
+    one = Round(sites=4)
+    adverts = [party.advertise() for party in one.parties.values()]
+    for advert in adverts[:3]:
+        one.coordinator.take_advert(advert)
+
+    with refused(reason) as caught:
+        unfit = re_signed(one, adverts[3], **spoilt(adverts[3], adverts[0]))
+        one.coordinator.take_advert(unfit)
+
+    assert caught.value.site == "s4"
+    vectors = one.vectors()
+    one.shared()
+    one.masked(vectors)
+    np.testing.assert_array_equal(one.opened(), total(vectors, ("s1", "s2", "s3")))
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_site_refuses_such_an_advert_and_says_whose_it_is(name: str) -> None:
+    spoilt, reason = UNFIT[name]
+    one, adverts, victim = after_adverts()
+    adverts[3] = re_signed(one, adverts[3], **spoilt(adverts[3], adverts[1]))
+
+    with refused(reason) as caught:
+        victim.share(adverts)
+
+    assert (caught.value.site, victim.phase) == ("s4", Phase.REFUSED)
+
+
+def test_a_mask_that_fails_ends_the_round_for_the_site() -> None:
+    """It signs no list after that: there is no vector of it that a list could name."""
+    one = Round(sites=4)
+    one.advertised()
+    one.shared()
+    victim = one.parties["s1"]  # type: ignore[index]
+    victim._adverts["s2"] = changed(victim._adverts["s2"], mask_key="00" * 32)
+
+    with refused(Reason.WRONG_KEY):
+        victim.mask(one.coordinator.boxes_for("s1"), np.zeros(10, np.uint32))
+
+    assert victim.phase is Phase.REFUSED
+    with refused(Reason.PHASE):
+        victim.sign_survivors(("s1", "s2", "s3", "s4"))
+
+
+def test_envelopes_are_tried_before_the_mask_and_nothing_of_them_is_kept() -> None:
+    one = Round(sites=4)
+    one.advertised()
+    one.shared()
+    victim, boxes = one.parties["s1"], one.coordinator.boxes_for("s1")  # type: ignore[index]
+
+    victim.require_boxes(boxes)
+    victim.require_boxes({s: box for s, box in boxes.items() if s != "s4"})
+
+    assert victim.phase is Phase.SHARED
+    with refused(Reason.ENVELOPE) as caught:
+        victim.require_boxes(boxes | {"s3": boxes["s3"][:-2] + "00"})
+    assert caught.value.site == "s3"
+    assert victim.phase is Phase.REFUSED
+
+
+@pytest.mark.parametrize("wrong", ["00" * 33, "ff" * 33], ids=["another share", "no share"])
+@pytest.mark.parametrize("lost", [(), ("s5",)], ids=["nobody lost", "one lost"])
+def test_one_site_that_lies_about_its_shares_is_named_and_the_sum_opens(
+    wrong: str, lost: tuple[str, ...]
+) -> None:
+    one = Round(sites=7)
+    vectors = one.vectors()
+    one.advertised()
+    one.shared()
+    one.masked(vectors, without=lost)
+    survivors = one.coordinator.close()
+    for site in survivors:
+        one.coordinator.take_signature(one.parties[site].sign_survivors(survivors))  # type: ignore[index]
+    for site in survivors:
+        sent = one.parties[site].unmask(one.coordinator.signatures())  # type: ignore[index]
+        if site == "s1":
+            spoilt = {k: dict.fromkeys(getattr(sent, k), wrong) for k in ("own_masks", "mask_keys")}
+            sent = sent.model_copy(update=spoilt)
+        one.coordinator.take_unmasking(sent)
+
+    np.testing.assert_array_equal(one.coordinator.sum(), total(vectors, survivors))
+    assert one.coordinator.liars == ("s1",)

@@ -50,16 +50,17 @@ class GuardClient:
         self._timeout_seconds = timeout_seconds
 
     def begin(
-        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b""
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b"", boxes: bytes = b""
     ) -> Grant | StoredReply:
         """A receipt after the charge is durable, or the reply that was sealed before.
 
-        `known_rows`: what came beside the instruction of the sites' ledgers.
+        `known_rows`: what came beside the instruction of the sites' ledgers; `boxes`: in a study
+        with secure sums, the other sites' encrypted shares.
 
         Raises:
             FedwardError: what the guard refuses, as its class; StartError when it is not there.
         """
-        answer = self._ask({"op": "begin"}, instruction, signed_study, known_rows)
+        answer = self._ask({"op": "begin"}, instruction, signed_study, known_rows, boxes)
         if "receipt" in answer.header:
             return Grant(
                 receipt=str(answer.header["receipt"]),

@@ -49,6 +49,8 @@ class _Running:
     parties: dict[int, Participant] = field(default_factory=dict)
     masked: set[int] = field(default_factory=set)
     """Sums with a vector of this site; they outlive their parties, of which only a few are kept."""
+    attempts: dict[int, int] = field(default_factory=dict)
+    """The newest set-up of each sum."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class SecureSums:
                 journal, and this site takes no further part in that sum.
         """
         try:
+            self._require_newest(instruction)
             match instruction.kind:
                 case "advertise":
                     return self._advertise(instruction, study, message)
@@ -86,7 +89,7 @@ class SecureSums:
                 case "unmask":
                     return self._unmask(instruction, study, message)
         except SecAggRefused as error:
-            note(self.log, "secagg.refused", instruction, code=error.reason.value)
+            self._note_refusal(instruction, error)
             raise
         raise ProtocolError("instruction: expected a step of secure aggregation, found another")
 
@@ -97,17 +100,25 @@ class SecureSums:
         expected = Phase.ADVERTISED if instruction.kind == "advertise" else Phase.SHARED
         return party is not None and party.phase is expected
 
-    def require_ready(self, instruction: Instruction, study: StudySpec) -> None:
+    def require_ready(self, instruction: Instruction, study: StudySpec, boxes: bytes) -> None:
         """Returns when a vector of this sum could be masked; asked before anything is charged.
 
+        `boxes` are the other sites' encrypted shares, which every mask needs.
+
         Raises:
-            SecAggRefused: no set-up of this sum, or its vector was masked before.
+            SecAggRefused: no set-up of this sum, its vector was masked before, or the shares do not
+                open; the journal says whose.
         """
-        number = sum_number(study, instruction.kind, instruction.round)
-        if self._party(study, number).phase is not Phase.SHARED:
+        party = self._party(study, sum_number(study, instruction.kind, instruction.round))
+        if party.phase is not Phase.SHARED:
             raise SecAggRefused(
                 Reason.PHASE, "expected a sum that is set up and has no vector of this site yet"
             )
+        try:
+            party.require_boxes(Boxes.parse(boxes).boxes)
+        except SecAggRefused as error:
+            self._note_refusal(instruction, error)
+            raise
 
     def mask(self, live: Live, payload: bytes, boxes: bytes) -> bytes:
         """The noised and masked vector of `payload`, and nothing of it in the clear.
@@ -136,7 +147,7 @@ class SecureSums:
                 Boxes.parse(boxes).boxes, plan.grid.to_ring(values), bound=live.instruction.key
             )
         except SecAggRefused as error:
-            note(self.log, "secagg.refused", live.instruction, code=error.reason.value)
+            self._note_refusal(live.instruction, error)
             raise
         self._running[live.study.digest].masked.add(party.session.round)
         return masked.astype(masked.dtype.newbyteorder("<")).tobytes()
@@ -147,7 +158,8 @@ class SecureSums:
         self._running.move_to_end(study.digest)
         while len(self._running) > MAX_STUDIES:
             self._running.popitem(last=False)
-        return self._new_party(study, running, instruction.round).advertise().canonical
+        party = self._new_party(study, running, instruction.round, attempt=instruction.attempt)
+        return party.advertise().canonical
 
     def _sign(self, instruction: Instruction, study: StudySpec, message: bytes) -> bytes:
         number = instruction.round
@@ -155,7 +167,8 @@ class SecureSums:
         advert = None
         if number < last_sum(study):
             running = self._running[study.digest]
-            advert = self._new_party(study, running, number + 1).advertise()
+            party = self._new_party(study, running, number + 1, attempt=instruction.attempt)
+            advert = party.advertise()
         return Signed(signature=signature, advert=advert).canonical
 
     def _unmask(self, instruction: Instruction, study: StudySpec, message: bytes) -> bytes:
@@ -167,7 +180,7 @@ class SecureSums:
                 envelopes = self._party(study, number + 1).share(opening.adverts)
             except SecAggRefused as error:
                 # The sum that is due is opened all the same; the next one needs a set-up.
-                note(self.log, "secagg.refused", instruction, code=error.reason.value)
+                self._note_refusal(instruction, error)
         return Opened(unmasking=unmasking, envelopes=envelopes).canonical
 
     def _party(self, study: StudySpec, number: int) -> Participant:
@@ -180,7 +193,26 @@ class SecureSums:
             )
         return party
 
-    def _new_party(self, study: StudySpec, running: _Running, number: int) -> Participant:
+    def _require_newest(self, instruction: Instruction) -> None:
+        """Returns when no later set-up took the place of the one that the instruction is of.
+
+        What was long on its way must not end this site's part in the set-up that is alive.
+        """
+        running = self._running.get(instruction.study)
+        newest = 0 if running is None else running.attempts.get(instruction.round, 0)
+        if instruction.attempt < newest:
+            raise SecAggRefused(
+                Reason.PHASE,
+                f"expected a step of set-up {newest}, found one of {instruction.attempt}",
+            )
+
+    def _note_refusal(self, instruction: Instruction, error: SecAggRefused) -> None:
+        sender = {"site": error.site} if error.site else {}
+        note(self.log, "secagg.refused", instruction, code=error.reason.value, **sender)
+
+    def _new_party(
+        self, study: StudySpec, running: _Running, number: int, *, attempt: int
+    ) -> Participant:
         """A part with fresh secrets; an older one of that sum is gone, unless it masked already."""
         if not 1 <= number <= last_sum(study):
             raise SecAggRefused(Reason.OTHER_ROUND, "expected a sum of the study, found another")
@@ -199,6 +231,7 @@ class SecureSums:
             claim=lambda: self._claim(study, number),
         )
         running.parties[number] = party
+        running.attempts[number] = attempt
         return party
 
     def _claim(self, study: StudySpec, number: int) -> bool:

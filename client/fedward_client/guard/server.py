@@ -88,7 +88,7 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
     """What the worker may ask: begin, seal, step, refuse. Never release."""
 
     def begin(frame: Frame) -> Frame:
-        _request(_Begin, frame, blobs=3)
+        _request(_Begin, frame, blobs=4)
         result = service.begin(*frame.blobs)
         if isinstance(result, Grant):
             header = {"receipt": result.receipt, "site": result.site}

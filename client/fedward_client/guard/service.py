@@ -68,7 +68,7 @@ class GuardService:
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def begin(
-        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b""
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b"", boxes: bytes = b""
     ) -> Grant | StoredReply:
         """A receipt for one answer, or the answer that was sealed before. When it returns:
 
@@ -82,7 +82,8 @@ class GuardService:
         7. the list of patients who object is as it must be, and the ledger has the row that the
            coordinator saw last (`known_rows`): no older copy was put back;
         8. the slot was not answered; if it was, under the same key, the stored bytes come again;
-        9. a secret sum is set up, so that the answer can be masked, where the study asks for one;
+        9. a secret sum is set up, so that the answer can be masked, where the study asks for one:
+           the other sites' shares in `boxes` open;
         10. the study's whole T_max is reserved and this round is charged, on disk; an instruction
            that was charged before is not charged again;
         11. no older receipt of the slot is good any more.
@@ -108,7 +109,7 @@ class GuardService:
                     return self._open_phase(parsed)
                 stored = self._admission.stored(parsed)
                 if stored is None and study.secure_sum:
-                    self._secure.require_ready(parsed, study)  # 9.
+                    self._secure.require_ready(parsed, study, boxes)  # 9.
                 state = self.states.find(study)
                 answer = stored or self._admission.grant(parsed, study, plugin_sha256=plugin)
                 if isinstance(answer, Grant):

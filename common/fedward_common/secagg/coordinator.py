@@ -4,7 +4,7 @@ It holds nobody's secrets before the survivors open the sum, and then only those
 survivors and of the mask keys of sites that are not in the sum.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -21,7 +21,12 @@ from fedward_common.secagg.messages import (
     Unmasking,
     survivors_bytes,
 )
-from fedward_common.secagg.participant import commitment, own_mask_key, pair_key
+from fedward_common.secagg.participant import (
+    commitment,
+    own_mask_key,
+    pair_key,
+    require_sound_keys,
+)
 from fedward_common.secagg.refusals import Reason, SecAggRefused
 from fedward_common.secagg.shares import combine
 from fedward_common.secagg.thresholds import Thresholds
@@ -55,12 +60,14 @@ class Coordinator:
     _survivors: tuple[str, ...] = ()
     _signatures: dict[str, SurvivorSignature] = field(default_factory=dict)
     _unmaskings: dict[str, Unmasking] = field(default_factory=dict)
+    _liars: set[str] = field(default_factory=set)
 
     def take_advert(self, advert: Advert) -> None:
-        """Takes one site's keys, verified by the roster."""
+        """Takes one site's keys, verified by the roster and fit for use."""
         if advert.round != self.session.round or advert.site in self._adverts or self._boxes:
             raise SecAggRefused(Reason.PHASE, "expected one advert of a site, before any shares")
         self._verify(advert.site, advert.signature, advert.signed_bytes(self.session))
+        require_sound_keys(advert, self._adverts.values())
         self._adverts[advert.site] = advert
 
     def adverts(self) -> tuple[Advert, ...]:
@@ -169,14 +176,10 @@ class Coordinator:
             raise SecAggRefused(Reason.SHARES, "expected shares of T survivors, found fewer")
         masks: list[Mask] = []
         for site in self._survivors:
-            own_mask = self._rebuilt(site, "own_masks")
-            if commitment(self.session, own_mask) != self._adverts[site].own_mask_sha256:
-                raise SecAggRefused(Reason.SHARES, f"expected {site}'s own mask, found another")
+            own_mask = self._rebuilt(site, "own_masks", fits=self._is_own_mask)
             masks.append((own_mask_key(self.session, own_mask), -1))
         for site in self._ordered(set(self._boxes) - set(self._survivors)):
-            private = self._rebuilt(site, "mask_keys")
-            if public_of(private).hex() != self._adverts[site].mask_key:
-                raise SecAggRefused(Reason.SHARES, f"expected {site}'s mask key, found another")
+            private = self._rebuilt(site, "mask_keys", fits=self._is_mask_key)
             masks += self._masks_with(site, private)
         self._opened = True
         total, self._total = self._added(masks), None
@@ -190,12 +193,37 @@ class Coordinator:
             added = self.session.number(lost) > self.session.number(site)
             yield key, -1 if added else 1
 
-    def _rebuilt(self, site: str, kind: str) -> bytes:
+    def _is_own_mask(self, site: str, secret: bytes) -> bool:
+        return commitment(self.session, secret) == self._adverts[site].own_mask_sha256
+
+    def _is_mask_key(self, site: str, secret: bytes) -> bool:
+        return public_of(secret).hex() == self._adverts[site].mask_key
+
+    def _rebuilt(self, site: str, kind: str, *, fits: Callable[[str, bytes], bool]) -> bytes:
+        """The secret that `site` committed to, of the shares that survivors sent.
+
+        One survivor that sends a wrong share is found by leaving out one at a time, and left out of
+        the secrets after that; two that lie about the same secret are not.
+        """
         shares = {
-            self.session.number(holder): bytes.fromhex(getattr(unmasking, kind)[site])
+            holder: bytes.fromhex(getattr(unmasking, kind)[site])
             for holder, unmasking in self._unmaskings.items()
+            if holder not in self._liars
         }
-        return combine(shares, threshold=self.thresholds.threshold)
+        for left_out in (None, *self._ordered(shares)):
+            tried = {self.session.number(h): s for h, s in shares.items() if h != left_out}
+            if len(tried) < self.thresholds.threshold:
+                break
+            secret = _combined(tried, threshold=self.thresholds.threshold)
+            if secret is not None and fits(site, secret):
+                self._liars |= set() if left_out is None else {left_out}
+                return secret
+        raise SecAggRefused(Reason.SHARES, f"expected the secret that {site} committed to")
+
+    @property
+    def liars(self) -> tuple[str, ...]:
+        """The survivors whose shares did not fit; the sum was opened without them."""
+        return self._ordered(self._liars)
 
     def _verify(self, site: str, signature: str, text: bytes) -> None:
         try:
@@ -213,3 +241,11 @@ class Coordinator:
 
     def _ordered(self, sites: Sequence[str] | Mapping[str, object] | set[str]) -> tuple[str, ...]:
         return tuple(m.site for m in self.session.members if m.site in sites)
+
+
+def _combined(shares: Mapping[int, bytes], *, threshold: int) -> bytes | None:
+    """The secret of these shares; None where they are no shares of one."""
+    try:
+        return combine(shares, threshold=threshold)
+    except SecAggRefused:
+        return None

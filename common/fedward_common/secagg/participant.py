@@ -5,7 +5,7 @@ complete graph, signed keys, consistency round). A site that restarts has no sec
 counts as dropped.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Final, Protocol
@@ -32,6 +32,8 @@ from fedward_common.secagg.thresholds import Thresholds
 from fedward_common.trust.signing import verify
 
 NONCE_BYTES: Final = 12
+_ANY_SCALAR: Final = bytes(31) + b"\x01"
+"""X25519 of a key of small order is zero with every scalar (RFC 7748 section 6.1), so also here."""
 Claim = Callable[[], bool]
 """Durably notes that this round is unmasked; False when it was noted before."""
 
@@ -145,21 +147,36 @@ class Participant:
         same. A coordinator that gives one site another model learns no sum at all.
         """
         self._step(Phase.SHARED, Phase.MASKED)
+        self._held |= self._shares_in(boxes)
+        self._sharers = tuple(site for site in self._adverts if site in self._held)
+        self._bound = bound
+        add_masks(residues, self._masks())
+        return residues
+
+    def require_boxes(self, boxes: Mapping[str, str]) -> None:
+        """Returns when `mask` could be asked for with these envelopes; nothing of them is kept.
+
+        Asked before the round is charged: an envelope that another site damaged costs no patient.
+        """
+        if self.phase is not Phase.SHARED:
+            raise SecAggRefused(Reason.PHASE, "expected to have shared, and no more")
+        self._shares_in(boxes)
+
+    def _shares_in(self, boxes: Mapping[str, str]) -> dict[str, tuple[bytes, bytes]]:
+        """The two shares in each envelope, by sender."""
+        found: dict[str, tuple[bytes, bytes]] = {}
         for sender, box in boxes.items():
             if sender == self.site or sender not in self._adverts:
                 raise self._refused(Reason.UNKNOWN_SITE, "expected a sender that advertised")
             plain = self._open(sender, box)
-            self._held[sender] = (plain[:SHARE_BYTES], plain[SHARE_BYTES:])
-        self._sharers = tuple(site for site in self._adverts if site in self._held)
-        if len(self._sharers) < self.thresholds.fewest_survivors:
+            found[sender] = (plain[:SHARE_BYTES], plain[SHARE_BYTES:])
+        if len(found) + 1 < self.thresholds.fewest_survivors:
             raise self._refused(
                 Reason.TOO_FEW_SITES,
                 f"expected shares of {self.thresholds.fewest_survivors} sites, found "
-                f"{len(self._sharers)}",
+                f"{len(found) + 1}",
             )
-        self._bound = bound
-        add_masks(residues, self._masks())
-        return residues
+        return found
 
     def _masks(self) -> list[Mask]:
         """The own mask, and one shared with each other site: the lower number adds it."""
@@ -169,7 +186,7 @@ class Participant:
             if other != self.site:
                 key = pair_key(
                     self.session,
-                    agree(self._mask_private, bytes.fromhex(self._adverts[other].mask_key)),
+                    self._agreed(self._mask_private, self._adverts[other].mask_key),
                     pair=(self.site, other),
                     bound=self._bound,
                 )
@@ -217,12 +234,15 @@ class Participant:
                 raise self._refused(
                     Reason.SIGNATURE, f"expected {advert.site}'s signature, found another"
                 ) from error
+            try:
+                require_sound_keys(advert, found.values())
+            except SecAggRefused as error:
+                raise self._refused(
+                    error.reason, "expected keys that are new", site=advert.site
+                ) from error
             found[advert.site] = advert
         if found.get(self.site) != self._advert:
             raise self._refused(Reason.OWN_ADVERT_CHANGED, "expected this site's own advert back")
-        keys = [key for advert in found.values() for key in (advert.mask_key, advert.share_key)]
-        if len(set(keys)) != len(keys):
-            raise self._refused(Reason.REPEATED_KEY, "expected every key once")
         if len(found) < self.thresholds.fewest_survivors:
             raise self._refused(
                 Reason.TOO_FEW_SITES,
@@ -275,19 +295,27 @@ class Participant:
             )
         except (InvalidTag, ValueError) as error:
             raise self._refused(
-                Reason.ENVELOPE, f"expected {sender}'s shares for this site, found another text"
+                Reason.ENVELOPE,
+                f"expected {sender}'s shares for this site, found another text",
+                site=sender,
             ) from error
         if len(plain) != 2 * SHARE_BYTES:
-            raise self._refused(Reason.ENVELOPE, f"expected two shares of {sender}, found others")
+            raise self._refused(
+                Reason.ENVELOPE, f"expected two shares of {sender}, found others", site=sender
+            )
         return plain
 
     def _box_context(self, sender: str, receiver: str) -> bytes:
         return self.session.context("share") + f"{sender}>{receiver}".encode()
 
     def _box_key(self, other: str, context: bytes) -> bytes:
-        return derive(
-            agree(self._share_private, bytes.fromhex(self._adverts[other].share_key)), context
-        )
+        return derive(self._agreed(self._share_private, self._adverts[other].share_key), context)
+
+    def _agreed(self, private: bytes, public: str) -> bytes:
+        try:
+            return agree(private, bytes.fromhex(public))
+        except SecAggRefused as error:
+            raise self._refused(error.reason, "expected X25519 keys, found another") from error
 
     def _step(self, expected: Phase, following: Phase) -> None:
         if self.phase is not expected:
@@ -296,12 +324,38 @@ class Participant:
             )
         self.phase = following
 
-    def _refused(self, reason: Reason, text: str) -> SecAggRefused:
+    def _refused(self, reason: Reason, text: str, *, site: str = "") -> SecAggRefused:
         """The refusal to raise; from here on this site takes no further part in the round."""
         self.phase = Phase.REFUSED
         self._mask_private = self._share_private = self._own_mask = b""
         self._held.clear()
-        return SecAggRefused(reason, text)
+        return SecAggRefused(reason, text, site=site)
+
+
+def require_sound_keys(advert: Advert, before: Iterable[Advert]) -> None:
+    """Returns when the two keys of an advert can be used beside those of the adverts `before`.
+
+    Both differ from each other and from all before, and neither is of small order. Whoever sends
+    others ends the sum for every site that uses them, so the coordinator passes none on.
+
+    Raises:
+        SecAggRefused: REPEATED_KEY or WRONG_KEY; `site` is whose advert it is.
+    """
+    keys = (advert.mask_key, advert.share_key)
+    seen = {key for one in before for key in (one.mask_key, one.share_key)}
+    if keys[0] == keys[1] or seen & set(keys):
+        raise SecAggRefused(
+            Reason.REPEATED_KEY, f"expected new keys of {advert.site}", site=advert.site
+        )
+    for key in keys:
+        try:
+            agree(_ANY_SCALAR, bytes.fromhex(key))
+        except SecAggRefused as error:
+            raise SecAggRefused(
+                error.reason,
+                f"expected X25519 keys of {advert.site}, found another",
+                site=advert.site,
+            ) from error
 
 
 def commitment(session: Session, own_mask: bytes) -> str:

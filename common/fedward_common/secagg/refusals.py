@@ -28,8 +28,12 @@ class Reason(StrEnum):
 
 
 class SecAggRefused(ProtocolError):
-    """A step of the protocol that must not be taken; `reason` names it."""
+    """A step of the protocol that must not be taken; `reason` names it.
 
-    def __init__(self, reason: Reason, text: str) -> None:
+    `site` is who sent what was wrong, where that can be told.
+    """
+
+    def __init__(self, reason: Reason, text: str, *, site: str = "") -> None:
         super().__init__(f"secure aggregation ({reason.value}): {text}")
         self.reason = reason
+        self.site = site

@@ -29,6 +29,7 @@ STARTED = "run.json"
 CANCELLED = "cancelled"
 """A file that says a person asked for the end of the run."""
 CANCELLED_TEXT = "the run was cancelled; rounds that were charged stay charged"
+NOT_BEGUN = 0
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 
 
@@ -154,7 +155,10 @@ def read_outcome(folder: Path) -> dict[str, Any] | None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartedRun:
-    """What was noted of a run when it was started; `flower_id` is Flower's number for it."""
+    """What was noted of a run when it was started; `flower_id` is Flower's number for it.
+
+    It is NOT_BEGUN until Flower has said so.
+    """
 
     name: str
     study: str
@@ -184,6 +188,11 @@ def started_runs(state: Path) -> list[StartedRun]:
     """Every run that was started on this coordinator, oldest first."""
     found = [_started(path) for path in (state / "runs").glob(f"*/{STARTED}")]
     return sorted(found, key=lambda run: (run.started_at, run.name))
+
+
+def unfinished_runs(state: Path) -> list[StartedRun]:
+    """The runs without an outcome, oldest first."""
+    return [run for run in started_runs(state) if read_outcome(run_path(state, run.name)) is None]
 
 
 def _started(path: Path) -> StartedRun:

@@ -105,11 +105,15 @@ class PhaseHub:
         return phase
 
     def close(self, phase: OpenPhase) -> None:
-        """Ends a phase: every stream in it hears so."""
+        """Ends a phase: every stream in it hears so, and its ServerApp that all are gone.
+
+        One whose phase a newer ServerApp took goes on with messages.
+        """
         if self._phases.get(phase.study) is phase:
             del self._phases[phase.study]
         for seat in phase.seats.values():
             seat.end()
+            phase.report(PhaseEvent(site=seat.site, present=False))
         phase.seats.clear()
 
     def join(self, study: str, site: SiteId) -> tuple[OpenPhase, Seat]:

@@ -54,7 +54,9 @@ def instruct(kind: str = "statistics", number: int = 1, study: StudySpec = STUDY
 class FakeGuard:
     asked: list[str] = field(default_factory=list)
 
-    def begin(self, instruction: bytes, signed_study: bytes, known_rows: bytes = b"") -> Grant:
+    def begin(
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b"", boxes: bytes = b""
+    ) -> Grant:
         self.asked.append("begin")
         return Grant(receipt="r1", site="north")
 

@@ -34,7 +34,7 @@ class FakeGuard:
     sealed: list[bytes] = field(default_factory=list)
 
     def begin(
-        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b""
+        self, instruction: bytes, signed_study: bytes, known_rows: bytes = b"", boxes: bytes = b""
     ) -> Grant | StoredReply:
         self.asked.append("begin")
         if self.refusal is not None:

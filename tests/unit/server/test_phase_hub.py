@@ -75,13 +75,15 @@ def test_a_phase_that_ends_ends_every_stream() -> None:
 def test_a_newer_server_app_takes_a_study_over() -> None:
     async def run() -> None:
         hub = PhaseHub()
-        older = hub.open(STUDY, [NORTH], lambda _event: None)
+        heard = list[PhaseEvent]()
+        older = hub.open(STUDY, [NORTH], heard.append)
         _, seat = hub.join(STUDY, NORTH)
 
         newer = hub.open(STUDY, [NORTH], lambda _event: None)
         hub.close(older)
 
         assert await seat.next() == PhaseDown(ended=True)
+        assert heard == [present(NORTH, is_there=True), present(NORTH, is_there=False)]
         assert hub.join(STUDY, NORTH)[0] is newer
 
     asyncio.run(run())
