@@ -177,7 +177,9 @@ def test_a_second_run_of_a_study_under_way_is_refused(tmp_path: Path) -> None:
 def test_a_study_shares_no_site_with_a_streaming_one_under_way(tmp_path: Path) -> None:
     """SuperNode answers nothing else while a phase is open."""
     plain, streams = kept_study(tmp_path), kept_study(tmp_path, id="streams", local_steps=1)
-    elsewhere = kept_study(tmp_path, id="elsewhere", sites={"far": KEYS["north"], "farther": KEYS["south"]})
+    elsewhere = kept_study(
+        tmp_path, id="elsewhere", sites={"far": KEYS["north"], "farther": KEYS["south"]}
+    )
     third = kept_study(tmp_path, id="third")
     assert streams.streams
     assert not plain.streams
