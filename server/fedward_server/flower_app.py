@@ -22,8 +22,8 @@ from fedward_common.ids import SiteId
 from fedward_common.models.plugins import register_installed
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
-from fedward_server.adapters.edge_kick import kick
-from fedward_server.adapters.flower_grid import FlowerFleet
+from fedward_server.adapters.edge_kick import ReplyLine, kick
+from fedward_server.adapters.flower_grid import FlowerFleet, quicken
 from fedward_server.adapters.ledger_heads import HeadsFile
 from fedward_server.adapters.phase_link import PhaseLink
 from fedward_server.adapters.registry import SqlRegistry, open_registry
@@ -101,8 +101,14 @@ def _fleet(
     member: Callable[[SiteId], bool],
 ) -> Iterator[Fleet]:
     """The study's sites by messages, and by the stream of a phase where the study streams."""
+    quicken()
     made = partial(
-        FlowerFleet, grid, study=study, kick=partial(kick, settings.kick_socket), member=member
+        FlowerFleet,
+        grid,
+        study=study,
+        kick=partial(kick, settings.kick_socket),
+        member=member,
+        heard=ReplyLine(settings.kick_socket).heard,
     )
     if not study.streams:
         yield made()

@@ -32,6 +32,7 @@ from fedward_common.trust.certificates import LoopbackIdentity, make_loopback_id
 from fedward_common.trust.private_files import remove_drafts, write_private
 from fedward_server.adapters.flower_control import FlowerControl
 from fedward_server.adapters.registry import open_registry
+from fedward_server.adapters.superlink_state import keep_copy, put_away, superlink_database
 from fedward_server.settings import CoordinatorSettings
 
 SETTINGS_VARIABLE: Final = "FEDWARD_COORDINATOR_SETTINGS"
@@ -90,6 +91,7 @@ def _serve(settings: CoordinatorSettings, settings_file: Path) -> None:
         network = _network(settings, opened)
         opened.callback(ready_file(settings).unlink, missing_ok=True)
         supervisor = Supervisor()
+        opened.callback(put_away, settings)
         opened.callback(supervisor.stop)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, supervisor.ask_to_stop)
@@ -134,6 +136,7 @@ def register_nodes(settings: CoordinatorSettings) -> None:
         ) as control:
             for site in registry.active_sites():
                 control.register_node(site.node_public_key_bytes, name=site.site_id)
+        keep_copy(settings)
     finally:
         registry.close()
 
@@ -229,7 +232,7 @@ def _superlink(
     return (
         *("flower-superlink", "--host", "127.0.0.1", "--port", str(settings.superlink_port)),
         *("--isolation", "process", "--superexec-auth-secret-file", str(secret)),
-        *("--database", str(settings.state / "superlink.db"), "--enable-supernode-auth"),
+        *("--database", str(superlink_database(settings)), "--enable-supernode-auth"),
         *("--ssl-ca-certfile", str(loopback.ca), "--ssl-certfile", str(loopback.certificate)),
         *("--ssl-keyfile", str(loopback.key), "--disable-runtime-dependency-installation"),
     )

@@ -154,7 +154,8 @@ def test_the_sandbox_starts_the_same_programs_as_a_hospital(live: LiveFederation
         r"\S*python\S* -m fedward_common\.bridge --listen \S+ --to \S+",
         r"\S*python\S* \S*/flower-superlink --host 127\.0\.0\.1 .*--isolation process .*",
         r"\S*python\S* \S*/flower-superexec .*--runtime-api-address 127\.0\.0\.1:\d+ .*",
-        r"\S*python\S* \S*/flower-supernode --superlink 127\.0\.0\.1:\d+ .*--isolation process .*",
+        r"\S*python\S* -m fedward_client\.adapters\.flower_supernode --superlink 127\.0\.0\.1:"
+        r"\d+ .*--isolation process .*",
     ]
     lines = [" ".join(p.cmdline()) for p in children(live)]
 

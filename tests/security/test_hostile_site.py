@@ -28,6 +28,7 @@ from fedward_server.edge.admission import Admission, Call, CallRate
 from fedward_server.edge.bell import WorkBell
 from fedward_server.edge.forward import Edge
 from fedward_server.edge.gate import CALLS_UNDER_WAY, Gate
+from fedward_server.edge.replies import ReplyWatch
 from fedward_server.study_run import parse_counts
 from tests.support.edge import Events, FakeUpstream, SetTime, forwarded, poll_body
 from tests.support.pki import Authority, Site
@@ -168,6 +169,7 @@ class World:
             upstream=self.upstream,
             fleet=FlowerFleetMessages(),
             bell=WorkBell(),
+            replies=ReplyWatch(),
             poll_seconds=5.0,
         )
 

@@ -27,7 +27,7 @@ ROLES = {
     "guard": "fedward_client guard",
     "gateway": "fedward_client gateway",
     "bridge": "fedward_common.bridge",
-    "supernode": "flower-supernode",
+    "supernode": "fedward_client.adapters.flower_supernode",
     "worker": "fedward_client worker",
 }
 PRIVATE_ROLES = ("bridge", "supernode", "worker")

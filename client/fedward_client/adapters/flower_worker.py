@@ -16,13 +16,17 @@ from typing import Final
 import flwr.supercore.superexec.run_superexec as superexec
 from flwr.supercore.auth.superexec_secret import load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
 from flwr.supercore.superexec.executor import LaunchResult
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
+from fedward_common.errors import StartError
 from fedward_common.processes import die_with_parent
 
 MAX_REQUEST_BYTES: Final = 65536
+OBJECT_BACKOFF_SECONDS: Final = 0.02
+"""A task may be taken a moment before the objects of its message are here; Flower waits 1 s."""
 
 
 class Zygote:
@@ -130,6 +134,10 @@ def run_worker(*, runtime_port: int, secret_file: Path) -> None:
 
     Everything a task needs must be imported before the call: children inherit it.
     """
+    defaults = pull_and_inflate_object_from_tree.__kwdefaults__
+    if defaults is None or "initial_backoff" not in defaults:
+        raise StartError("flower: expected pull_and_inflate_object_from_tree with initial_backoff")
+    defaults["initial_backoff"] = OBJECT_BACKOFF_SECONDS
     executor = ForkExecutor(Zygote())
     # A private name of Flower 1.41, pinned by a contract test: it has no port for an executor.
     setattr(superexec, "get_executor", lambda *_args, **_kwargs: executor)  # noqa: B010

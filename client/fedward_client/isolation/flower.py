@@ -1,6 +1,7 @@
 """How SuperNode and worker are started: by `run`, or alone by a service unit of their own."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -10,7 +11,8 @@ from fedward_common.errors import StartError
 from fedward_common.processes import offline_environment
 
 SETTINGS_VARIABLE: Final = "FEDWARD_SITE_SETTINGS"
-TASK_POLL_SECONDS: Final = "0.2"
+TASK_POLL_SECONDS: Final = "0.01"
+"""Flower's least. SuperNode holds the worker's question open, so it is asked every few seconds."""
 SECRET: Final = "superexec.secret"  # noqa: S105 - a file name
 LOOPBACK_CA: Final = "ca.pem"
 
@@ -43,7 +45,8 @@ def worker_secret(settings: SiteSettings) -> Path:
 def supernode_command(settings: SiteSettings, *, node_key: Path) -> tuple[str, ...]:
     """Flower's SuperNode: `node_key` is the unencrypted file that it reads."""
     return (
-        *("flower-supernode", "--superlink", f"127.0.0.1:{settings.ports.gateway}"),
+        *(sys.executable, "-m", "fedward_client.adapters.flower_supernode"),
+        *("--superlink", f"127.0.0.1:{settings.ports.gateway}"),
         *("--root-certificates", str(loopback_folder(settings) / LOOPBACK_CA)),
         *("--auth-supernode-private-key", str(node_key)),
         *("--isolation", "process"),

@@ -1,7 +1,9 @@
-"""The ServerApp's side of the kick: tells the edge which nodes have work."""
+"""The ServerApp's side of the edge's socket: which nodes have work, which have replied."""
 
 import json
+import select
 import socket
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -9,6 +11,9 @@ from typing import Final
 import structlog
 
 KICK_SECONDS: Final = 2.0
+DEAF_SECONDS: Final = 0.1
+"""How long one waits for replies that no edge tells of."""
+LISTEN: Final = b'{"listen": true}\n'
 
 _log = structlog.get_logger(__name__)
 
@@ -32,3 +37,52 @@ def kick(socket_path: Path, node_ids: Sequence[int]) -> bool:
     if not heard:
         _log.warning("kick.unheard", error="refused")
     return heard
+
+
+class ReplyLine:
+    """What the edge tells of replies that are whole; it connects by itself, again and again."""
+
+    def __init__(self, socket_path: Path) -> None:
+        self._path = socket_path
+        self._line: socket.socket | None = None
+        self._rest = b""
+
+    def heard(self, seconds: float) -> list[int] | None:
+        """The nodes whose replies came, as soon as one did; none after `seconds`.
+
+        None at once or after a moment where the edge cannot be heard: the caller looks by itself.
+        """
+        line = self._line or self._connected()
+        if line is None:
+            time.sleep(min(seconds, DEAF_SECONDS))
+            return None
+        try:
+            if not select.select([line], [], [], max(0.0, seconds))[0]:
+                return []
+            part = line.recv(65536)
+        except OSError:
+            part = b""
+        if not part:
+            self.close()
+            return None
+        *whole, self._rest = (self._rest + part).split(b"\n")
+        return [int(text) for text in whole if text.isdigit()]
+
+    def close(self) -> None:
+        """Closes the connection, if there is one."""
+        if self._line is not None:
+            self._line.close()
+        self._line, self._rest = None, b""
+
+    def _connected(self) -> socket.socket | None:
+        line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            line.settimeout(KICK_SECONDS)
+            line.connect(str(self._path))
+            line.sendall(LISTEN)
+        except OSError as error:
+            line.close()
+            _log.warning("replies.unheard", error=type(error).__name__)
+            return None
+        self._line = line
+        return line

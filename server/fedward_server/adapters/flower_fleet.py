@@ -5,7 +5,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from flwr.proto.fab_pb2 import GetFabRequest, GetFabResponse
-from flwr.proto.fleet_pb2 import PullMessagesRequest, PullMessagesResponse, PushMessagesRequest
+from flwr.proto.fleet_pb2 import (
+    PullMessagesRequest,
+    PullMessagesResponse,
+    PushMessagesRequest,
+    PushMessagesResponse,
+)
 from flwr.proto.message_pb2 import PullObjectRequest, PullObjectResponse, PushObjectRequest
 from flwr.proto.run_pb2 import GetRunRequest
 from google.protobuf.message import DecodeError, Message
@@ -13,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
-from fedward_server.edge.objects import PassedObject
+from fedward_server.edge.objects import OpenedPush, PassedObject
 
 T = TypeVar("T", bound=Message)
 
@@ -41,6 +46,20 @@ class FlowerFleetMessages:
     def nothing(self) -> bytes:
         """A pull-messages reply without a message."""
         return bytes(PullMessagesResponse().SerializeToString())
+
+    def opened_push(self, request: bytes, reply: bytes) -> OpenedPush:
+        """What a push-messages call opened. Raises CallRefused(MALFORMED)."""
+        pushed, opened = _parse(PushMessagesRequest, request), _parse(PushMessagesResponse, reply)
+        return OpenedPush(
+            node=int(pushed.node.node_id),
+            session=str(opened.session_id),
+            missing=frozenset(opened.objects_to_push),
+        )
+
+    def pushed_to(self, request: bytes) -> tuple[str, str]:
+        """The session and the object id of a push-object call. Raises CallRefused(MALFORMED)."""
+        pushed = _parse(PushObjectRequest, request)
+        return str(pushed.session_id), str(pushed.object_id)
 
     def entering(self, route: str, request: bytes) -> Sequence[PassedObject]:
         """The objects that a site sends: a reply's message, or one of its objects.

@@ -1,4 +1,4 @@
-"""Envelopes as Flower records and back: one bytes record per blob, whatever the model's shape."""
+"""Envelopes as Flower records and back: one record of bytes, whatever the model's shape."""
 
 from typing import Final
 
@@ -10,15 +10,28 @@ from fedward_common.wire import Envelope
 HEADER: Final = "fedward"
 BLOB: Final = "blob."
 STYPE: Final = "fedward.bytes"
+INLINE_BYTES: Final = 4 << 20
+"""Well under the 8 MiB that may pass the channel at once."""
 
 
 def to_records(envelope: Envelope) -> RecordDict:
-    """The records that carry `envelope`; equal envelopes give records of equal object ids."""
-    records = RecordDict({HEADER: ConfigRecord({"header": envelope.header})})
+    """The records that carry `envelope`; equal envelopes give records of equal object ids.
+
+    Every object of a message is a request of its own at each of four processes, so what fits goes
+    into one record with the header; a larger blob is an array, which Flower cuts into chunks.
+    """
+    inline: dict[str, bytes] = {"header": envelope.header}
+    room = INLINE_BYTES - len(envelope.header)
+    records = RecordDict()
     for name in sorted(envelope.blobs):
         data = envelope.blobs[name]
+        if len(data) <= room:
+            inline[BLOB + name] = data
+            room -= len(data)
+            continue
         array = Array(dtype="uint8", shape=(len(data),), stype=STYPE, data=data)
         records[BLOB + name] = ArrayRecord({"bytes": array})
+    records[HEADER] = ConfigRecord(dict(inline))
     return records
 
 
@@ -27,12 +40,18 @@ def from_records(records: RecordDict) -> Envelope:
     blobs: dict[str, bytes] = {}
     header: object = None
     for name, record in records.items():
-        if name == HEADER and isinstance(record, ConfigRecord) and set(record) == {"header"}:
-            header = record["header"]
+        if name == HEADER and isinstance(record, ConfigRecord):
+            header = record.get("header")
+            inline = {key: value for key, value in record.items() if key != "header"}
         elif name.startswith(BLOB) and isinstance(record, ArrayRecord) and set(record) == {"bytes"}:
-            blobs[name.removeprefix(BLOB)] = record["bytes"].data
+            inline = {name: record["bytes"].data}
         else:
             raise ProtocolError("message: expected a Fedward envelope, found another record")
+        for key, value in inline.items():
+            blob = key.removeprefix(BLOB)
+            if not key.startswith(BLOB) or not isinstance(value, bytes) or blob in blobs:
+                raise ProtocolError("message: expected named blobs, each once, found another value")
+            blobs[blob] = value
     if not isinstance(header, bytes):
         raise ProtocolError("message: expected a Fedward header, found none")
     return Envelope(header=header, blobs=blobs)

@@ -3,12 +3,13 @@
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from fedward_common.channel.routes import ROUTES, check_body
+from fedward_common.channel.routes import ROUTES, CallRefused, check_body
 from fedward_server.edge.admission import Admission, Call, certificate_sha256
 from fedward_server.edge.bell import WorkBell
 from fedward_server.edge.gate import Gate
 from fedward_server.edge.objects import PassedObject, ReadsObjects
 from fedward_server.edge.polling import OK, LongPoll
+from fedward_server.edge.replies import ReplyWatch
 from fedward_server.ports import FleetReply, SiteRecord, Upstream
 
 NOT_READ: Final = "forward"
@@ -33,12 +34,14 @@ class Edge:
         upstream: Upstream,
         fleet: ReadsObjects,
         bell: WorkBell,
+        replies: ReplyWatch,
         poll_seconds: float,
     ) -> None:
         self._admission = admission
         self._gate = gate
         self._upstream = upstream
         self._fleet = fleet
+        self._replies = replies
         self._long_poll = LongPoll(bell=bell, fleet=fleet, poll_seconds=poll_seconds)
 
     async def forward(
@@ -69,7 +72,20 @@ class Edge:
             if reply.status == OK:
                 for passed in self._fleet.leaving(call.route, call.body, reply.body):
                     await self._write(record, call, "out", passed)
+                self._follow(call, reply)
             return reply
+
+    def _follow(self, call: Call, reply: FleetReply) -> None:
+        """Notes how far a site's reply has come."""
+        if call.route == "push-messages":
+            try:
+                opened = self._fleet.opened_push(call.body, reply.body)
+            except CallRefused:
+                return  # what cannot be read is SuperNode's to judge
+            self._replies.opened(opened.node, opened.session, opened.missing)
+        elif call.route == "push-object":
+            session, object_id = self._fleet.pushed_to(call.body)
+            self._replies.stored(session, object_id)
 
     async def _write(
         self, record: SiteRecord, call: Call, direction: str, passed: PassedObject

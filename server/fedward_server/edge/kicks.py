@@ -1,4 +1,4 @@
-"""The Unix socket on which the ServerApp says which nodes have work (rules 19)."""
+"""The ServerApp's Unix socket: which nodes have work, which have replied (rules 19)."""
 
 import asyncio
 import json
@@ -11,10 +11,13 @@ import structlog
 from fedward_common.errors import ProtocolError
 from fedward_common.unix_sockets import listen_unix, peer_uid
 from fedward_server.edge.bell import WorkBell
+from fedward_server.edge.replies import ReplyWatch
 
 MAX_LINE_BYTES: Final = 1 << 20
 MAX_NODE: Final = 1 << 64
 READ_SECONDS: Final = 5.0
+LISTEN: Final = b'{"listen": true}\n'
+"""A line that asks for one line `node id` per whole reply, for as long as the connection stands."""
 
 _log = structlog.get_logger(__name__)
 
@@ -34,14 +37,16 @@ def parse_kick(line: bytes) -> list[int]:
 
 
 class KickServer:
-    """Rings the bell for the ServerApp: a line in, `ok` out, one per connection.
+    """Rings the bell for the ServerApp (a line in, `ok` out, one per connection) and tells it of
+    replies (`LISTEN` in, lines out).
 
     The socket is 0600 and only a process of the edge's own user is heard.
     """
 
-    def __init__(self, *, path: Path, bell: WorkBell) -> None:
+    def __init__(self, *, path: Path, bell: WorkBell, replies: ReplyWatch) -> None:
         self._path = path
         self._bell = bell
+        self._replies = replies
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -67,6 +72,9 @@ class KickServer:
                 _log.warning("edge.kick-refused", code="user")
                 return
             line = await asyncio.wait_for(reader.readline(), timeout=READ_SECONDS)
+            if line == LISTEN:
+                await self._report(reader, writer)
+                return
             self._bell.ring(parse_kick(line))
             writer.write(b"ok\n")
             await writer.drain()
@@ -76,3 +84,21 @@ class KickServer:
             _log.warning("edge.kick-refused", code="connection")
         finally:
             writer.close()
+
+    async def _report(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Writes the node of each whole reply until the other side closes the connection."""
+        queue = self._replies.listen()
+        gone = asyncio.ensure_future(reader.read(1))
+        try:
+            writer.write(b"ok\n")
+            while not gone.done():
+                node = asyncio.ensure_future(queue.get())
+                await asyncio.wait({gone, node}, return_when=asyncio.FIRST_COMPLETED)
+                if not node.done():
+                    node.cancel()
+                    return
+                writer.write(b"%d\n" % node.result())
+                await writer.drain()
+        finally:
+            gone.cancel()
+            self._replies.leave(queue)

@@ -17,6 +17,15 @@ class PassedObject:
     run: str = ""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedPush:
+    """A site's message at SuperLink, and the ids of the objects that are to follow in a session."""
+
+    node: int
+    session: str
+    missing: frozenset[str]
+
+
 class ReadsObjects(FleetMessages, Protocol):
     """Flower's Fleet messages, with the objects in them."""
 
@@ -33,4 +42,16 @@ class ReadsObjects(FleetMessages, Protocol):
 
         What cannot be read is one object of the kind `unreadable`: it passes, and is written down.
         """
+        ...
+
+    def opened_push(self, request: bytes, reply: bytes) -> OpenedPush:
+        """What a push-messages call opened.
+
+        Raises:
+            CallRefused: MALFORMED; request or reply cannot be read.
+        """
+        ...
+
+    def pushed_to(self, request: bytes) -> tuple[str, str]:
+        """The session and the object id of a push-object call. Raises CallRefused(MALFORMED)."""
         ...

@@ -41,6 +41,7 @@ from fedward_server.edge.phase_hub import PhaseHub
 from fedward_server.edge.phase_orders import PhaseOrders
 from fedward_server.edge.phase_service import PhaseService
 from fedward_server.edge.renew import Renewal
+from fedward_server.edge.replies import ReplyWatch
 from fedward_server.edge.site_service import SiteDesks, SiteService
 from fedward_server.models import ModelShelf
 from fedward_server.renewal import RenewalDesk
@@ -93,7 +94,7 @@ async def serve_edge(settings: CoordinatorSettings) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with AsyncExitStack() as stack:
         log = EventLog(settings.edge_log)
-        bell = WorkBell()
+        bell, replies = WorkBell(), ReplyWatch()
         upstream = SuperLinkUpstream(
             socket=settings.superlink_socket,
             port=settings.superlink_port,
@@ -110,6 +111,7 @@ async def serve_edge(settings: CoordinatorSettings) -> None:
             upstream=upstream,
             fleet=FlowerFleetMessages(),
             bell=bell,
+            replies=replies,
             poll_seconds=limits.poll_seconds,
         )
         desks = _desks(settings, registry=registry, log=log)
@@ -129,7 +131,7 @@ async def serve_edge(settings: CoordinatorSettings) -> None:
         orders = PhaseOrders(path=settings.phase_socket, hub=hub)
         await orders.start()
         stack.push_async_callback(orders.stop)
-        kicks = KickServer(path=settings.kick_socket, bell=bell)
+        kicks = KickServer(path=settings.kick_socket, bell=bell, replies=replies)
         await kicks.start()
         stack.push_async_callback(kicks.stop)
         log.append("edge.started", federation=settings.federation)

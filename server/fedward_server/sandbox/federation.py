@@ -20,6 +20,7 @@ from typing import Any, Final, Self
 from fedward_common.errors import StartError
 from fedward_common.ids import SiteId
 from fedward_common.processes import offline_environment
+from fedward_server.adapters.superlink_state import put_away
 from fedward_server.runs import online_nodes
 from fedward_server.sandbox.layout import Layout
 from fedward_server.sandbox.users import separate_users
@@ -234,4 +235,5 @@ class Federation:
                 self._processes[name].kill()
                 self._processes[name].wait()
         self._processes.clear()
+        put_away(self.settings)
         shutil.rmtree(self.layout.run, ignore_errors=True)

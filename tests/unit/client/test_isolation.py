@@ -367,7 +367,7 @@ def test_supernode_starts_alone_and_reads_an_encrypted_node_key_from_memory(
         process.wait(20)
 
     assert started, (tmp_path / "log").read_text()
-    assert Path(words[1]).name == "flower-supernode"
+    assert words[1:3] == ["-m", "fedward_client.adapters.flower_supernode"]
     assert re.fullmatch(r"/proc/self/fd/\d+", words[words.index(KEY_OPTION) + 1])
     assert not list(settings.folders.run.rglob("node.key"))
 

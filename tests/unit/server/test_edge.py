@@ -27,6 +27,7 @@ from fedward_server.edge.forward import Edge
 from fedward_server.edge.gate import Gate, RefusalLog
 from fedward_server.edge.handshakes import read_refusal
 from fedward_server.edge.kicks import KickServer, parse_kick
+from fedward_server.edge.replies import ReplyWatch
 from fedward_server.ports import CertificateRecord, FleetReply
 from tests.support.edge import (
     Events,
@@ -78,6 +79,7 @@ class World:
             upstream=self.upstream,
             fleet=FlowerFleetMessages(),
             bell=self.bell,
+            replies=ReplyWatch(),
             poll_seconds=poll_seconds,
         )
 
@@ -630,7 +632,7 @@ def test_a_log_that_cannot_be_written_does_not_end_the_watch() -> None:
 def test_a_kick_rings_for_its_nodes(tmp_path: Path) -> None:
     async def scenario() -> None:
         bell = WorkBell()
-        server = KickServer(path=tmp_path / "run" / "edge.sock", bell=bell)
+        server = KickServer(path=tmp_path / "run" / "edge.sock", bell=bell, replies=ReplyWatch())
         await server.start()
         mode = stat.S_IMODE((tmp_path / "run" / "edge.sock").stat().st_mode)
 
@@ -675,7 +677,7 @@ def test_a_socket_left_by_a_killed_edge_is_replaced(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         path.touch()
-        server = KickServer(path=path, bell=WorkBell())
+        server = KickServer(path=path, bell=WorkBell(), replies=ReplyWatch())
         await server.start()
         assert await asyncio.to_thread(kick, path, [1])
         await server.stop()

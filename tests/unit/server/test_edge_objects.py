@@ -17,6 +17,7 @@ from fedward_server.edge.admission import Admission, Call, CallRate, certificate
 from fedward_server.edge.bell import WorkBell
 from fedward_server.edge.forward import Edge
 from fedward_server.edge.gate import Gate
+from fedward_server.edge.replies import ReplyWatch
 from fedward_server.ports import FleetReply
 from tests.support.edge import (
     Events,
@@ -61,6 +62,7 @@ class World:
             upstream=self.upstream,
             fleet=FlowerFleetMessages(),
             bell=WorkBell(),
+            replies=ReplyWatch(),
             poll_seconds=0.1,
         )
 

@@ -1,0 +1,109 @@
+"""Flower's pauses that Fedward replaces: another version must fail here, loudly."""
+
+import inspect
+import re
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import flwr.superlink.grid.http_grid as http_grid
+import flwr.supernode.runtime.run_clientapp as run_clientapp
+import flwr.supernode.servicer.runtime.runtime_handlers as runtime_handlers
+import flwr.supernode.start_client_internal as start_client
+import pytest
+from flwr.proto.runtime_pb2 import AcquireTaskResponse
+from flwr.proto.task_pb2 import Task
+from flwr.supercore.inflatable import inflatable_utils
+from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.object_store.object_store_factory import ObjectStoreFactory
+from flwr.supercore.routers.runtime.router import acquire_task
+from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
+from flwr.supernode.nodestate.nodestate_factory import NodeStateFactory
+
+from fedward_client.adapters.flower_supernode import NodeClock, OpenQuestion, Wakeup
+
+
+def test_supernodes_main_loop_uses_time_for_three_pauses_and_nothing_else() -> None:
+    source = inspect.getsource(start_client)
+
+    assert len(re.findall(r"\btime\.\w+\(", source)) == 3
+    assert source.count("time.sleep(0.5)") == 2
+    assert source.count("time.sleep(3)") == 1
+
+
+def test_a_worker_asks_for_a_task_through_the_name_that_is_replaced() -> None:
+    assert "handlers.acquire_task(request, state)" in inspect.getsource(acquire_task)
+    assert list(inspect.signature(runtime_handlers.acquire_task).parameters) == ["request", "state"]
+    assert not inspect.iscoroutinefunction(acquire_task)  # it may wait: in a thread
+
+
+def test_supernode_keeps_its_state_in_the_classes_that_are_replaced() -> None:
+    store = ObjectStoreFactory().store()
+
+    assert isinstance(store, InMemoryObjectStore)
+    assert isinstance(NodeStateFactory(ObjectStoreFactory()).state(), InMemoryNodeState)
+    assert list(inspect.signature(InMemoryNodeState.store_message).parameters) == [
+        "self",
+        "message",
+    ]
+    assert list(inspect.signature(InMemoryObjectStore.put).parameters) == [
+        "self",
+        "object_id",
+        "object_content",
+    ]
+
+
+def test_supernode_makes_the_task_before_it_stores_the_message() -> None:
+    source = inspect.getsource(start_client._pull_and_store_message)
+
+    assert source.index("state.create_task(") < source.index("state.store_message(message)")
+
+
+@pytest.mark.parametrize(
+    ("caller", "name"),
+    [
+        (start_client, "pull_objects"),
+        (http_grid, "pull_objects"),
+        (run_clientapp, "pull_and_inflate_object_from_tree"),
+    ],
+)
+def test_objects_are_pulled_by_functions_with_a_default_backoff(caller: Any, name: str) -> None:
+    function = getattr(caller, name)
+
+    assert function is getattr(inflatable_utils, name)
+    assert function.__kwdefaults__["initial_backoff"] in (1, 0.02)
+
+
+def test_a_ring_before_the_wait_is_remembered_once() -> None:
+    wakeup = Wakeup()
+    wakeup.ring()
+
+    assert wakeup.wait(5.0)
+    assert not wakeup.wait(0.0)
+
+
+def test_a_short_pause_ends_with_the_ring_of_another_thread() -> None:
+    wakeup = Wakeup()
+    clock = NodeClock(wakeup)
+    waiting = threading.Thread(target=clock.sleep, args=(1.0,))
+    waiting.start()
+
+    wakeup.ring()
+    waiting.join(timeout=30)
+
+    assert not waiting.is_alive()
+
+
+def test_a_task_is_offered_only_when_its_message_is_stored() -> None:
+    tasks: list[Task] = []
+
+    def answer(_request: object, _state: object) -> AcquireTaskResponse:
+        return AcquireTaskResponse(task=tasks[0]) if tasks else AcquireTaskResponse()
+
+    question = OpenQuestion(answer, seconds=0.05)
+    question.making_task()
+    tasks.append(Task(task_id=7))
+
+    assert not question(SimpleNamespace(), SimpleNamespace()).HasField("task")
+    question.stored_message()
+    assert question(SimpleNamespace(), SimpleNamespace()).task.task_id == 7
