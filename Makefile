@@ -81,6 +81,9 @@ bench-dicom: $(STAMP)  ## indexing and decoding DICOM: speed and memory
 bench-phase: $(STAMP)  ## a step of a phase: 3 sites as processes, 16 in one; time and CPU
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.phase --out runs/bench-phase.json
 
+bench-rounds: $(STAMP)  ## seconds and CPU of a round by messages, without training
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.rounds --out runs/bench-rounds.json
+
 bench-secagg: $(STAMP)  ## mask and unmask of the secure sum beside Flower's SecAgg+, 3 to 100 sites
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.secagg --out runs/bench-secagg.json
 
@@ -106,4 +109,4 @@ ci-deps:  ## Debian and npm packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean
+.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean ||||||| parent of 66ffcec (make bench-rounds: seconds and CPU of a round by messages, over real processes without training) .PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging e2e-enrol ci-deps clean bench-rounds
