@@ -65,8 +65,8 @@ def measure(*, megabytes: float, sites: int, rounds: int) -> dict[str, Any]:
         marks: dict[int, dict[str, float]] = {}
         with BenchFederation(prepared.layout) as federation:
             federation.start()
-            name, flower_id = start_run(federation.settings, prepared.signed.canonical)
-            for event in follow(federation.settings, name, flower_id, alive=federation.check_alive):
+            name, _ = start_run(federation.settings, prepared.signed.canonical)
+            for event in follow(federation.settings, name, alive=federation.check_alive):
                 if event["action"] == "round.committed":
                     marks[event["fields"]["round"]] = cpu_seconds()
             log = (run_folder(federation.settings, name) / LOG).read_text().splitlines()
