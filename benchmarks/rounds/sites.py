@@ -21,9 +21,9 @@ class Echo:
         del site
         self._study = study
 
-    def train(self, weights: Any, records: Any) -> TrainedUpdate:
+    def train(self, weights: Any, records: Any, *, correction: Any = None) -> TrainedUpdate:
         """The weights, with the plan that the study asks for."""
-        del records
+        del records, correction
         plan = self._study.dp
         if not isinstance(plan, DpSgd):
             raise TypeError("rounds: expected a dp-sgd study")
