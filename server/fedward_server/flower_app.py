@@ -7,7 +7,7 @@ this process only, is named by its type, and the run goes on in the next.
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -23,10 +23,11 @@ from fedward_common.models.plugins import register_installed
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_server.adapters.edge_kick import ReplyLine, kick
-from fedward_server.adapters.flower_grid import FlowerFleet, quicken
+from fedward_server.adapters.flower_grid import FlowerFleet
 from fedward_server.adapters.ledger_heads import HeadsFile
 from fedward_server.adapters.phase_link import PhaseLink
 from fedward_server.adapters.registry import SqlRegistry, open_registry
+from fedward_server.adapters.reply_pulls import quicken
 from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study, run_path
 from fedward_server.fleet import Fleet
 from fedward_server.phase_fleet import PHASE_SECONDS, PhaseFleet
@@ -102,14 +103,31 @@ def _fleet(
 ) -> Iterator[Fleet]:
     """The study's sites by messages, and by the stream of a phase where the study streams."""
     quicken()
-    made = partial(
-        FlowerFleet,
-        grid,
-        study=study,
-        kick=partial(kick, settings.kick_socket),
-        member=member,
-        heard=ReplyLine(settings.kick_socket).heard,
-    )
+    with ExitStack() as opened:
+
+        def made(ttl_seconds: float | None = None) -> FlowerFleet:
+            """A fleet with its own line to the edge: what one hears the other would miss."""
+            line = opened.enter_context(closing(ReplyLine(settings.kick_socket)))
+            fleet = FlowerFleet(
+                grid,
+                study=study,
+                kick=partial(kick, settings.kick_socket),
+                member=member,
+                ttl_seconds=ttl_seconds,
+                heard=line.heard,
+            )
+            return opened.enter_context(closing(fleet))
+
+        yield from _by_messages_or_streams(settings, study, made, member=member)
+
+
+def _by_messages_or_streams(
+    settings: CoordinatorSettings,
+    study: StudySpec,
+    made: Callable[..., FlowerFleet],
+    *,
+    member: Callable[[SiteId], bool],
+) -> Iterator[Fleet]:
     if not study.streams:
         yield made()
         return

@@ -21,6 +21,7 @@ from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from flwr.supernode.nodestate.nodestate_factory import NodeStateFactory
 
 from fedward_client.adapters.flower_supernode import NodeClock, OpenQuestion, Wakeup
+from fedward_server.adapters import reply_pulls
 
 
 def test_supernodes_main_loop_uses_time_for_three_pauses_and_nothing_else() -> None:
@@ -70,8 +71,22 @@ def test_supernode_makes_the_task_before_it_stores_the_message() -> None:
 def test_objects_are_pulled_by_functions_with_a_default_backoff(caller: Any, name: str) -> None:
     function = getattr(caller, name)
 
-    assert function is getattr(inflatable_utils, name)
-    assert function.__kwdefaults__["initial_backoff"] in (1, 0.02)
+    assert function.__name__ in (name, "_pull_while_awaited")  # quickened in this process already
+    assert getattr(inflatable_utils, name).__kwdefaults__["initial_backoff"] in (1, 0.02)
+
+
+def test_a_pull_ends_when_nobody_waits_for_it() -> None:
+    """Whatever SuperLink has of it: an object that is not there is asked for until given up."""
+    given_up = threading.Event()
+
+    def missing(_object_id: str) -> bytes:
+        given_up.set()
+        raise inflatable_utils.ObjectUnavailableError("a")
+
+    reply_pulls._here.given_up = given_up
+    with pytest.raises(inflatable_utils.ObjectPullError):
+        reply_pulls._pull_while_awaited(["a"], missing)
+    del reply_pulls._here.given_up
 
 
 def test_a_ring_before_the_wait_is_remembered_once() -> None:

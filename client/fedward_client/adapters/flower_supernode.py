@@ -116,7 +116,10 @@ def quicken() -> None:
 
     def make(self: Any, *arguments: Any, **named: Any) -> Any:
         question.making_task()
-        return create_task(self, *arguments, **named)
+        made = create_task(self, *arguments, **named)
+        if made is None:  # Flower goes on without the task, and stores no message
+            question.stored_message()
+        return made
 
     def store(self: Any, message: Any) -> Any:
         stored = store_message(self, message)

@@ -3,7 +3,6 @@
 import json
 import select
 import socket
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -47,23 +46,26 @@ class ReplyLine:
         self._line: socket.socket | None = None
         self._rest = b""
 
-    def heard(self, seconds: float) -> list[int] | None:
-        """The nodes whose replies came, as soon as one did; none after `seconds`.
+    def heard(self, seconds: float, beside: int) -> list[int] | None:
+        """The nodes whose replies came, as soon as one did; none after `seconds`, or as soon as the
+        descriptor `beside` is readable.
 
-        None at once or after a moment where the edge cannot be heard: the caller looks by itself.
+        None after a moment where the edge cannot be heard: the caller looks by itself.
         """
         line = self._line or self._connected()
         if line is None:
-            time.sleep(min(seconds, DEAF_SECONDS))
+            _wait_a_moment(seconds, beside)
             return None
+        both = [line.fileno(), beside]
         try:
-            if not select.select([line], [], [], max(0.0, seconds))[0]:
+            if line.fileno() not in select.select(both, [], [], max(0.0, seconds))[0]:
                 return []
             part = line.recv(65536)
         except OSError:
             part = b""
         if not part:
             self.close()
+            _wait_a_moment(seconds, beside)
             return None
         *whole, self._rest = (self._rest + part).split(b"\n")
         return [int(text) for text in whole if text.isdigit()]
@@ -86,3 +88,8 @@ class ReplyLine:
             return None
         self._line = line
         return line
+
+
+def _wait_a_moment(seconds: float, beside: int) -> None:
+    """At most `seconds`, or until `beside` is readable: an edge that closes each line at once must not make anybody spin."""
+    select.select([beside], [], [], max(0.0, min(seconds, DEAF_SECONDS)))

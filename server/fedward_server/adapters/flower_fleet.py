@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from fedward_common.canonical import sha256_hex
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
-from fedward_server.edge.objects import OpenedPush, PassedObject
+from fedward_server.edge.objects import OpenedPush, PassedObject, PushedTo
 
 T = TypeVar("T", bound=Message)
 
@@ -56,10 +56,14 @@ class FlowerFleetMessages:
             missing=frozenset(opened.objects_to_push),
         )
 
-    def pushed_to(self, request: bytes) -> tuple[str, str]:
-        """The session and the object id of a push-object call. Raises CallRefused(MALFORMED)."""
+    def pushed_to(self, request: bytes) -> PushedTo:
+        """Whose object a push-object call carries. Raises CallRefused(MALFORMED)."""
         pushed = _parse(PushObjectRequest, request)
-        return str(pushed.session_id), str(pushed.object_id)
+        return PushedTo(
+            node=int(pushed.node.node_id),
+            session=str(pushed.session_id),
+            object_id=str(pushed.object_id),
+        )
 
     def entering(self, route: str, request: bytes) -> Sequence[PassedObject]:
         """The objects that a site sends: a reply's message, or one of its objects.

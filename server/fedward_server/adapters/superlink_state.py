@@ -17,6 +17,7 @@ from typing import Final
 import structlog
 
 from fedward_common.canonical import sha256_hex
+from fedward_common.errors import StartError
 from fedward_server.settings import CoordinatorSettings
 
 MEMORY: Final = Path("/dev/shm")  # noqa: S108 - checked below: tmpfs, a folder of our own
@@ -32,6 +33,9 @@ def superlink_database(settings: CoordinatorSettings, *, memory: Path = MEMORY) 
 
     In `memory` where that is a tmpfs with room, else in the state folder, which the log says. The
     same coordinator finds the same file again, so that SuperLink may be restarted.
+
+    Raises:
+        StartError: what was kept on disk cannot be read.
     """
     on_disk = settings.state / NAME
     folder = _memory_folder(settings, memory)
@@ -39,7 +43,14 @@ def superlink_database(settings: CoordinatorSettings, *, memory: Path = MEMORY) 
         _log.warning("superlink.state-on-disk")
         return on_disk
     if not (folder / NAME).exists() and on_disk.exists():
-        shutil.copyfile(on_disk, folder / NAME)
+        try:
+            _copy(on_disk, folder / NAME)
+        except (OSError, sqlite3.Error) as error:
+            raise StartError(
+                f"{on_disk}: expected SuperLink's state as it was kept, found "
+                f"{type(error).__name__}. Restore the newest copy, or move the file away: each "
+                "site then has to be started again"
+            ) from error
     return folder / NAME
 
 
@@ -51,19 +62,39 @@ def keep_copy(settings: CoordinatorSettings, *, memory: Path = MEMORY) -> bool:
     folder = _memory_folder(settings, memory)
     if folder is None or not (folder / NAME).exists():
         return True
-    beside = settings.state / f"{NAME}.copy"
     try:
-        beside.unlink(missing_ok=True)
-        with (
-            closing(sqlite3.connect(folder / NAME)) as source,
-            closing(sqlite3.connect(beside)) as copy,
-        ):
-            source.backup(copy)
-        beside.replace(settings.state / NAME)
+        _copy(folder / NAME, settings.state / NAME)
     except (OSError, sqlite3.Error) as error:
         _log.warning("superlink.state-not-kept", error=type(error).__name__)
         return False
     return True
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Puts the database `source`, with what is in its write-ahead log, at `target`: whole or not.
+
+    A write-ahead log of the file that was there is removed first: SQLite would write its old pages
+    into the new file.
+
+    Raises:
+        OSError, sqlite3.Error: `target` is as it was, or without its log.
+    """
+    draft = target.with_name(f".{target.name}.draft")
+    for left in (draft, *_logs(draft)):
+        left.unlink(missing_ok=True)
+    with closing(sqlite3.connect(source)) as opened, closing(sqlite3.connect(draft)) as copy:
+        opened.backup(copy)
+    draft.chmod(0o600)
+    for old in _logs(target):
+        old.unlink(missing_ok=True)
+    draft.replace(target)
+
+
+def _logs(database: Path) -> tuple[Path, Path]:
+    return (
+        database.with_name(f"{database.name}-wal"),
+        database.with_name(f"{database.name}-shm"),
+    )
 
 
 def _memory_folder(settings: CoordinatorSettings, memory: Path) -> Path | None:

@@ -84,8 +84,8 @@ class Edge:
                 return  # what cannot be read is SuperNode's to judge
             self._replies.opened(opened.node, opened.session, opened.missing)
         elif call.route == "push-object":
-            session, object_id = self._fleet.pushed_to(call.body)
-            self._replies.stored(session, object_id)
+            pushed = self._fleet.pushed_to(call.body)
+            self._replies.stored(pushed.node, pushed.session, pushed.object_id)
 
     async def _write(
         self, record: SiteRecord, call: Call, direction: str, passed: PassedObject

@@ -48,6 +48,7 @@ class KickServer:
         self._bell = bell
         self._replies = replies
         self._server: asyncio.Server | None = None
+        self._listening: set[asyncio.Future[bytes]] = set()
 
     async def start(self) -> None:
         """Listens.
@@ -60,9 +61,11 @@ class KickServer:
         )
 
     async def stop(self) -> None:
-        """Stops listening and removes the socket."""
+        """Stops listening, ends open lines and removes the socket."""
         if self._server is not None:
             self._server.close()
+            for gone in self._listening:
+                gone.cancel()
             await self._server.wait_closed()
         self._path.unlink(missing_ok=True)
 
@@ -89,6 +92,7 @@ class KickServer:
         """Writes the node of each whole reply until the other side closes the connection."""
         queue = self._replies.listen()
         gone = asyncio.ensure_future(reader.read(1))
+        self._listening.add(gone)
         try:
             writer.write(b"ok\n")
             while not gone.done():
@@ -101,4 +105,5 @@ class KickServer:
                 await writer.drain()
         finally:
             gone.cancel()
+            self._listening.discard(gone)
             self._replies.leave(queue)

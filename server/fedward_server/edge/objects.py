@@ -26,6 +26,15 @@ class OpenedPush:
     missing: frozenset[str]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushedTo:
+    """The node, its session and the id of one object."""
+
+    node: int
+    session: str
+    object_id: str
+
+
 class ReadsObjects(FleetMessages, Protocol):
     """Flower's Fleet messages, with the objects in them."""
 
@@ -52,6 +61,6 @@ class ReadsObjects(FleetMessages, Protocol):
         """
         ...
 
-    def pushed_to(self, request: bytes) -> tuple[str, str]:
-        """The session and the object id of a push-object call. Raises CallRefused(MALFORMED)."""
+    def pushed_to(self, request: bytes) -> PushedTo:
+        """Whose object a push-object call carries. Raises CallRefused(MALFORMED)."""
         ...

@@ -9,25 +9,28 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Final
 
-MAX_SESSIONS: Final = 1024
+MAX_NODES: Final = 1024
+MAX_MISSING: Final = 4096
+"""Objects of one reply; a message of ours has six. Of more nobody is told."""
 MAX_UNHEARD: Final = 4096
 
 
 @dataclass(kw_only=True, slots=True)
 class _Session:
-    node: int
+    name: str
     missing: set[str]
 
 
 class ReplyWatch:
     """Follows the push sessions that pass and tells each listener which nodes' replies are whole.
 
-    A session that never ends is forgotten when newer ones need its place: the ServerApp looks by
-    itself from time to time, so a word that is lost costs time and never a reply.
+    One session per node, its newest: SuperLink, too, drops the older one. A session that never ends
+    is forgotten when those of other nodes need its place: the ServerApp looks by itself from time
+    to time, so a word that is lost costs time and never a reply.
     """
 
     def __init__(self) -> None:
-        self._sessions: OrderedDict[str, _Session] = OrderedDict()
+        self._by_node: OrderedDict[int, _Session] = OrderedDict()
         self._listeners: set[asyncio.Queue[int]] = set()
 
     def listen(self) -> "asyncio.Queue[int]":
@@ -42,22 +45,23 @@ class ReplyWatch:
 
     def opened(self, node: int, session: str, missing: frozenset[str]) -> None:
         """A node's message is at SuperLink; `missing` are the objects that it asked for."""
+        self._by_node.pop(node, None)
         if not missing:
             self._tell(node)
-            return
-        self._sessions[session] = _Session(node=node, missing=set(missing))
-        while len(self._sessions) > MAX_SESSIONS:
-            self._sessions.popitem(last=False)
+        elif len(missing) <= MAX_MISSING:
+            self._by_node[node] = _Session(name=session, missing=set(missing))
+            while len(self._by_node) > MAX_NODES:
+                self._by_node.popitem(last=False)
 
-    def stored(self, session: str, object_id: str) -> None:
-        """An object of a session is at SuperLink."""
-        known = self._sessions.get(session)
-        if known is None:
+    def stored(self, node: int, session: str, object_id: str) -> None:
+        """An object of a node's session is at SuperLink."""
+        known = self._by_node.get(node)
+        if known is None or known.name != session:
             return
         known.missing.discard(object_id)
         if not known.missing:
-            del self._sessions[session]
-            self._tell(known.node)
+            del self._by_node[node]
+            self._tell(node)
 
     def _tell(self, node: int) -> None:
         for queue in self._listeners:

@@ -1,6 +1,8 @@
 """The fleet over Flower's Grid addresses study keys only and loses no reply quietly."""
 
-from collections.abc import Iterable
+import select
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 
@@ -212,3 +214,90 @@ def test_an_envelope_survives_the_records_byte_for_byte() -> None:
 def test_other_records_are_refused(records: RecordDict) -> None:
     with pytest.raises(ProtocolError):
         from_records(records)
+
+
+@dataclass
+class StuckGrid(FakeGrid):
+    """The objects of one reply do not come until the test lets them."""
+
+    stuck: str = "m0"
+    free: threading.Event = field(default_factory=threading.Event)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[SimpleNamespace]:
+        (wanted,) = message_ids
+        if wanted == self.stuck:
+            self.free.wait(30)
+        return super().pull_messages([wanted])
+
+
+@pytest.fixture
+def stuck() -> Iterator[StuckGrid]:
+    grid = StuckGrid(nodes=a_grid().nodes)
+    yield grid
+    grid.free.set()
+
+
+def an_answer(message_id: str) -> SimpleNamespace:
+    return SimpleNamespace(
+        has_error=lambda: False,
+        content=to_records(Envelope(header=b"h")),
+        metadata=SimpleNamespace(reply_to_message_id=message_id),
+    )
+
+
+def test_a_reply_that_never_becomes_whole_holds_up_no_other(stuck: StuckGrid) -> None:
+    fleet, _ = a_fleet(stuck)
+    fleet.send(dict.fromkeys(map(SiteId, SITES), an_instruction()))
+    stuck.replies = {f"m{number}": an_answer(f"m{number}") for number in range(len(SITES))}
+
+    received = fleet.receive(timeout_seconds=0.0) + fleet.receive(timeout_seconds=0.0)
+
+    assert {answer.site for answer in received} == set(SITES[1:])
+    fleet.close()
+
+
+def test_a_slow_reply_is_an_answer_once_its_last_object_is_there(stuck: StuckGrid) -> None:
+    fleet, _ = a_fleet(stuck)
+    fleet.send({SiteId(SITES[0]): an_instruction()})
+    stuck.replies = {"m0": an_answer("m0")}
+
+    assert fleet.receive(timeout_seconds=0.0) == []
+    stuck.free.set()
+
+    assert [answer.site for answer in fleet.receive(timeout_seconds=5.0)] == [SITES[0]]
+    fleet.close()
+
+
+def test_the_main_thread_wakes_while_a_reply_is_stuck(stuck: StuckGrid) -> None:
+    """Who watches a ServerApp tells a dead one by its waking."""
+    waits: list[float] = []
+
+    def heard(seconds: float, beside: int) -> list[int]:
+        waits.append(seconds)
+        select.select([beside], [], [], min(seconds, 0.01))
+        return []
+
+    fleet = FlowerFleet(stuck, study=STUDY, kick=lambda _nodes: None, heard=heard)  # type: ignore[arg-type]
+    fleet.online()
+    fleet.send({SiteId(SITES[0]): an_instruction()})
+    fleet._note([100])
+    fleet.receive(timeout_seconds=0.1)
+
+    assert max(waits) <= 1.0
+    assert len(waits) > 3
+    fleet.close()
+
+
+def test_what_is_announced_while_it_is_asked_for_is_asked_for_again(stuck: StuckGrid) -> None:
+    fleet, _ = a_fleet(stuck)
+    fleet.send({SiteId(SITES[0]): an_instruction()})
+    assert fleet.receive(timeout_seconds=0.0) == []  # under way, and nothing is there yet
+    fleet._note([100])
+    fleet._start_whole(at_once=9)
+    stuck.free.set()
+    fleet._pulls.wait(5.0)
+    assert fleet._taken() == []  # came back empty
+    stuck.replies = {"m0": an_answer("m0")}
+
+    assert [answer.site for answer in fleet.receive(timeout_seconds=1.0)] == [SITES[0]]
+    fleet.close()
