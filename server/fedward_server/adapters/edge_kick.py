@@ -91,5 +91,8 @@ class ReplyLine:
 
 
 def _wait_a_moment(seconds: float, beside: int) -> None:
-    """At most `seconds`, or until `beside` is readable: an edge that closes each line at once must not make anybody spin."""
+    """At most `seconds`, or until `beside` is readable.
+
+    An edge that closes each line at once must not make anybody spin.
+    """
     select.select([beside], [], [], max(0.0, min(seconds, DEAF_SECONDS)))
