@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 import flwr.supercore.superexec.run_superexec as superexec
+import httpcore  # noqa: F401 - httpx imports it with the first client: else each task would
 from flwr.supercore.auth.superexec_secret import load_superexec_auth_secret
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree
