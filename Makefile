@@ -109,4 +109,4 @@ ci-deps:  ## Debian and npm packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean ||||||| parent of 66ffcec (make bench-rounds: seconds and CPU of a round by messages, over real processes without training) .PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging e2e-enrol ci-deps clean bench-rounds
+.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean bench-rounds
