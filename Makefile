@@ -57,6 +57,8 @@ bench-ehr: $(STAMP)  ## EHR studies and FHIR speed (SHARED=folder of the data se
 	@$(BIN)/python -m benchmarks.ehr heart --data $(SHARED)/fed_heart_disease --out runs/bench-ehr-heart.json
 	@$(BIN)/python -m benchmarks.ehr tcga --data $(SHARED)/fed_tcga_brca --out runs/bench-ehr-tcga.json
 	@$(BIN)/python -m benchmarks.ehr_eicu --data $(SHARED)/eicu_demo --out runs/bench-ehr-eicu.json
+	@$(BIN)/python -m benchmarks.ehr_physionet --data $(SHARED)/physionet2012 --out runs/bench-ehr-physionet.json
+	@$(BIN)/python -m benchmarks.ehr_ner --data $(SHARED)/ner_corpora --out runs/bench-ehr-ner.json
 	@$(BIN)/python -m benchmarks.ehr fhir --data $(SHARED)/synthea_fhir_r4 --out runs/bench-ehr-fhir.json
 
 bench-ledger: $(STAMP)  ## what one charge of the budget ledger costs

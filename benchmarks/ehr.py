@@ -25,6 +25,7 @@ import numpy.typing as npt
 import torch
 
 from benchmarks import ehr_fhir
+from benchmarks.ehr_pooled import pooled_steps
 from benchmarks.study import STUDIES, environment, privacy_json, summarised
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
@@ -128,10 +129,14 @@ def measure(name: str, data: Path, *, draws: int) -> dict[str, Any]:
             result["without_privacy"] = {
                 "federated": figures(study, without_noise(study, training), held_out),
                 "pooled": figures(study, without_noise(study, _pooled(training)), held_out),
+                "one_step_a_round": figures(study, pooled_steps(study, training), held_out),
             }
             result["intervals_95"] = {
                 "of": "federated without privacy, bootstrap over held-out patients within sites",
                 **intervals(study, without_noise(study, training), held_out, figures),
+                "one_step_a_round": intervals(
+                    study, pooled_steps(study, training), held_out, figures
+                ),
             }
     return result
 

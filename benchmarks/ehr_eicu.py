@@ -4,7 +4,8 @@
 
 Five-fold cross-validation with whole hospitals held out, repeated with other folds; the AUC is over
 all held-out patients of a repeat. First stay of each patient that has APACHE variables. What is
-missing takes APACHE's normal value. Nothing is tuned: the settings are those of `benchmarks.ehr`.
+missing takes APACHE's normal value. Nothing is tuned: the settings are those of `benchmarks.ehr`,
+and for one step of everybody's data a round (`steps`) those of `benchmarks.ehr_pooled`.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 
 from benchmarks.ehr import outputs, parsed, without_noise
+from benchmarks.ehr_pooled import pooled_steps
 from fedward_common.ids import SiteId
 from fedward_common.study.encoding import PatientRecords, encode_table
 from fedward_common.study.tabular import TabularData
@@ -74,7 +76,7 @@ def measure(data: Path) -> dict[str, Any]:
     everyone = encode_table(study.data, rows, part="train")
     where = np.array([row["site"] for row in rows])
     hospital = np.array([row["hospital"] for row in rows])
-    draws, found = np.random.default_rng(1), {"federated": [], "pooled": []}
+    draws, found = np.random.default_rng(1), {"federated": [], "pooled": [], "steps": []}
     for _ in range(REPEATS):
         fold_of = dict(
             zip(draws.permutation(hospitals), np.arange(len(hospitals)) % FOLDS, strict=True)
@@ -92,9 +94,14 @@ def measure(data: Path) -> dict[str, Any]:
             for kind, tables in (("federated", training), ("pooled", pooled)):
                 model = without_noise(study, tables, rounds=10)
                 predicted[kind][out] = outputs(study, model, _some(everyone, out)).numpy()
+            model = pooled_steps(study, training)
+            predicted["steps"][out] = outputs(study, model, _some(everyone, out)).numpy()
         for kind, values in predicted.items():
             found[kind].append(float(roc_auc_score(everyone.labels, values)))
-    interval = [_resampled(everyone.labels, predicted["federated"], draws) for _ in range(1000)]
+    intervals = {}
+    for kind in ("federated", "steps"):
+        resampled = [_resampled(everyone.labels, predicted[kind], draws) for _ in range(1000)]
+        intervals[kind] = [float(np.quantile(resampled, q)) for q in (0.025, 0.975)]
     return {
         "patients": len(rows),
         "deaths": int(everyone.labels.sum()),
@@ -102,7 +109,7 @@ def measure(data: Path) -> dict[str, Any]:
         "sites": len(sites),
         "auc": {kind: {"mean": float(np.mean(v)), "sd": float(np.std(v, ddof=1))}
                 for kind, v in found.items()},
-        "interval_95_federated": [float(np.quantile(interval, q)) for q in (0.025, 0.975)],
+        "interval_95": intervals,
     }  # fmt: skip
 
 

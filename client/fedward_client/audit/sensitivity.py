@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedward_client.audit.clinical_rows import clinical_rows, load_clinical
 from fedward_client.audit.report import Finding
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.patient_dp.back_end import trainable_parameters
@@ -24,6 +25,7 @@ from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import build_model, initial_tensors
 from fedward_common.privacy.randomness import Csprng, Float64Array, RandomSource
+from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.encoding import PatientRecords, Row, encode_present, hash_part
 from fedward_common.study.spec import DpSgd, FedAvg, StudySpec, TrainingSpec
 from fedward_common.study.tabular import (
@@ -48,6 +50,8 @@ Loader = Callable[[StudySpec, Sequence[Row]], PatientRecords]
 
 def load_rows(study: StudySpec, rows: Sequence[Row]) -> PatientRecords:
     """The records to train on, by the encoding that every site uses on its own table."""
+    if isinstance(study.data, ClinicalData):
+        return load_clinical(study.data, rows)
     single = isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
     return encode_present(_schema(study), rows, part="train", one_record_per_patient=single)[0]
 
@@ -268,7 +272,9 @@ def _distance(one: Float64Array, other: Float64Array) -> float:
 
 def _schema(study: StudySpec) -> TabularData:
     if not isinstance(study.data, TabularData):
-        raise ConfigError(f"audit: expected data of kind tabular, found {study.data.kind}")
+        raise ConfigError(
+            f"audit: expected data of kind tabular or clinical, found {study.data.kind}"
+        )
     return study.data
 
 
@@ -324,6 +330,8 @@ def _patient(features: Sequence[npt.NDArray[np.float32]], labels: Sequence[float
 
 def _made_up_rows(study: StudySpec) -> list[list[Row]]:
     """The rows of made-up patients: honest, at and far beyond the range, faulty, contradicting."""
+    if isinstance(study.data, ClinicalData):
+        return clinical_rows(study.data)
     schema = _schema(study)
     numbers = (str(number) for number in count())
     split = schema.split
