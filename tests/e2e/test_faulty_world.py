@@ -4,65 +4,21 @@ its answers, clocks that are wrong, disks that are full.
 Checked after each as in test_killed_processes.
 """
 
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from tests.support.harmed import FAKETIME, Harmed, harmed_federation
-from tests.support.left_behind import left_behind, litter
+from tests.support.harmed import Harmed
 from tests.support.meddler import PASS, Fate, Meddler, times
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow]
 
 FULL_SECONDS: Final = 20.0
-DISK_BYTES: Final = 64 << 20
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """Puts what is in `folder` on a small file system of its own."""
-    kept = folder.with_name(f"{folder.name}-kept")
-    folder.rename(kept)
-    folder.mkdir(mode=0o700)
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES},mode=0700", "tmpfs", str(folder)],
-        check=False,
-        capture_output=True,
-    )
-    if done.returncode != 0:
-        folder.rmdir()
-        kept.rename(folder)
-        pytest.skip("needs the right to mount a file system")
-    try:
-        subprocess.run(["cp", "-a", f"{kept}/.", str(folder)], check=True)
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.fixture(scope="module")
-def harmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harmed]:
-    """One federation: city's and the coordinator's disks are small, its clocks can be set."""
-    folder = tmp_path_factory.mktemp("world")
-    clocked = ("coordinator", "city") if FAKETIME.is_file() else ()
-    with harmed_federation(folder, clocked=clocked, arranged=partial(arranged, folder)) as running:
-        yield running
-    assert left_behind(folder) == []
-    assert litter(folder) == []
-
-
-@contextmanager
-def arranged(folder: Path) -> Iterator[None]:
-    out = folder / "out"
-    with small_disk(out / "coordinator" / "state"), small_disk(out / "sites" / "city" / "state"):
-        yield
 
 
 def fill(folder: Path) -> Path:
@@ -80,6 +36,8 @@ def fill(folder: Path) -> Path:
 
 @pytest.mark.parametrize("whose", ["coordinator", "city"])
 def test_a_disk_that_is_full_for_a_while(harmed: Harmed, whose: str) -> None:
+    if not harmed.small_disks:
+        pytest.skip("needs the right to mount a file system")
     out = harmed.folder / "out"
     state = out / "coordinator" / "state" if whose == "coordinator" else out / "sites/city/state"
 
@@ -160,7 +118,7 @@ def _meddled(one: Harmed) -> Iterator[Meddler]:
 def test_a_clock_that_jumps_by_ten_minutes_and_back(
     harmed: Harmed, whose: str, minutes: int
 ) -> None:
-    if not FAKETIME.is_file():
+    if not harmed.clocks:
         pytest.skip("needs libfaketime")
 
     def harm(one: Harmed) -> None:

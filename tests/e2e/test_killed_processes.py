@@ -10,7 +10,6 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +24,7 @@ from fedward_server.sandbox.run import Inputs, prepare
 from fedward_server.sandbox.victims import COORDINATOR, SITE, strike
 from tests.conftest import write_short_study
 from tests.support.agreement import agreement
-from tests.support.harmed import OPENED, ROUNDS, Harmed, When, at, harmed_federation, rounds_charged
+from tests.support.harmed import OPENED, ROUNDS, Harmed, When, at, rounds_charged
 from tests.support.left_behind import left_behind, litter
 from tests.support.live import program
 
@@ -37,16 +36,6 @@ MOMENTS: dict[str, When] = {
     "replied": at("site.replied"),
     "committed": at("round.committed"),
 }
-
-
-@pytest.fixture(scope="module")
-def harmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harmed]:
-    """One federation for all faults of this file."""
-    folder = tmp_path_factory.mktemp("harmed")
-    with harmed_federation(folder) as running:
-        yield running
-    assert left_behind(folder) == []
-    assert litter(folder) == []
 
 
 def kill(owner: str, name: str, one: Harmed, *, number: int = signal.SIGKILL) -> None:

@@ -71,6 +71,7 @@ class Harmed:
     events: list[Event] = field(default_factory=list)
     seconds: float = 0.0
     clocks: Mapping[str, Path] = field(default_factory=dict)
+    small_disks: bool = False
 
     def set_clock(self, owner: str, seconds: int) -> None:
         """Moves the clock of `coordinator` or of a site, all of its processes, from now on."""
