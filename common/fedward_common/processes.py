@@ -334,10 +334,22 @@ class Supervisor:
                 now = time.monotonic()
                 if child.again_at is not None:
                     if now >= child.again_at:
-                        self._spawn(child.spec)
+                        self._spawn_again(child, now)
                     continue
                 self._look_at(child, now)
             self._rotate_logs()
+
+    def _spawn_again(self, child: _Child, now: float) -> None:
+        """Starts a child that ended; a little later where its log has no room on the disk.
+
+        Raises:
+            StartError: its program is missing.
+        """
+        try:
+            self._spawn(child.spec)
+        except OSError as error:
+            child.again_at = now + MAX_PAUSE_SECONDS
+            _log.warning("child.waiting", process=child.spec.name, error=type(error).__name__)
 
     def _look_at(self, child: _Child, now: float) -> None:
         """Notes that a child ended, or ends one that does nothing; when it is to start again.
@@ -380,7 +392,11 @@ class Supervisor:
                     older = path.with_name(f"{path.name}.{number}")
                     if older.exists():
                         older.replace(path.with_name(f"{path.name}.{number + 1}"))
-                shutil.copyfile(path, path.with_name(f"{path.name}.1"), follow_symlinks=False)
+                newest = path.with_name(f"{path.name}.1")
+                try:
+                    shutil.copyfile(path, newest, follow_symlinks=False)
+                except OSError:  # a full disk gets room again, at the price of this log
+                    newest.unlink(missing_ok=True)
                 os.truncate(path, 0)
 
     def ask_to_stop(self, *_: object) -> None:

@@ -4,7 +4,9 @@ import logging
 import re
 import sys
 from collections.abc import MutableMapping
-from typing import Any, TextIO
+from contextlib import suppress
+from io import TextIOBase
+from typing import Any, TextIO, cast
 
 import structlog
 
@@ -48,9 +50,28 @@ def configure_logging(
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(target),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Forgiving(target))),
         cache_logger_on_first_use=False,
     )
+
+
+class _Forgiving(TextIOBase):
+    """A stream that drops what cannot be written: a disk full of logs must end no process.
+
+    What has to be on disk before something happens goes into a journal, not here.
+    """
+
+    def __init__(self, target: TextIO) -> None:
+        self._target = target
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._target.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._target.flush()
 
 
 def _exceptions_by_name(

@@ -2,6 +2,8 @@
 
 import io
 import json
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import structlog
@@ -99,6 +101,18 @@ def test_a_sentence_as_event_is_replaced() -> None:
     structlog.get_logger().info("patient Ada is 63")
 
     assert lines(stream)[0]["event"] == "log.unnamed"
+
+
+def test_a_log_that_has_no_room_ends_no_process() -> None:
+    """Every write to /dev/full fails as on a full disk."""
+    went_on = False
+    with suppress(OSError), Path("/dev/full").open("w", buffering=1) as full:
+        configure_logging(process="guard", stream=full)
+
+        structlog.get_logger().warning("round.charged", round=3)
+        went_on = True
+
+    assert went_on
 
 
 def test_strict_raises_on_what_is_not_known() -> None:

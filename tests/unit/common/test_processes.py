@@ -1,5 +1,6 @@
 """Children live and die with their supervisor, come back, and are named when they cannot."""
 
+import errno
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -368,3 +370,48 @@ def test_a_childs_log_is_kept_in_bounds_while_it_goes_on_writing(
 
     logs = sorted(tmp_path.glob("child.log*"))
     assert [path.name for path in logs] == ["child.log", *(f"child.log.{n}" for n in (1, 2, 3))]
+
+
+def test_on_a_full_disk_a_childs_log_is_given_up_and_no_part_of_a_copy_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedward_common.processes.MAX_LOG_BYTES", 10_000)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    copied: list[Path] = []
+
+    def copy(source: Path, target: Path, **_options: object) -> None:
+        copied.append(source)
+        target.write_bytes(b"part")
+        raise full
+
+    monkeypatch.setattr("shutil.copyfile", copy)
+    supervisor = Supervisor(poll_seconds=0.02)
+    code = "import time\nwhile True: print('x' * 999, flush=True); time.sleep(0.005)"
+    supervisor.start(child(tmp_path, code))
+
+    watched(supervisor, lambda: len(copied) >= 2)
+
+    assert [path.name for path in tmp_path.glob("child.log*")] == ["child.log"]
+
+
+def test_a_child_whose_log_cannot_be_opened_is_started_when_it_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedward_common.processes.MAX_PAUSE_SECONDS", 0.1)
+    marker, logs = tmp_path / "marker", tmp_path / "logs"
+    code = f"open({str(marker)!r}, 'a').write('x')"
+    spec = replace(child(tmp_path, code), log_file=logs / "child.log", gives_up=False)
+    supervisor = Supervisor(poll_seconds=0.02)
+    supervisor.start(spec)
+    (logs / "child.log").unlink()
+    logs.rmdir()
+    logs.write_text("in the way")
+    tried = [0]
+
+    def again() -> bool:
+        tried[0] += 1
+        if tried[0] == 30:
+            logs.unlink()
+        return marker.exists() and len(marker.read_text()) >= 3
+
+    watched(supervisor, again)
