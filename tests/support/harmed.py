@@ -32,7 +32,6 @@ from fedward_server.sandbox.victims import COORDINATOR, SITE, find
 from tests.support.agreement import agreement
 from tests.support.cut_relay import Relay
 from tests.support.left_behind import litter
-from tests.support.live import changed_study
 from tests.support.studies import STUDY_FILES
 
 ROUNDS: Final = 3
@@ -230,11 +229,10 @@ def harmed_federation(
     study = folder / "study.toml"
     study.write_text(text)
     prepared = prepare(Inputs.parse(study=study, sites=[], data=None), out=folder / "out")
-    title = re.search(r'title = "[^"]*"', text)
-    if title is None:
-        raise AssertionError("the study file has no title")
     studies = [
-        changed_study(prepared, text, {title[0]: f'title = "Harmed {number}"'})
+        SignedStudy.sign(
+            prepared.study.model_copy(update={"title": f"Harmed {number}"}), prepared.layout.lead
+        )
         for number in range(STUDIES)
     ]
     now = datetime.now(UTC)
