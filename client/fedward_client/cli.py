@@ -8,6 +8,7 @@ from fedward_client.commands import (
     deidentify,
     images,
     models,
+    predict,
     privacy,
     processes,
     site,
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The hospital's side of a Fedward federation.",
 )
-for group in (processes.app, site.app, decide.app, privacy.app, deidentify.app):
+for group in (processes.app, site.app, decide.app, privacy.app, deidentify.app, predict.app):
     app.add_typer(group)
 app.add_typer(data.data, name="data")
 app.add_typer(decide.studies, name="studies")
@@ -29,6 +30,7 @@ app.add_typer(decide.approver, name="approver")
 app.add_typer(decide.bundle, name="bundle")
 app.add_typer(decide.plugin, name="plugin")
 app.add_typer(images.images, name="images")
+models.model.command("export-onnx")(predict.export_onnx)
 app.add_typer(models.model, name="model")
 app.add_typer(privacy.budget, name="budget")
 app.add_typer(site.journal, name="journal")

@@ -9,9 +9,12 @@ from fedward_client.data.dicom.index import ImageIndex
 from fedward_client.data.dicom.scan import index_folder
 from fedward_client.pacs.dimse import DimsePacs, Peer
 from fedward_client.pacs.web import WebPacs
+from fedward_client.predict.answer import answer
 from fedward_common.errors import ConfigError, DataError
-from tests.support.dicom_objects import ct_slice, reread, written
+from tests.support.dicom_objects import complete, ct_slice, reread, written
+from tests.support.image_studies import classes_study, masks_study
 from tests.support.orthanc import SITE_AE, Orthanc, orthanc  # noqa: F401
+from tests.support.packages import make_package
 
 pytestmark = pytest.mark.federation
 STUDIES = {"1.2.3.901": 4, "1.2.3.902": 2}
@@ -91,3 +94,29 @@ def test_an_error_quotes_nothing_and_an_address_without_tls_is_refused(
         WebPacs("http://pacs.example/dicom-web")
 
     assert "Muster" not in str(web.value)
+
+
+def test_from_the_pacs_through_a_model_and_back_into_the_pacs(
+    filled: Orthanc, tmp_path: Path
+) -> None:
+    """A series is pulled, a model answers, its SEG, report and capture are found by a query."""
+    pacs = WebPacs(filled.url)
+    sources = [complete(z=2.0 * n, number=n + 1, study="1.2.3.903", size=20) for n in range(6)]
+    pacs.store([reread(written(source)) for source in sources])
+    pacs.pull(["1.2.3.903"], into=tmp_path / "series")
+    first = next((tmp_path / "series").iterdir())
+
+    seg = answer(
+        make_package(tmp_path / "a", masks_study(), seed=1).opened(),
+        tmp_path / "series",
+        out=tmp_path / "seg",
+    )
+    classes = answer(
+        make_package(tmp_path / "b", classes_study()).opened(), first, out=tmp_path / "classes"
+    )
+    pacs.store([*seg.objects, *classes.objects])
+
+    (study,) = pacs.find({"StudyInstanceUID": "1.2.3.903"})
+    assert {"CT", "SEG", "SR"} <= set(study.modalities)
+    pacs.pull(["1.2.3.903"], into=tmp_path / "again")
+    assert len(list((tmp_path / "again").iterdir())) == 6 + 3

@@ -55,6 +55,20 @@ def ct_slice(
     return dataset
 
 
+def complete(
+    *, z: float = 0.0, number: int = 1, study: str = "1.2.3.1", size: int = 16, value: int = 100
+) -> Dataset:
+    """A CT slice with what a report has to say of its patient and study."""
+    dataset = ct_slice(z=z, number=number, study=study, size=size, value=value)
+    dataset.SeriesInstanceUID = f"{study}.1"
+    dataset.FrameOfReferenceUID = "1.2.3.4.5"
+    for name in ("PatientBirthDate", "StudyDate", "StudyTime", "StudyID", "AccessionNumber"):
+        setattr(dataset, name, "")
+    dataset.PatientSex = "F"
+    dataset.ReferringPhysicianName = ""
+    return dataset
+
+
 def write(dataset: Dataset, path: Path) -> Path:
     """`dataset` as a DICOM file."""
     path.parent.mkdir(parents=True, exist_ok=True)
