@@ -21,17 +21,17 @@ from fedward_client.secure_payload import (
 from fedward_client.statistics import RowSource, release_of, statistics_payload
 from fedward_client.training.patient_dp.passed_checks import passed_checks
 from fedward_client.training.trainer import ExecutedPlan, LocalTrainer, PerformanceFlags
-from fedward_common.arrays import tensors_to_bytes
+from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import REFUSAL_CODES, FedwardError, ProtocolError, SignatureRefused
 from fedward_common.ids import SiteId
-from fedward_common.models.plugins import register_installed
+from fedward_common.models.plugins import is_built_in, register_installed
 from fedward_common.privacy.histogram import noisy_counts
 from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.privacy.statistics import IntegerSource, SystemIntegers
 from fedward_common.secagg.sums import sum_plan
 from fedward_common.study.evaluation import evaluation_of
-from fedward_common.study.kept import is_kept
+from fedward_common.study.kept import is_kept, round_shapes
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.wire import CONTROL_KINDS, KNOWN_ROWS, Envelope, Instruction
@@ -98,12 +98,13 @@ class Worker:
         # Before the charge: a model damaged on the way must not cost a patient anything.
         if sha256_hex(model) != instruction.model_sha256:
             raise SignatureRefused("model: expected the digest of the instruction, found another")
+        # The guard verifies signature and approval; here the same bytes only become a value.
+        study = SignedStudy.parse(signed).verify()
+        _require_model(study, instruction, model)
         beside = (envelope.blobs.get(name, b"") for name in (KNOWN_ROWS, "boxes"))
         grant = self.guard.begin(envelope.header, signed, *beside)
         if isinstance(grant, StoredReply):
             return grant.envelope
-        # The guard verified signature and approval; here the same bytes only become a value.
-        study = SignedStudy.parse(signed).verify()
         if grant.plugin_sha256 is not None:
             passed_checks().separate()  # a plugin must not vouch for other studies
         register_installed(study.model.name, sha256=grant.plugin_sha256)
@@ -199,6 +200,23 @@ class Worker:
             weights=own_weights(study, model, grant.state),
             records=self.source.records(study, part="test"),
         )
+
+
+def _require_model(study: StudySpec, instruction: Instruction, model: bytes) -> None:
+    """Returns when the model can be worked with: asked before the round is charged.
+
+    The names and shapes of a plugin's model are known only once the guard said that it is approved;
+    no code of it runs here before.
+
+    Raises:
+        ProtocolError: a number that is not finite, or other tensors than the study's.
+    """
+    if instruction.kind not in ("train", "evaluate"):
+        return
+    shapes = study_shapes(study) if is_built_in(study.model.name) else None
+    if shapes is not None and instruction.kind == "train":
+        shapes = round_shapes(study, shapes)
+    tensors_from_bytes(model, shapes=shapes)
 
 
 def _require_executed(study: StudySpec, ran: ExecutedPlan) -> None:

@@ -139,7 +139,8 @@ class AdamStep:
         return first | {f"second/{name}": value for name, value in self._second.items()}
 
     def restore(self, state: Mapping[str, Wide]) -> None:
-        """Goes on with the moments in `state`."""
+        """Goes on with the moments in `state`, and no others."""
+        self._first, self._second = {}, {}
         for name, value in state.items():
             which, _, tensor = name.partition("/")
             (self._first if which == "first" else self._second)[tensor] = value

@@ -32,6 +32,8 @@ REOPEN_SECONDS: Final = 30.0
 PHASE_SECONDS: Final = 6 * 3600.0
 """A phase ends after so long, and the next step opens another: Flower forgets old messages."""
 CLOSE_SECONDS: Final = 10.0
+MAX_HANDED: Final = 3
+"""How often one step goes to one site: its stream may be cut twice."""
 LOOK_SECONDS: Final = 2.0
 POLL_SECONDS: Final = 0.1
 STUDY: Final = "study"
@@ -78,6 +80,7 @@ class _Pending:
 
     number: int
     envelope: Envelope
+    handed: int = 1
     cut_at: float | None = None
 
 
@@ -102,6 +105,7 @@ class PhaseFleet:
     _opening: dict[SiteId, float] = field(default_factory=dict)
     _refused: dict[SiteId, str] = field(default_factory=dict)
     _ended: dict[SiteId, float] = field(default_factory=dict)
+    _left: dict[SiteId, float] = field(default_factory=dict)
     _number: int = 0
     _attempt: int = 0
     _began: float | None = None
@@ -169,6 +173,7 @@ class PhaseFleet:
         self._joined.clear()
         self._opening.clear()
         self._ended.clear()
+        self._left.clear()
         self._began = None
 
     @property
@@ -192,6 +197,7 @@ class PhaseFleet:
         if first:
             self._began = self.clock()
         now = self.clock()
+        self._forget_openings(now)
         wanted = [
             site
             for site in envelopes
@@ -209,6 +215,14 @@ class PhaseFleet:
             self._take_openings(timeout_seconds=0.0)
         if first:
             self._wait_for_joins(now)
+
+    def _forget_openings(self, now: float) -> None:
+        """Of a site whose stream went and stayed away: its guard was started again and forgot the
+        phase, so that the answer to the opening cannot leave there any more.
+        """
+        for site in self._opening.keys() & self._left.keys():
+            if now - self._left[site] > REOPEN_SECONDS:
+                del self._opening[site]
 
     def _opens(self, asked: Instruction, envelope: Envelope) -> Envelope:
         empty = b""
@@ -250,9 +264,11 @@ class PhaseFleet:
         for sites in groups.values():
             self._hand(envelopes[sites[0]], sites)
 
-    def _hand(self, envelope: Envelope, sites: Collection[SiteId]) -> None:
+    def _hand(self, envelope: Envelope, sites: Collection[SiteId], *, handed: int = 1) -> None:
         self._number += 1
-        pending = {site: _Pending(number=self._number, envelope=envelope) for site in sites}
+        pending = {
+            site: _Pending(number=self._number, envelope=envelope, handed=handed) for site in sites
+        }
         self._pending |= pending
         try:
             self.link.hand(to_step(self._number, _without_study(envelope)), sites)
@@ -279,8 +295,7 @@ class PhaseFleet:
     def _noted(self, event: PhaseEvent) -> list[Answer]:
         site = SiteId(event.site)
         if event.WhichOneof("said") != "answer":
-            self._presence(site, event.present)
-            return []
+            return self._presence(site, present=event.present)
         pending = self._pending.get(site)
         if pending is None or pending.number != event.answer.number:
             _log.info("phase.late-answer", site=site)
@@ -291,17 +306,29 @@ class PhaseFleet:
         except ProtocolError as error:
             return [Answer(site=site, envelope=None, lost=str(error))]
 
-    def _presence(self, site: SiteId, present: bool) -> None:
+    def _presence(self, site: SiteId, *, present: bool) -> list[Answer]:
+        """Notes who came and went; what a new stream may have lost is handed out again.
+
+        Not for ever: a site that comes and goes would keep this process and the edge busy with
+        nothing else. After MAX_HANDED times it counts as a step that the way lost.
+        """
         pending = self._pending.get(site)
         if not present:
             self._present.discard(site)
+            self._left[site] = self.clock()
             if pending is not None:
                 pending.cut_at = self.clock()
-            return
+            return []
         self._present.add(site)
         self._joined.add(site)
-        if pending is not None:  # the stream is new: what it was asked may be lost, so again
-            self._hand(pending.envelope, [site])
+        self._left.pop(site, None)
+        if pending is None:
+            return []
+        if pending.handed < MAX_HANDED:
+            self._hand(pending.envelope, [site], handed=pending.handed + 1)
+            return []
+        del self._pending[site]
+        return [Answer(site=site, envelope=None, lost=f"its stream was new {MAX_HANDED} times")]
 
     def _all_gone(self) -> None:
         for site in list(self._present):

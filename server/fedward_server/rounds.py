@@ -4,11 +4,13 @@ Both keep the coordinator's optimiser, which a checkpoint takes along.
 """
 
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from fedward_common.arrays import Array, Tensors, tensors_from_bytes, tensors_to_bytes
+from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
 from fedward_common.study.kept import released_shapes, round_tensors
@@ -18,6 +20,8 @@ from fedward_server.exchange import RETURN_SECONDS, Ask, Exchanges
 from fedward_server.progress import Numbers, Opened
 from fedward_server.round_state import RoundState
 from fedward_server.secure_round import SecureRounds
+
+MAX_MAGNITUDE: Final = 1e30
 
 
 class Rounds(Protocol):
@@ -51,7 +55,9 @@ class OpenRounds:
         total = plain_sum(self._study)
 
         def take(site: SiteId, payload: bytes) -> None:
-            total.add(site, tensors_from_bytes(payload, shapes=self._shapes))
+            tensors = tensors_from_bytes(payload, shapes=self._shapes)
+            _require_bounded(tensors)
+            total.add(site, tensors)
 
         asked = tensors_to_bytes(round_tensors(model, self._optimiser.shared()))
         ask = Ask(kind="train", round=number, model=asked)
@@ -59,9 +65,16 @@ class OpenRounds:
         if not state.has_quorum:
             self._exchanges.abandon(state)
             return None
+        before, share = self._optimiser.state(), share_of(self._study, state)
+        with np.errstate(over="ignore", invalid="ignore"):
+            following = self._optimiser.step(model, total.mean(), share=share)
+            asked_next = (*following.values(), *self._optimiser.shared().values())
+        if not all(np.isfinite(tensor).all() for tensor in asked_next):
+            self._optimiser.restore(before)
+            self._exchanges.abandon(state, reason="expected a finite model, found another")
+            return None
         state.aggregate()
-        share = share_of(self._study, state)
-        return state, self._optimiser.step(model, total.mean(), share=share)
+        return state, following
 
     def state(self) -> Numbers:
         """The server optimiser's."""
@@ -101,6 +114,18 @@ class SecretRounds:
             groups[group][rest] = value
         self._optimiser.restore(groups["server"])
         self._secure.descent.restore(groups["pooled"])
+
+
+def _require_bounded(tensors: Tensors) -> None:
+    """Returns when an update can be summed and divided. Raises ProtocolError: a site's fault.
+
+    What is clipped and noised is far below; numbers near the end of float32 would make a model, or
+    SCAFFOLD's shared variate, that every site is charged for and refuses.
+    """
+    if any(np.abs(tensor).max(initial=0.0) > MAX_MAGNITUDE for tensor in tensors.values()):
+        raise ProtocolError(
+            f"update: expected numbers up to {MAX_MAGNITUDE:.0e}, found a larger one"
+        )
 
 
 def share_of(study: StudySpec, state: RoundState) -> float:

@@ -68,7 +68,15 @@ class Replies:
             self._remember(reply)
             if self._payload_path(reply).exists():
                 self._stored.add(reply.slot)
+        self._remove_unnamed()
         self.prune()
+
+    def _remove_unnamed(self) -> None:
+        """Deletes payloads without a record: the guard was killed between the two, no answer is."""
+        named = {self._payload_path(reply) for reply in self._by_slot.values()}
+        for path in self._folder.glob("*.payload"):
+            if path not in named:
+                path.unlink()
 
     def require(self, slots: frozenset[str]) -> None:
         """Returns when every one of `slots` has its answer here.

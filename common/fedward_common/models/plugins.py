@@ -43,6 +43,10 @@ class Plugin:
     entry_point: EntryPoint
 
 
+_FROM_PLUGINS: Final[set[str]] = set()
+"""The names in this process's registry that came from plugins."""
+
+
 def find_plugin(model: str) -> Plugin | None:
     """The installed plugin for a model's name, or None. No code of it runs.
 
@@ -91,6 +95,14 @@ def register_installed(model: str, *, sha256: str | None = None) -> None:
             f"{plugin.package} {plugin.version}"
         )
     register_model(model)(_load(plugin))
+    _FROM_PLUGINS.add(model)
+
+
+def is_built_in(model: str) -> bool:
+    """Whether a model is one of ours: known, and no plugin's code runs when it is built."""
+    from fedward_common.models.registry import is_known  # noqa: PLC0415 - see above
+
+    return is_known(model) and model not in _FROM_PLUGINS
 
 
 def _load(plugin: Plugin) -> "ModelFactory":

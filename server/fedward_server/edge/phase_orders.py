@@ -69,10 +69,9 @@ class PhaseOrders:
         first = await asyncio.wait_for(read_message(reader, PhaseOrder), OPEN_SECONDS)
         if first is None or not re.fullmatch(DIGEST, first.open):
             raise ProtocolError("phase: expected the study to open first, found another message")
-        # Grows by one event for each step that was ordered, and by joins: bounded by both sides.
-        events: asyncio.Queue[PhaseEvent] = asyncio.Queue()
-        phase = self._hub.open(first.open, _sites(first), events.put_nowait)
-        telling = asyncio.ensure_future(_tell(events, writer))
+        news = News()
+        phase = self._hub.open(first.open, _sites(first), news.add)
+        telling = asyncio.ensure_future(_tell(news, writer))
         try:
             await self._follow(phase, reader)
         finally:
@@ -88,9 +87,39 @@ class PhaseOrders:
             phase.hand(order.step, _sites(order))
 
 
-async def _tell(events: "asyncio.Queue[PhaseEvent]", writer: asyncio.StreamWriter) -> None:
+class News:
+    """What a ServerApp is to hear next: of each site at most where it is, and its newest answer.
+
+    A site that comes and goes, however fast, makes nobody else wait and nothing grow.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[tuple[str, bool], PhaseEvent] = {}
+        self._some = asyncio.Event()
+
+    def add(self, event: PhaseEvent) -> None:
+        """Takes one event in; it replaces one of the same kind of its site that was not told."""
+        key = (event.site, event.WhichOneof("said") == "answer")
+        self._waiting.pop(key, None)
+        self._waiting[key] = event
+        self._some.set()
+
+    async def next(self) -> PhaseEvent:
+        """The oldest; waits for one."""
+        await self._some.wait()
+        event = self._waiting.pop(next(iter(self._waiting)))
+        if not self._waiting:
+            self._some.clear()
+        return event
+
+    def __len__(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+
+async def _tell(news: News, writer: asyncio.StreamWriter) -> None:
     while True:
-        writer.write(framed(await events.get()))
+        writer.write(framed(await news.next()))
         await writer.drain()
 
 

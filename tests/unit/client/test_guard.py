@@ -117,6 +117,18 @@ def site(tmp_path: Path) -> Site:
     return Site(folder=tmp_path / "replies", policy=policy(STUDY))
 
 
+def test_a_payload_whose_record_was_never_written_is_gone_after_a_restart(site: Site) -> None:
+    """Killed between the two files: protected bytes that nothing names stay for no 24 hours."""
+    kept = site.guard.seal(site.receipt(), update())
+    orphan = site.folder / f"{'a' * 64}.payload"
+    orphan.write_bytes(update())
+
+    site.restarted()
+
+    assert not orphan.exists()
+    assert site.guard.begin(instruction(STUDY), signed(STUDY)) == StoredReply(envelope=kept)
+
+
 def test_a_round_is_charged_before_the_grant_and_its_reply_leaves_once(site: Site) -> None:
     receipt = site.receipt()
     charged = site.charged

@@ -147,6 +147,28 @@ def test_a_model_damaged_on_the_way_costs_no_charge() -> None:
     assert guard.asked == ["refuse signature"]
 
 
+SPOILT = {
+    "not finite": tensors_to_bytes(
+        {n: np.full_like(t, np.inf) for n, t in tensors_from_bytes(MODEL).items()}
+    ),
+    "other shapes": tensors_to_bytes({"linear.bias": np.zeros(7, dtype=np.float32)}),
+    "no tensors": b"rubbish",
+}
+
+
+@pytest.mark.parametrize("kind", ["train", "evaluate"])
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_model_that_nobody_can_work_with_costs_no_charge(name: str, kind: str) -> None:
+    """The coordinator's own mistake, or what one site made of the model: no patient pays."""
+    guard, model = FakeGuard(), SPOILT[name]
+    envelope = instruct(kind, model_sha256=sha256_hex(model))
+    envelope.blobs["model"] = model
+
+    worker(guard).answer(envelope)
+
+    assert guard.asked == ["refuse protocol"]
+
+
 def test_bad_data_leave_as_one_word() -> None:
     guard = FakeGuard()
 

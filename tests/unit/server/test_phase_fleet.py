@@ -10,7 +10,12 @@ from fedward_common.ids import SiteId
 from fedward_common.trust.signing import SigningKey
 from fedward_common.wire import Envelope, Instruction
 from fedward_server.fleet import Answer
-from fedward_server.phase_fleet import REJOIN_SECONDS, PhaseFleet
+from fedward_server.phase_fleet import (
+    MAX_HANDED,
+    REJOIN_SECONDS,
+    REOPEN_SECONDS,
+    PhaseFleet,
+)
 from tests.support.federation import FakeClock, FakeSite
 from tests.support.guard_site import a_study, instruction
 
@@ -230,6 +235,35 @@ def test_a_stream_that_comes_back_is_asked_the_same_again() -> None:
     assert again.number > first.number
     assert from_step(again) == from_step(first)
     assert world.collect() == [(NORTH, b"a")]
+
+
+def test_a_site_that_joins_again_and_again_gets_a_step_three_times_and_holds_nobody_up() -> None:
+    world = World()
+    world.send(1)
+    world.link.waiting += [
+        PhaseEvent(site=NORTH, present=there) for _ in range(50) for there in (False, True)
+    ]
+    world.link.answer(SOUTH)
+
+    came = world.collect()
+
+    assert came == [(NORTH, b""), (SOUTH, b"a")]
+    assert sum(NORTH in sites for _, sites in world.link.handed) == MAX_HANDED
+
+
+def test_a_site_whose_guard_forgot_the_phase_gets_another_opening() -> None:
+    world = World()
+    world.send(1)
+    world.link.waiting.append(PhaseEvent(site=NORTH, present=False))
+    world.collect(REOPEN_SECONDS / 2)
+
+    world.send(2)
+    world.collect(REOPEN_SECONDS)
+    world.send(3)
+
+    first, *later = world.openings.sent
+    assert set(first) == set(SITES)
+    assert [set(sent) for sent in later] == [{NORTH}]
 
 
 def test_a_stream_that_stays_away_is_replaced_by_a_message() -> None:

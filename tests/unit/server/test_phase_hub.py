@@ -11,6 +11,7 @@ from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.routes import CallRefused
 from fedward_common.ids import SiteId
 from fedward_server.edge.phase_hub import MAX_PHASES, PhaseHub, Seat
+from fedward_server.edge.phase_orders import News
 
 NORTH, SOUTH = SiteId("north"), SiteId("south")
 STUDY = "a" * 64
@@ -132,5 +133,21 @@ def test_a_step_is_answered_at_most_once_and_only_after_it_was_handed_out(
             assert seat.takes(number) == (number == handed)
             taken.append(number)
         assert taken == sorted(set(taken))
+
+    asyncio.run(run())
+
+
+def test_what_a_server_app_has_not_heard_yet_grows_with_its_sites_only() -> None:
+    async def run() -> None:
+        news, answer = News(), PhaseEvent(site=SOUTH, answer=PhaseStep(number=1))
+        for _ in range(100):
+            news.add(present(NORTH, is_there=False))
+            news.add(present(NORTH, is_there=True))
+        news.add(answer)
+        news.add(present(NORTH, is_there=False))
+
+        assert len(news) == 2
+        assert [await news.next(), await news.next()] == [answer, present(NORTH, is_there=False)]
+        assert len(news) == 0
 
     asyncio.run(run())

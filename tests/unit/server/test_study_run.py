@@ -358,3 +358,36 @@ def test_counts_come_back_as_they_were_sent() -> None:
     counts = parse_counts(canonical_json({"counts": [[1.5, -2.0], [0.0, 4.0]]}), bins=2)
 
     np.testing.assert_array_equal(counts, [[1.5, -2.0], [0.0, 4.0]])
+
+
+def test_a_site_with_numbers_at_the_end_of_float32_is_lost_by_name() -> None:
+    world = World()
+    hostile, *_ = world.sites
+    world.sites[hostile].train = lambda model: tensors_to_bytes(
+        {n: np.full_like(t, 3.4e38) for n, t in tensors_from_bytes(model).items()}
+    )
+
+    result = world.run()
+
+    lost = [fields for fields in world.heard("site.lost") if fields.get("kind") == "train"]
+    assert {fields["site"] for fields in lost} == {hostile}
+    assert result.committed_rounds == world.study.rounds
+
+
+def test_a_round_whose_model_is_not_finite_is_not_committed_and_leaves_no_trace() -> None:
+    """Adam divides by tau: what is bounded before may not be after it."""
+    world = World(
+        aggregation={"name": "fedadam", "learning_rate": 1e30, "tau": 1e-30, "beta1": 0.0}
+    )
+    for site in world.sites.values():
+        site.train = lambda model: tensors_to_bytes(
+            {n: t + np.float32(1e25) for n, t in tensors_from_bytes(model).items()}
+        )
+
+    with pytest.raises(StudyFailed):
+        world.run()
+
+    assert {fields["reason"] for fields in world.heard("round.abandoned")} == {
+        "expected a finite model, found another"
+    }
+    assert world.store.checkpoints == {}
