@@ -231,6 +231,6 @@ def test_a_coordinators_model_that_is_not_the_studys_reads_no_record(
 
     answer = worker(guard).answer(replace(sent, blobs={**sent.blobs, "model": model}))
 
-    assert guard.asked == ["begin", "refuse protocol"]
+    assert guard.asked == ["refuse protocol"]
     assert answer.header == b"refusal protocol"
     assert "instruction.refused" in capsys.readouterr().out
