@@ -30,8 +30,8 @@ from fedward_server.adapters.registry import SqlRegistry, open_registry
 from fedward_server.adapters.reply_pulls import quicken
 from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study, run_path
 from fedward_server.fleet import Fleet
+from fedward_server.members import is_named_member
 from fedward_server.phase_fleet import PHASE_SECONDS, PhaseFleet
-from fedward_server.ports import SiteStatus
 from fedward_server.settings import CoordinatorSettings, load_coordinator_settings
 from fedward_server.study_run import StudyRun
 
@@ -68,7 +68,7 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
     register_installed(study.model.name)
     folder.emit("run.started", study=study.digest, rounds=study.rounds)
     registry = open_registry(settings.database)
-    with _fleet(grid, settings, study, member=partial(_is_member, registry)) as fleet:
+    with _fleet(grid, settings, study, member=partial(is_named_member, registry, study)) as fleet:
         result = StudyRun(
             study=study,
             signed_study=signed,
@@ -143,9 +143,3 @@ def _by_messages_or_streams(
     with closing(link):  # whatever ends the run ends the phase at every site
         yield phases
         phases.end()
-
-
-def _is_member(registry: SqlRegistry, site: SiteId) -> bool:
-    """Whether a site is a member now; asked before each round."""
-    record = registry.find(site)
-    return record is not None and record.status is SiteStatus.ACTIVE
