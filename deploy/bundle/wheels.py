@@ -35,7 +35,8 @@ class Wheel:
         """What the package says of its licence, shortest form first; empty when it is silent."""
         classifiers = self.metadata.get_all("Classifier") or []
         named = [c.rpartition(" :: ")[2] for c in classifiers if c.startswith("License ::")]
-        short = (self.metadata.get("License") or "").split("\n")[0]
+        # The parser gives a Header, not a text, where a line is not ASCII.
+        short = str(self.metadata.get("License") or "").split("\n")[0]
         return str(self.metadata.get("License-Expression") or "; ".join(named) or short)
 
     def requires(self, extras: frozenset[str]) -> Iterator[Requirement]:
