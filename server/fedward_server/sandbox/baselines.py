@@ -16,9 +16,9 @@ from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.study.encoding import PatientRecords
-from fedward_common.study.imaging import Pictures
+from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.notes import NotesData
-from fedward_common.study.spec import StudySpec
+from fedward_common.study.spec import DpSgd, StudySpec
 
 PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """L2 penalties to choose from, on the scale of `training.weight_decay`."""
@@ -26,6 +26,8 @@ FOLDS: Final = 5
 ITERATIONS: Final = 200
 EPOCHS: Final = 15
 BATCH: Final = 128
+PATCH_BATCH: Final = 8
+"""Patches are as large as many images."""
 LEARNING_RATE: Final = 3e-3
 
 
@@ -75,15 +77,21 @@ def fit(
 def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
     """The study's network after `EPOCHS` passes of Adam, for images and time series.
 
+    With masks a pass sees as many patches of all patients as a step of the study at most does.
+
     Fixed numbers, nothing tuned: second-order minimisation of a network has no one minimum.
     """
     objective = objective_of(study)
     model = build_model(study.model, records.features.shape[1]).train()
+    seen, batch = len(records.labels), BATCH
+    if isinstance(study.data, ImageMasks) and isinstance(study.dp, DpSgd):
+        seen = min(seen, records.patients * study.dp.max_records_per_patient)
+        batch = PATCH_BATCH
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=LEARNING_RATE,
-        total_steps=EPOCHS * -(-len(records.labels) // BATCH),
+        total_steps=EPOCHS * -(-seen // batch),
     )
     features, labels = torch.from_numpy(records.features), torch.from_numpy(records.labels)
     _, sizes = np.unique(records.patient, return_counts=True)
@@ -91,8 +99,8 @@ def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
     order = torch.Generator().manual_seed(study.model.initial_seed)
     for _ in range(EPOCHS):
         shuffled = torch.randperm(len(labels), generator=order)
-        for start in range(0, len(labels), BATCH):
-            rows = shuffled[start : start + BATCH]
+        for start in range(0, seen, batch):
+            rows = shuffled[start : min(start + batch, seen)]
             losses = objective.losses(model(features[rows]), labels[rows])
             optimizer.zero_grad()
             loss = (losses * weights[rows]).sum() / weights[rows].sum()

@@ -1,14 +1,21 @@
 """Figures of classes and structures: exact against scikit-learn, private by simulation."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from sklearn.metrics import f1_score, roc_auc_score
 
+from fedward_common.ids import SiteId
+from fedward_common.models.registry import initial_tensors
 from fedward_common.models.whole_images import overlaps
 from fedward_common.study.evaluation import ClassScores, OverlapScores, evaluation_of
+from fedward_common.study.image_encoding import encode_images, npz_rows
+from fedward_common.study.imaging import ImageMasks
 from fedward_server.private_measures import private_measures
+from fedward_server.sandbox.figures import model_figures
 from fedward_server.sandbox.measures import bootstrap_weights, class_measures, intervals
-from tests.support.image_studies import classes_study, masks_study
+from tests.support.image_studies import classes_study, masks_npz, masks_study
 
 
 def test_figures_of_a_class_are_scikit_learn_s_and_lie_in_their_intervals() -> None:
@@ -91,3 +98,19 @@ def test_private_overlap_is_the_mean_of_the_bins() -> None:
     assert found["dice"].low < middle < found["dice"].high
     assert found["hausdorff95_mm: core"].value < release.longest_mm / release.bins
     assert private_measures(study, release, counts / 40, noise=1.0) == {}
+
+
+def test_masks_are_judged_on_whole_volumes_with_intervals(tmp_path: Path) -> None:
+    """Whatever the model: no AUC, a Dice for each structure and their mean, in its interval."""
+    study = masks_study()
+    assert isinstance(study.data, ImageMasks)
+    people = [f"p{number}" for number in range(6)]
+    rows = npz_rows(masks_npz(tmp_path / "a.npz", patients=people, splits=["test"] * 6), study.data)
+    test = encode_images(study.data, rows, part="test", strict=True)[0]
+    model = initial_tensors(study.model, study.data.input_size)
+
+    found = model_figures(study, model, {SiteId("a"): test}, draws=50).pooled
+
+    assert (found.auc, found.accuracy, found.held_out) == (None, None, 6)
+    assert found.more["dice"] == found.more["dice: core"]
+    assert found.intervals["dice"][0] <= found.more["dice"] <= found.intervals["dice"][1]
