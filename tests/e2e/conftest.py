@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harmed import FAKETIME, Harmed, harmed_federation
+from tests.support.harmed import Harmed, harmed_federation
 from tests.support.left_behind import left_behind, litter
 
 DISK_BYTES = 64 << 20
@@ -18,13 +18,13 @@ DISK_BYTES = 64 << 20
 def harmed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Harmed]:
     """A federation whose coordinator and one site have small disks and clocks that can be set.
 
-    Both where this machine allows it: mounting a file system, libfaketime.
+    Both where this machine allows it: mounting a file system, a C compiler.
     """
     folder = tmp_path_factory.mktemp("harmed")
     mounted: list[Path] = []
     with harmed_federation(
         folder,
-        clocked=("coordinator", "city") if FAKETIME.is_file() else (),
+        clocked=("coordinator", "city"),
         arranged=partial(small_disks, folder, mounted),
     ) as running:
         running.small_disks = bool(mounted)

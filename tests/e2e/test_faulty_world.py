@@ -119,7 +119,7 @@ def test_a_clock_that_jumps_by_ten_minutes_and_back(
     harmed: Harmed, whose: str, minutes: int
 ) -> None:
     if not harmed.clocks:
-        pytest.skip("needs libfaketime")
+        pytest.skip("needs a C compiler")
 
     def harm(one: Harmed) -> None:
         one.set_clock(whose, 60 * minutes)
