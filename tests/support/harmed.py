@@ -4,6 +4,7 @@ Starting four hospitals costs a minute or more, so all faults share one federati
 up after each of them anyway. Every site sits behind a relay that can be cut.
 """
 
+import re
 import shutil
 import subprocess
 import sys
