@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling, Scheduling
 
@@ -25,6 +26,18 @@ USE_LIVE = frozenset(
 under pytest 9.2, so the files are named; one that is missing starts a second federation."""
 
 HEART_DATA = Path(__file__).parents[2] / "shared" / "data" / "fed_heart_disease"
+
+
+@pytest.fixture(autouse=True)
+def _process_as_it_was() -> Iterator[None]:
+    """A program that a test runs in this process leaves neither its umask nor its log behind."""
+    mask = os.umask(0o022)
+    os.umask(mask)
+    configured = structlog.is_configured()
+    yield
+    os.umask(mask)
+    if structlog.is_configured() and not configured:
+        structlog.reset_defaults()
 
 
 @pytest.hookimpl(wrapper=True)

@@ -449,7 +449,8 @@ def test_the_journal_is_asked_as_the_gateways_user_also_where_root_types_the_com
     access = Access(
         uids=frozenset({12002 if root else os.geteuid()}), group="#12009" if root else None
     )
-    (folder / "run").mkdir(mode=0o710)
+    (folder / "run").mkdir()
+    (folder / "run").chmod(0o710)  # whatever this process's umask is
     if root:
         os.chown(folder / "run", 0, 12009)
     server = GuardServer(folder / "run" / "gateway.sock", {"journal": journal}, access=access)

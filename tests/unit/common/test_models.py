@@ -73,7 +73,7 @@ def test_shapes_name_every_tensor_of_the_state() -> None:
 @pytest.mark.parametrize(
     ("spec", "inputs", "message"),
     [
-        (ModelSpec(name="resnet"), 3, r"expected one of \['cnn', .*'mlp'.*'resnet'"),
+        (ModelSpec(name="resnet"), 3, r"expected one of \[.*'cnn', .*'mlp'.*'resnet'"),
         (ModelSpec(name="mlp"), 3, "model.hidden: expected at least one width"),
         (ModelSpec(name="logistic-regression", hidden=(4,)), 3, r"no hidden layer.*found \[4\]"),
         (LOGISTIC, 0, "at least one input, found 0"),

@@ -167,9 +167,9 @@ def test_an_epsilon_of_zero_or_below_is_one_clear_line(value: str) -> None:
 
 def test_an_unknown_model_names_the_known_ones() -> None:
     assert problem('name = "logistic-regression"', 'name = "oracle"') == (
-        "study.toml: model.name: expected one of ['cnn', 'densenet121', 'gru', 'linear', "
-        "'logistic-regression', 'lstm', 'mlp', 'proportional-hazards', 'resnet18', "
-        "'resnet50', 'unet'], found 'oracle'"
+        "study.toml: model.name: expected one of ['bilstm', 'cnn', 'densenet121', 'gru', "
+        "'linear', 'logistic-regression', 'lstm', 'mlp', 'proportional-hazards', 'resnet18', "
+        "'resnet50', 'text-transformer', 'unet'], found 'oracle'"
     )
 
 
@@ -227,7 +227,8 @@ def test_an_unknown_model_names_the_known_ones() -> None:
             'kind = "magic"',
             "study.toml: task: unknown kind 'magic', expected one of "
             "['federated-statistics', 'image-classification', 'image-segmentation', 'survival', "
-            "'tabular-classification', 'tabular-regression', 'timeseries-classification']",
+            "'tabular-classification', 'tabular-regression', 'text-classification', 'text-ner', "
+            "'timeseries-classification']",
         ),
         (
             "delta = 1e-4",
