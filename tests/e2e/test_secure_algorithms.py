@@ -38,13 +38,13 @@ LOCAL = {
     "average_last = 4": "average_last = 1",
     "learning_rate = 2.0": "learning_rate = 0.5",
 }
-FEDBN = {
-    **LOCAL,
-    'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]',
-    'name = "fedavg"': 'name = "fedbn"\nkept = ["hidden.1."]',
-}
+SCAFFOLD = {**LOCAL, 'name = "fedavg"': 'name = "scaffold"'}
 FURTHER = {
-    "scaffold": {**LOCAL, 'name = "fedavg"': 'name = "scaffold"'},
+    "fedbn": {
+        **LOCAL,
+        'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]',
+        'name = "fedavg"': 'name = "fedbn"\nkept = ["hidden.1."]',
+    },
     "fedadam": {**LOCAL, 'name = "fedavg"': 'name = "fedadam"\nlearning_rate = 0.5'},
 }
 STATISTICS = """\
@@ -125,8 +125,8 @@ def statistics_text() -> str:
 @pytest.fixture(scope="module")
 def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
     folder = tmp_path_factory.mktemp("algorithms")
-    prepared = prepared_study(folder, changed(FEDBN))
-    signed = {"fedbn": prepared.signed}
+    prepared = prepared_study(folder, changed(SCAFFOLD))
+    signed = {"scaffold": prepared.signed}
     for name, changes in FURTHER.items():
         signed[name] = changed_study(prepared, STUDY.read_text(), changes)
     signed["statistics"] = changed_study(prepared, statistics_text(), {})
@@ -136,19 +136,19 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
         site.settings_file.write_text(allowing(site.settings_file.read_text()))
     with Federation(prepared.layout) as federation:
         outcome = run_study(federation, prepared, view=None)
-        outcomes, models = {}, {"fedbn": outcome.model}
-        for name in ("scaffold", "fedadam", "statistics"):
+        outcomes, models = {}, {"scaffold": outcome.model}
+        for name in (*FURTHER, "statistics"):
             outcomes[name] = ended(federation, signed[name])
             run = run_path(federation.settings.state, outcomes[name]["run"])
             models[name] = tensors_from_bytes((run / MODEL).read_bytes())
-        study = folder / "scaffold.json"
-        study.write_bytes(signed["scaffold"].canonical)
-        site = next(iter(prepared.layout.sites))
+        study = folder / "fedbn.json"
+        study.write_bytes(signed["fedbn"].canonical)
+        first = next(iter(prepared.layout.sites))
         options = ("--out", str(folder / "rehearsed"), "--draws", "1")
         yield Studies(
             prepared=prepared,
             result=assemble_result(prepared.study, prepared.copy, outcome, seconds=1.0),
-            rehearsed=federation.ask_site(site, "rehearse", str(study), *options),
+            rehearsed=federation.ask_site(first, "rehearse", str(study), *options),
             signed=signed,
             outcomes=outcomes,
             models=models,
@@ -173,36 +173,38 @@ def ended(federation: Federation, signed: SignedStudy) -> dict[str, Any]:
     return {**require_finished(federation.settings, name), "run": name}
 
 
-def test_a_fedbn_study_runs_in_the_sandbox_and_its_kept_layers_are_in_no_sum(
-    studies: Studies,
-) -> None:
-    start = initial_tensors(studies.prepared.study.model, inputs=30)
-    model = studies.models["fedbn"]
-
+def test_a_scaffold_study_runs_in_the_sandbox_to_its_result(studies: Studies) -> None:
     assert studies.result["rounds"] == {"committed": ROUNDS, "abandoned": 0}
-    for name, value in model.items():
-        kept = is_kept(studies.prepared.study, name)
-        assert kept == np.array_equal(value, start[name])
-    assert any(is_kept(studies.prepared.study, name) for name in model)
+    assert studies.result["study"]["placement"] == "local"
+    assert studies.result["auc"]["federated"] > 0.8
+
+
+def test_layers_that_fedbn_keeps_are_in_no_sum(studies: Studies) -> None:
+    study, model = studies.spec("fedbn"), studies.models["fedbn"]
+    start = initial_tensors(study.model, inputs=30)
+
+    kept = {name for name in model if is_kept(study, name)}
+    assert kept == {"hidden.1.bias", "hidden.1.weight"}
+    assert all(np.array_equal(model[name], start[name]) == (name in kept) for name in model)
 
 
 def test_evaluation_histograms_are_opened_over_all_hospitals_only(studies: Studies) -> None:
     low, high = studies.result["auc"]["federated_private_interval"]
 
     assert 0 <= low <= studies.result["auc"]["federated_private"] <= high <= 1
-    for name in ("scaffold", "fedadam"):
+    for name in ("fedbn", "fedadam"):
         assert studies.outcomes[name]["counts"] == {}
         assert len(studies.outcomes[name]["pooled"]["sites"]) == 4
 
 
-@pytest.mark.parametrize("name", ["fedbn", "scaffold", "fedadam"])
+@pytest.mark.parametrize("name", ["scaffold", "fedbn", "fedadam"])
 def test_every_round_and_the_evaluation_went_through_a_sum_that_each_guard_opened_once(
     studies: Studies, name: str
 ) -> None:
     assert studies.opened(name) == [list(range(1, ROUNDS + 2))] * 4
 
 
-@pytest.mark.parametrize("name", ["scaffold", "fedadam"])
+@pytest.mark.parametrize("name", ["fedbn", "fedadam"])
 def test_local_noise_in_secret_sums_ends_with_every_round(studies: Studies, name: str) -> None:
     outcome = studies.outcomes[name]
 
@@ -212,7 +214,7 @@ def test_local_noise_in_secret_sums_ends_with_every_round(studies: Studies, name
     assert all(np.isfinite(value).all() for value in studies.models[name].values())
 
 
-def test_a_scaffold_study_can_be_rehearsed_at_a_hospital(studies: Studies) -> None:
+def test_a_fedbn_study_can_be_rehearsed_at_a_hospital(studies: Studies) -> None:
     assert len(studies.rehearsed["models"]) == 1
 
 
