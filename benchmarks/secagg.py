@@ -114,12 +114,12 @@ def site_seconds(sites: int, vector: Ring) -> float:
     return timed(lambda: party.mask(boxes, own))
 
 
-def coordinator_seconds(sites: int, vector: Ring, *, lost: int) -> tuple[float, float]:
-    """Opening the sum over all but `lost` sites, and that with adding their vectors before.
+def coordinator_seconds(sites: int, vector: Ring, *, lost: int) -> float:
+    """Adding the vectors of all but `lost` sites and opening their sum.
 
     The numbers in the vectors do not matter here. As in every round of a study but the first, the
-    sum is written where an earlier one was. The last vectors are added while the masks are taken
-    out, so at three sites both figures are the same.
+    sum is written where an earlier one was. Adding is not timed apart: the last vectors are added
+    while the masks are taken out.
     """
     one = shared_round(sites, size=vector.size)
     one.coordinator.room = np.ones(vector.size, np.uint32)
@@ -129,8 +129,7 @@ def coordinator_seconds(sites: int, vector: Ring, *, lost: int) -> tuple[float, 
         party_says_it_masked(one.parties[site], one.coordinator.boxes_for(site))
         seconds += timed(partial(one.coordinator.take_masked, site, vector))
     unmaskings(one)
-    opened = timed(one.coordinator.sum)
-    return opened, seconds + opened
+    return seconds + timed(one.coordinator.sum)
 
 
 def party_says_it_masked(party: Participant, boxes: dict[str, str]) -> None:
@@ -148,12 +147,8 @@ def unmaskings(one: Round) -> None:
         one.coordinator.take_unmasking(one.parties[SiteId(site)].unmask(signatures))
 
 
-def named(seconds: tuple[float, float], *, lost: int) -> dict[str, float]:
-    suffix = f", {lost} lost" if lost else ""
-    return {
-        f"coordinator unmasks{suffix}": seconds[0],
-        f"coordinator adds and unmasks{suffix}": seconds[1],
-    }
+def named(seconds: float, *, lost: int) -> dict[str, float]:
+    return {f"coordinator adds and unmasks{f', {lost} lost' if lost else ''}": seconds}
 
 
 def flower_seconds(sites: int, vector: Ring, *, losses: Sequence[int]) -> dict[str, float]:
@@ -176,19 +171,17 @@ def flower_mask(sites: int, vector: list[Any]) -> list[Any]:
     return parameters_mod(masked, MODULUS)
 
 
-def flower_open(sites: int, vector: list[Any], *, lost: int) -> tuple[float, float]:
+def flower_open(sites: int, vector: list[Any], *, lost: int) -> float:
     """The sum of the collected vectors and `unmask_stage` of Flower's workflow."""
     shapes, there = [array.shape for array in vector], sites - lost
     start, total = time.process_time(), vector
     for _ in range(1, there):
         total = parameters_addition(total, vector)
     total = parameters_mod(total, MODULUS)
-    added = time.process_time()
     for _ in range(there + lost * there):
         total = parameters_subtraction(total, pseudo_rand_gen(flower_seed(), MODULUS, shapes))
     parameters_mod(total, MODULUS)
-    end = time.process_time()
-    return end - added, end - start
+    return time.process_time() - start
 
 
 def flower_seed() -> bytes:
