@@ -8,6 +8,7 @@ from torch import nn
 
 from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
+from fedward_common.models.feature_transformer import ft_transformer
 from fedward_common.models.imaging import cnn, densenet121, resnet18, resnet50, unet
 from fedward_common.models.low_rank import adapt
 from fedward_common.models.recurrent import gru, lstm
@@ -32,6 +33,7 @@ _FACTORIES: dict[str, ModelFactory] = {
     "densenet121": densenet121,
     "gru": gru,
     "lstm": lstm,
+    "ft-transformer": ft_transformer,
     "bilstm": bilstm,
     "text-transformer": text_transformer,
 }

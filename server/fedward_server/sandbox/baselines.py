@@ -25,6 +25,8 @@ PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 FOLDS: Final = 5
 ITERATIONS: Final = 200
 EPOCHS: Final = 15
+LEAST_STEPS: Final = 400
+"""Of a network of time series or notes, however few records there are."""
 BATCH: Final = 128
 PATCH_BATCH: Final = 8
 """Patches are as large as many images."""
@@ -75,7 +77,8 @@ def fit(
 
 
 def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
-    """The study's network after `EPOCHS` passes of Adam, for images and time series.
+    """The study's network after `EPOCHS` passes of Adam, or more where those are few steps; for
+    images, time series and notes.
 
     With masks a pass sees as many patches of all patients as a step of the study at most does.
 
@@ -87,17 +90,20 @@ def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
     if isinstance(study.data, ImageMasks) and isinstance(study.dp, DpSgd):
         seen = min(seen, records.patients * study.dp.max_records_per_patient)
         batch = PATCH_BATCH
+    batches = -(-seen // batch)
+    few = 0 if isinstance(study.data, Pictures) else -(-LEAST_STEPS // batches)
+    epochs = max(EPOCHS, few)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=LEARNING_RATE,
-        total_steps=EPOCHS * -(-seen // batch),
+        total_steps=epochs * batches,
     )
     features, labels = torch.from_numpy(records.features), torch.from_numpy(records.labels)
     _, sizes = np.unique(records.patient, return_counts=True)
     weights = torch.from_numpy((1.0 / sizes)[records.patient].astype(np.float32))
     order = torch.Generator().manual_seed(study.model.initial_seed)
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         shuffled = torch.randperm(len(labels), generator=order)
         for start in range(0, seen, batch):
             rows = shuffled[start : min(start + batch, seen)]

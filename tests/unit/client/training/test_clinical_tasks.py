@@ -71,6 +71,7 @@ STUDIES = {
         model={"name": "mlp", "hidden": [4]},
         data=make_data(label=NUMBER),
     ),
+    "ft-transformer": study(model={"name": "ft-transformer", "hidden": [4, 4]}),
     "hazard": survival(HAZARD),
     "cox": survival(COX),
     "gru": series(),

@@ -1,0 +1,133 @@
+"""A sandbox of clinical data without its processes: what is written, read, counted and reported.
+
+The same studies through real processes are in tests/e2e/test_ehr.py (slow).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedward_client.data.site import SiteSource
+from fedward_client.held_out import HeldOut
+from fedward_client.settings import load_site_settings
+from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
+from fedward_common.models.registry import initial_tensors
+from fedward_common.privacy.histogram import noisy_counts
+from fedward_common.privacy.randomness import Csprng
+from fedward_common.study.evaluation import evaluation_of
+from fedward_common.study.inputs import input_size
+from fedward_server.aggregation import plain_sum, server_optimiser
+from fedward_server.sandbox.result import Outcome, assemble_result
+from fedward_server.sandbox.run import Inputs, Prepared, prepare, publish
+from tests.support.ehr_studies import SITES, STUDIES, other_sources, write_study
+
+
+def made(folder: Path, name: str) -> Prepared:
+    text, make_sites = STUDIES[name]
+    make_sites(folder)
+    folders = [f"{site}={folder / site}" for site in SITES]
+    inputs = Inputs.parse(study=write_study(folder, text), sites=folders, data=None)
+    return prepare(inputs, out=folder / "out")
+
+
+def outcome(prepared: Prepared) -> Outcome:
+    """One round of every site's own trainer on its own source, and its noised counts."""
+    study = prepared.study
+    start = initial_tensors(study.model, input_size(study.data))
+    total, counts = plain_sum(study), {}
+    sources = {
+        site.site: SiteSource(load_site_settings(site.settings_file))
+        for site in prepared.layout.sites.values()
+    }
+    for site, source in sources.items():
+        for part, copy in (("train", prepared.copy.training), ("test", prepared.copy.held_out)):
+            found = source.records(study, part=part)
+            assert found.features.tobytes() == copy[site].features.tobytes()
+            assert found.labels.tobytes() == copy[site].labels.tobytes()
+        trainer = LocalTrainer(
+            study, site, sampling=Csprng(), noise=Csprng(), flags=PerformanceFlags()
+        )
+        update = trainer.train(start, source.records(study, part="train"))
+        total.add(site, update.tensors)
+    model = server_optimiser(study).step(start, total.mean())
+    release = evaluation_of(study)
+    assert release is not None
+    for site, source in sources.items():
+        held_out = HeldOut(study=study, weights=model, records=source.records(study, part="test"))
+        exact = held_out.counts()
+        counts[site] = noisy_counts(exact, noise_multiplier=release.noise_std, noise=Csprng())
+    budget = {
+        "digest": study.digest, "epsilon_admission": 7.9, "epsilon_pld": 7.0, "rounds_charged": 2,
+    }  # fmt: skip
+    return Outcome(
+        model=dict(model),
+        checkpoints={},
+        counts=counts,
+        pooled=None,
+        committed=2,
+        abandoned=0,
+        budgets={site: {"studies": [budget]} for site in SITES},
+        journals={site: {"bytes_out": 1000} for site in SITES},
+        timings={"start": 1.0, "training": 1.0, "evaluation": 1.0},
+        alone={site: [dict(model)] for site in SITES},
+    )
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study_s_sites_read_what_the_parent_read_and_its_figures_are_reported(
+    name: str, tmp_path: Path
+) -> None:
+    prepared = made(tmp_path, name)
+    ran = outcome(prepared)
+
+    result = assemble_result(prepared.study, prepared.copy, ran, seconds=1.0)
+    publish(result, prepared, ran, out=tmp_path / "out")
+
+    shown = json.loads((tmp_path / "out" / "result.json").read_text())
+    page = (tmp_path / "out" / "report.html").read_text()
+    FIGURES[name](shown, page)
+
+
+def _regression(shown: dict[str, Any], page: str) -> None:
+    assert shown["auc"]["federated"] is None
+    assert 0 < shown["figures"]["mae"]["pooled_no_privacy"] < 6.0  # of 100; the data's noise is 5
+    assert shown["figures"]["mae"]["federated_private"] > 0
+    assert "root mean squared error" in page
+
+
+def _survival(shown: dict[str, Any], page: str) -> None:
+    assert shown["figures"]["c_index"]["pooled_no_privacy"] > 0.65
+    groups = [row["group"] for row in shown["clinical"]["groups"]]
+    assert groups == ["below 60", "60 and above", *SITES]
+    assert "For clinicians" in page
+    assert "C-index" in page
+
+
+def _series(shown: dict[str, Any], page: str) -> None:
+    assert np.isfinite(shown["auc"]["federated"])
+    assert shown["auc"]["pooled_no_privacy"] > 0.65
+    assert "timeseries-classification" in page
+
+
+def _tags(shown: dict[str, Any], page: str) -> None:
+    assert set(shown["figures"]) == {"entity_f1", "entity_precision", "entity_recall"}
+    assert "entity F1" in page
+    assert "per record; NOT per patient" in page
+
+
+FIGURES = {"regression": _regression, "survival": _survival, "series": _series, "tags": _tags}
+
+
+def test_tables_fhir_and_omop_of_the_same_patients_are_one_study(tmp_path: Path) -> None:
+    prepared = made(tmp_path, "series")
+    for site in prepared.layout.sites.values():
+        lines = other_sources(tmp_path).get(site.site)
+        if lines is not None:
+            before, _, after = site.settings_file.read_text().partition("[[data]]\n")
+            rest = after[after.index("[ports]") :]
+            site.settings_file.write_text(f"{before}[[data]]\n{lines}\n{rest}")
+
+    outcome(prepared)  # holds every site's tensors equal to the parent's, bit for bit

@@ -1,0 +1,254 @@
+"""Study files of clinical data for end-to-end tests, and the folders of their made-up sites."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from tests.support import synthea
+from tests.support.ehr_cohorts import bundles, table
+from tests.support.studies import write_table
+
+SITES = ("north", "east", "south")
+STUDY = """
+id = "ehr"
+title = "Made-up records of three hospitals"
+rounds = 2
+local_steps = 4
+quorum = 3
+deadline_seconds = 120
+
+[dp]
+kind = "dp-sgd"
+epsilon = 8.0
+delta = 1e-4
+clip_norm = 1.0
+sampling_probability = 0.5
+max_records_per_patient = 1
+
+[training]
+learning_rate = 0.5
+
+[aggregation]
+name = "fedavg"
+"""
+TABLE = """
+[data]
+kind = "tabular"
+patient_key = "patient_id"
+[[data.columns]]
+name = "age"
+type = "number"
+unit = "years"
+low = 20.0
+high = 100.0
+[[data.columns]]
+name = "marker"
+type = "number"
+unit = "1"
+low = -1.0
+high = 1.0
+[data.split]
+kind = "column"
+column = "split"
+"""
+EVALUATION = """
+[[releases]]
+kind = "binned-scores"
+bins = 4
+noise_multiplier = 4.0
+"""
+REGRESSION = (
+    STUDY
+    + TABLE
+    + """
+[data.label]
+column = "score"
+unit = "points"
+low = 0.0
+high = 100.0
+[task]
+kind = "tabular-regression"
+[model]
+name = "linear"
+[[releases]]
+kind = "value-scores"
+bins = 10
+noise_multiplier = 2.0
+"""
+)
+GROUPED = """
+[[releases]]
+kind = "grouped-scores"
+bins = 4
+noise_multiplier = 2.0
+threshold = 0.4
+[[releases.groupings]]
+by = "age"
+cuts = [60.0]
+"""
+SURVIVAL = (
+    STUDY
+    + TABLE
+    + GROUPED
+    + """
+[data.label]
+column = "days"
+event_column = "dead"
+longest_days = 3000.0
+[task]
+kind = "survival"
+likelihood = "proportional-hazards"
+cuts = [365.0, 730.0, 1460.0, 3000.0]
+horizon_days = 730.0
+[model]
+name = "proportional-hazards"
+outputs = 4
+"""
+)
+SERIES = (
+    STUDY.replace("local_steps = 4", "local_steps = 2")
+    + EVALUATION
+    + """
+[task]
+kind = "timeseries-classification"
+[model]
+name = "gru"
+hidden = [4]
+steps = 4
+[data]
+kind = "clinical"
+[data.cohort.index]
+concepts = ["LOINC:11450-4"]
+[data.grid]
+step_hours = 2.0
+steps = 4
+[[data.features]]
+type = "measured"
+name = "pulse"
+concepts = ["LOINC:8867-4"]
+unit = "/min"
+aggregation = "sequence"
+low = 30.0
+high = 200.0
+missing = "fill"
+fill = 80.0
+[[data.features]]
+type = "measured"
+name = "systolic"
+concepts = ["LOINC:8480-6"]
+unit = "mm[Hg]"
+aggregation = "sequence"
+low = 50.0
+high = 250.0
+missing = "fill"
+fill = 120.0
+[[data.features]]
+type = "sex"
+[data.outcome]
+kind = "event"
+concepts = ["SNOMED:91302008"]
+window = { to_days = 30.0 }
+[data.split]
+kind = "hash"
+salt = "e2e"
+held_out = 0.5
+"""
+)
+
+TAGS = (
+    STUDY.replace("max_records_per_patient", 'unit = "record"\nmax_records_per_patient')
+    + """
+[[releases]]
+kind = "entity-scores"
+bins = 4
+noise_multiplier = 4.0
+[task]
+kind = "text-ner"
+[model]
+name = "bilstm"
+hidden = [8, 8]
+outputs = 3
+shape = [4, 257]
+[data]
+kind = "notes"
+no_patient_key = true
+[data.tokeniser]
+kind = "hashed-words"
+max_tokens = 8
+buckets = 256
+[data.label]
+column = "tags"
+types = ["Disease"]
+[data.split]
+kind = "column"
+column = "split"
+"""
+)
+
+
+def tagged_texts(seed: int, *, texts: int = 60) -> list[dict[str, str]]:
+    """Texts in which `lung cancer` and `asthma` are diseases."""
+    draws = np.random.default_rng(seed)
+    rows = []
+    for number in range(texts):
+        filler = draws.choice(["has", "seen", "for", "with", "known", "today"], 5).tolist()
+        tags, place = ["O"] * 5, int(draws.integers(0, 4))
+        if number % 2:
+            filler[place : place + 2], tags[place : place + 2] = (
+                ["lung", "cancer"],
+                ["B-Disease", "I-Disease"],
+            )
+        elif number % 3:
+            filler[place], tags[place] = "asthma", "B-Disease"
+        part = "test" if number % 4 > 1 else "train"
+        rows.append({"text": " ".join(filler), "tags": " ".join(tags), "split": part})
+    return rows
+
+
+def table_sites(folder: Path) -> None:
+    """A table of rows for each site."""
+    for seed, site in enumerate(SITES):
+        table(folder / site / "patients.csv", seed=seed)
+
+
+def event_sites(folder: Path) -> None:
+    """Two tables of events for each site; `east` has the same as FHIR, `south` as OMOP."""
+    for seed, site in enumerate(SITES):
+        found = bundles(seed=seed)
+        synthea.write_tables(found, folder / site)
+        if site == "east":
+            synthea.write_bulk(found, folder / "fhir")
+        if site == "south":
+            synthea.write_omop(found, f"sqlite:///{folder / 'omop.db'}")
+
+
+def other_sources(folder: Path) -> dict[str, str]:
+    """[[data]] of the sites that read the events of `event_sites` from somewhere else."""
+    return {
+        "east": f'kind = "fhir"\npath = "{folder / "fhir"}"',
+        "south": f'kind = "omop"\nurl = "sqlite:///{folder / "omop.db"}"\n'
+        'patient_id = "person_source_value"',
+    }
+
+
+def text_sites(folder: Path) -> None:
+    """A table of tagged texts for each site."""
+    for seed, site in enumerate(SITES):
+        write_table(folder / site / "patients.csv", tagged_texts(seed))
+
+
+def write_study(folder: Path, text: str) -> Path:
+    """The study file with its three sites."""
+    text += "".join(f'\n[[sites]]\nid = "{site}"\npatients = 30\n' for site in SITES)
+    path = folder / "study.toml"
+    path.write_text(text)
+    return path
+
+
+STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
+    "regression": (REGRESSION, table_sites),
+    "survival": (SURVIVAL, table_sites),
+    "series": (SERIES, event_sites),
+    "tags": (TAGS, text_sites),
+}
