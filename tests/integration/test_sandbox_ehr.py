@@ -76,7 +76,15 @@ def outcome(prepared: Prepared) -> Outcome:
     )
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "survival",
+        "tags",
+        pytest.param("regression", marks=pytest.mark.slow),
+        pytest.param("series", marks=pytest.mark.slow),
+    ],
+)
 def test_a_study_s_sites_read_what_the_parent_read_and_its_figures_are_reported(
     name: str, tmp_path: Path
 ) -> None:
