@@ -8,7 +8,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Sequence
-from functools import singledispatch
+from functools import lru_cache, singledispatch
 from typing import Any, Final
 
 from dp_accounting import (
@@ -180,7 +180,13 @@ def _count(event: DpEvent, *, times: int, counts: Counter[str]) -> None:
     elif isinstance(event, SelfComposedDpEvent):
         _count(event.event, times=times * event.count, counts=counts)
     else:
-        counts[encode_event(event)] += times
+        counts[_leaf_text(event)] += times
+
+
+@lru_cache(maxsize=256)
+def _leaf_text(event: DpEvent) -> str:
+    """`encode_event` of an elementary mechanism that was found known already."""
+    return encode_event(event)
 
 
 def _encode(event: DpEvent, *, depth: int) -> dict[str, Any]:
