@@ -129,8 +129,8 @@ def digits() -> tuple[StudySpec, Tables, Tables]:
         epsilon=DIGITS_EPSILON,
         epsilon_is="admission",
         delta=DIGITS_DELTA,
-        sampling_probability=0.2,
-        steps=120,
+        sampling_probability=0.1,
+        steps=60,
     )
     study = StudySpec.model_validate(
         {
@@ -151,13 +151,13 @@ def digits() -> tuple[StudySpec, Tables, Tables]:
                 "delta": DIGITS_DELTA,
                 "noise_multiplier": noise,
                 "clip_norm": 0.5,
-                "sampling_probability": 0.2,
-                "steps": 120,
+                "sampling_probability": 0.1,
+                "steps": 60,
                 "max_records_per_patient": 1,
             },
             "training": {"learning_rate": 2.0, "momentum": 0.5},
             "aggregation": {"name": "fedavg"},
-            "rounds": 12,
+            "rounds": 6,
             "local_steps": 10,
             "quorum": 1,
             "deadline_seconds": 60,

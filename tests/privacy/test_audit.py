@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fedward_client.audit import AuditPorts, AuditReport, audit_study
-from fedward_client.audit.sensitivity import Loader, load_rows
+from fedward_client.audit.made_up_rows import load_rows
+from fedward_client.audit.sensitivity import Loader
 from fedward_client.training import trainer as trainer_module
 from fedward_client.training.patient_dp.back_end import Chunk
 from fedward_client.training.patient_dp.engine import PatientDpEngine

@@ -286,10 +286,12 @@ def test_batch_norm_in_any_form_is_refused(name: str, how: dict[str, bool], froz
 @every_back_end
 @pytest.mark.parametrize("name", list(FULL))
 def test_full_networks_keep_the_bounds(kind: str, name: str) -> None:
-    """In float64 the sum is the naive one; in float32 it is as near as plain autograd comes.
+    """In float64 the sum is the naive one to 1e-6; in float32 it is as near as plain autograd.
 
+    Bookkeeping may also differ by what it holds back of each patient's C on purpose (2^-21).
     Plain autograd in float32, without any clipping engine, is off float64 by 8e-4 (DenseNet121)
-    and 5e-3 (3-D U-Net) on an AMD EPYC: there the float32 half of this test says little.
+    and 5e-3 (3-D U-Net): the network rounds, not the engine. So the float32 bound is twice that
+    error, or 1e-4 where it is smaller; a wrong rule for a layer shows in the float64 half.
     """
     chosen, model = network(name, full=True)
     patients = people(chosen, sizes=[3, 1, 3])
@@ -310,4 +312,5 @@ def test_full_networks_keep_the_bounds(kind: str, name: str) -> None:
     assert float(moved.norm()) <= 1.0005 * CLIP
     wide = [(x.double() if x.is_floating_point() else x, y.double()) for x, y in patients]
     in_float64 = clipped_sum(copy.deepcopy(model).double(), kind, wide)
-    assert float((in_float64 - expected).norm()) <= 1e-6 * size
+    held_back = 2**-21 * CLIP * len(patients) if kind == "bookkeeping" else 0.0
+    assert float((in_float64 - expected).norm()) <= 1e-6 * size + held_back

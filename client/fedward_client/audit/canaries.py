@@ -8,6 +8,7 @@ has the model alone. All are made up. It fails only when a run proves more than 
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import torch
 from fedward_client.audit.one_run import CONFIDENCE, DOUBT, OneRun, judge
 from fedward_client.audit.report import Finding
 from fedward_client.audit.sensitivity import AuditPorts, Patient, StepProbe, as_records
+from fedward_client.tasks.tabular_classification import TabularClassificationTask
 from fedward_client.training.patient_dp.back_end import Chunk
 from fedward_client.training.patient_dp.plan import PatientTensors
 from fedward_client.training.trainer import PerformanceFlags
@@ -111,7 +113,7 @@ def _block_scores(
     )
     engine = ports.engine(
         _Coordinates(count=BLOCK_CANARIES, size=probe.plan.clip_norm),
-        probe.plan,
+        replace(probe.plan, copies=1, jitter=0.0, shift=0),  # these records are no images
         parameters=BLOCK_CANARIES,
         sampling=ports.sampling,
         noise=ports.noise,
@@ -130,7 +132,11 @@ def _patient_scores(
     took_part = _members(ports.sampling, PATIENT_CANARIES)
     examples = probe.task.examples(device=torch.device("cpu"))
     canaries = [_one(examples(1), label) for label in ports.sampling.uniform(PATIENT_CANARIES)]
-    ordinary = [_one(examples(1), None) for _ in range(min(probe.plan.public_patients, 200))]
+    classes = isinstance(probe.task, TabularClassificationTask)
+    ordinary = [
+        _one(examples(1), None) if classes else _as_made_up(examples(1))
+        for _ in range(min(probe.plan.public_patients, 200))
+    ]
     chosen = [canary for canary, inside in zip(canaries, took_part, strict=True) if inside]
     records = as_records([*ordinary, *chosen], inputs=probe.inputs)
     trainer = ports.trainer(study, site, sampling=ports.sampling, noise=ports.noise, flags=flags)
@@ -147,6 +153,10 @@ def _one(example: tuple[torch.Tensor, torch.Tensor], uniform: float | None) -> P
         # A rule that can be learned, so that the canaries' labels are the odd ones out.
         return features, (features.reshape(1, -1)[:, :1].mean(axis=1) > 0).astype(np.float32)
     return features, np.full_like(labels, float(uniform < 0.5))
+
+
+def _as_made_up(example: tuple[torch.Tensor, torch.Tensor]) -> Patient:
+    return example[0].numpy(), example[1].numpy()
 
 
 def _losses(

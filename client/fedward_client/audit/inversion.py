@@ -18,7 +18,6 @@ from fedward_client.audit.sensitivity import AuditPorts, StepProbe
 from fedward_client.training.patient_dp.back_end import Chunk, trainable_parameters
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.weights import load_weights
-from fedward_common.models.registry import build_model
 from fedward_common.privacy.clipping import clip_l2
 from fedward_common.privacy.randomness import Float64Array
 from fedward_common.study.spec import StudySpec
@@ -32,9 +31,9 @@ FEWEST_INPUTS = 4
 
 def inversion_findings(study: StudySpec, *, probe: StepProbe, ports: AuditPorts) -> list[Finding]:
     """One finding: the share of made-up patients recovered from updates, with and without noise."""
-    model = build_model(study.model, probe.inputs).train()
+    model = probe.model()
     load_weights(model, probe.start)
-    layer = _first_linear(model)
+    layer = _first_linear(model, inputs=probe.inputs)
     if layer is None or probe.inputs < FEWEST_INPUTS:
         return []
     sites = len(study.sites)
@@ -105,12 +104,20 @@ def _alike(guess: Float64Array, row: Float64Array) -> bool:
     return bool(abs(np.corrcoef(guess, row)[0, 1]) > RECOVERED)
 
 
-def _first_linear(model: nn.Module) -> str | None:
-    """The name of the layer that sees the inputs, when it is fully connected and has a bias."""
+def _first_linear(model: nn.Module, *, inputs: int) -> str | None:
+    """The name of the layer that sees all inputs at once, where it is fully connected with a bias.
+
+    None for convolutions and recurrent layers: this attack has no quotient there.
+    """
     layers = [
         (name, module) for name, module in model.named_modules() if not list(module.children())
     ]
     name, module = layers[0] if layers else ("", None)
-    if isinstance(module, nn.Linear) and module.bias is not None and module.weight.requires_grad:
+    if (
+        isinstance(module, nn.Linear)
+        and module.in_features == inputs
+        and module.bias is not None
+        and module.weight.requires_grad
+    ):
         return name
     return None

@@ -21,7 +21,6 @@ from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, trainabl
 from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_client.training.trainer import ExecutedPlan, PerformanceFlags
-from fedward_common.models.registry import build_model
 from fedward_common.privacy.randomness import Float64Array, RandomSource
 from fedward_common.study.spec import StudySpec
 
@@ -32,6 +31,8 @@ OTHER_ERRORS = 4.6
 MINIMUM_STEPS = 16
 
 _CANARIES, _BLOCK_STEPS = 256, 8
+_FIRST_CANARY = -float(1 << 20)
+"""The label of canary 0, below every day of a follow-up and every other label; exact in float32."""
 _CANARY_SIZE = 10.0
 """Canaries arrive at this many times C and must leave at C."""
 _KEPT_NUMBERS = 1 << 15
@@ -158,8 +159,8 @@ def _declared_plan(seen: NoiseSteps, plan: PatientDpPlan) -> Finding:
 class CanaryBackEnd:
     """A back end with a block of extra coordinates behind those of `inner`.
 
-    A patient whose labels are -1 - j is canary j: nothing in the model's coordinates, 10 C in
-    coordinate j of the block. Every other patient is `inner`'s, with nothing in the block.
+    A patient whose labels are `_FIRST_CANARY` - j is canary j: nothing in the model's coordinates,
+    10 C in coordinate j of the block. Every other patient is `inner`'s, with nothing in the block.
     """
 
     def __init__(self, inner: BackEnd, *, width: int, size: float) -> None:
@@ -171,7 +172,7 @@ class CanaryBackEnd:
         """Blocks [patients, width + canaries]; canaries come after all other patients."""
         firsts = torch.cumsum(chunk.sizes, dim=0) - chunk.sizes
         owners = chunk.labels.cpu()[firsts]
-        people = int((owners >= 0).sum())
+        people = int((owners > _FIRST_CANARY).sum())
         if people:
             records = int(chunk.sizes[:people].sum())
             ordinary = Chunk(
@@ -181,7 +182,7 @@ class CanaryBackEnd:
             )
             for rows in self._inner.patient_gradients(ordinary):
                 yield torch.nn.functional.pad(rows.to(torch.float64), (0, _CANARIES))
-        numbers = (-1 - owners[people:]).to(torch.int64).tolist()
+        numbers = (_FIRST_CANARY - owners[people:]).to(torch.int64).tolist()
         self.drawn.update(zip(numbers, chunk.sizes[people:].tolist(), strict=True))
         at_once = max(1, _BLOCK_ELEMENTS // (self._width + _CANARIES))
         for first in range(0, len(numbers), at_once):
@@ -207,7 +208,7 @@ def run_block_steps(
 ) -> BlockSteps:
     """Steps of the real engine on six ordinary patients and 256 canaries, all made up."""
     device, task = torch.device(flags.device), probe.task
-    model = build_model(study.model, probe.inputs).to(device).train()
+    model = probe.model().to(device)
     inner = choose_back_end(
         flags.backend,
         model,
@@ -277,9 +278,9 @@ def block_findings(seen: BlockSteps, probe: StepProbe) -> list[Finding]:
         Finding.at_most(
             "block-records",
             seen.most_records,
-            probe.plan.max_records_per_patient,
+            probe.plan.most_records,
             layer=2,
-            unit="records of one canary in a step",
+            unit="records of one canary in a step, copies included",
             proves="a patient with more records than the study takes enters with no more.",
             does_not_prove="anything about privacy by itself: the clip bounds a patient.",
         ),
@@ -318,7 +319,7 @@ def _with_canaries(probe: StepProbe, *, device: torch.device) -> PatientTensors:
     features, labels = probe.task.examples(device=device)(6)
     owned = np.ones(_CANARIES, dtype=np.int64)
     owned[0] = probe.plan.max_records_per_patient + 1
-    names = torch.from_numpy(np.repeat(-1.0 - np.arange(_CANARIES), owned)).to(labels)
+    names = torch.from_numpy(np.repeat(_FIRST_CANARY - np.arange(_CANARIES), owned)).to(labels)
     empty = torch.zeros((len(names), *features.shape[1:]), device=device)
     sizes = np.concatenate([np.ones(6, dtype=np.int64), owned])
     return PatientTensors(

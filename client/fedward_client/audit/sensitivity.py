@@ -7,15 +7,17 @@ are as bad as patients can be. No noise is added here, so that the movement is s
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations, count, islice
+from itertools import combinations
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import nn
 
-from fedward_client.audit.clinical_rows import clinical_rows, load_clinical
+from fedward_client.audit.made_up_rows import SourceRow, load_rows, made_up_rows
 from fedward_client.audit.report import Finding
 from fedward_client.tasks.registry import task_of
+from fedward_client.training.descent import freeze
 from fedward_client.training.patient_dp.back_end import trainable_parameters
 from fedward_client.training.patient_dp.engine import PatientDpEngine
 from fedward_client.training.patient_dp.plan import PatientDpPlan
@@ -25,18 +27,9 @@ from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import build_model, initial_tensors
 from fedward_common.privacy.randomness import Csprng, Float64Array, RandomSource
-from fedward_common.study.clinical import ClinicalData
-from fedward_common.study.encoding import PatientRecords, Row, encode_present, hash_part
+from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.imaging import ImageData
 from fedward_common.study.spec import DpSgd, FedAvg, StudySpec, TrainingSpec
-from fedward_common.study.tabular import (
-    CategoryColumn,
-    HashSplit,
-    LabelRule,
-    NumberColumn,
-    NumberLabel,
-    TabularData,
-    TimeLabel,
-)
 
 TOLERANCE = 1e-3
 """Relative to C. Weights travel as float32, which costs about 1e-7 a number; bugs cost 0.1 up."""
@@ -44,16 +37,8 @@ TOLERANCE = 1e-3
 LARGE, HUGE, TINY = 1e4, 1e30, 1e-6
 Patient = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
 """Features [records, inputs] and labels [records] of one made-up patient."""
-Loader = Callable[[StudySpec, Sequence[Row]], PatientRecords]
-"""(study, rows of a table) -> the records to train on; a faulty patient counts as absent."""
-
-
-def load_rows(study: StudySpec, rows: Sequence[Row]) -> PatientRecords:
-    """The records to train on, by the encoding that every site uses on its own table."""
-    if isinstance(study.data, ClinicalData):
-        return load_clinical(study.data, rows)
-    single = isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
-    return encode_present(_schema(study), rows, part="train", one_record_per_patient=single)[0]
+Loader = Callable[[StudySpec, Sequence[SourceRow]], PatientRecords]
+"""(study, rows of a source) -> the records to train on; a faulty patient counts as absent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,16 +86,25 @@ class StepProbe:
         rate = self.plan.denominator / self.plan.clip_norm
         changes = {
             "local_steps": 1,
-            "training": TrainingSpec(learning_rate=rate),
+            "training": TrainingSpec(
+                learning_rate=rate,
+                frozen=study.training.frozen,
+                jitter=study.training.jitter,
+            ),
             "aggregation": FedAvg(),
         }
         self._study = study.model_copy(update=changes)
         self._site, self._flags, self._ports = site, flags, ports
         self.task = task_of(study)
         self.inputs = self.task.inputs
-        model = build_model(study.model, self.inputs)
-        self._names = sorted(trainable_parameters(model))
+        self._names = sorted(trainable_parameters(self.model()))
         self.start = initial_tensors(study.model, self.inputs)
+
+    def model(self) -> nn.Module:
+        """The study's model at its start, in training, with what the study freezes frozen."""
+        model = build_model(self._study.model, self.inputs).train()
+        freeze(model, self._study.training)
+        return model
 
     @property
     def parameters(self) -> int:
@@ -149,12 +143,19 @@ def site_plan(study: StudySpec, site: SiteId) -> PatientDpPlan:
         raise ConfigError(f"audit: expected a study with the site {site}, found one without it")
     if not isinstance(dp, DpSgd):
         raise ConfigError(f"audit: expected dp of kind dp-sgd, found {dp.kind}")
+    jitter, data = study.training.jitter, study.data
+    flat = isinstance(data, ImageData) and not data.depth
     return PatientDpPlan(
         noise_multiplier=dp.noise_multiplier,
         clip_norm=dp.clip_norm,
         sampling_probability=dp.sampling_probability,
         max_records_per_patient=dp.max_records_per_patient,
         public_patients=member.patients,
+        clipping=dp.clipping,
+        copies=1 if jitter is None else jitter.copies,
+        jitter=0.0 if jitter is None else jitter.scale,
+        shift=jitter.shift if jitter is not None and flat else 0,
+        image=(data.height, data.width) if isinstance(data, ImageData) and flat else (0, 0),
     )
 
 
@@ -170,7 +171,7 @@ def as_records(patients: Sequence[Patient], *, inputs: int) -> PatientRecords:
 
 def probe_loader(study: StudySpec, loader: Loader) -> tuple[list[Finding], list[Patient]]:
     """The findings about the loader, and its made-up patients as it encoded them."""
-    groups = _made_up_rows(study)
+    groups = made_up_rows(study)
     alone = [_loaded(study, loader, group) for group in groups]
     present = [patient for patient in alone if patient is not None]
     sizes = [abs(float(number)) for x, _ in present for number in x.ravel()]
@@ -270,14 +271,6 @@ def _distance(one: Float64Array, other: Float64Array) -> float:
     return distance if math.isfinite(distance) else math.inf
 
 
-def _schema(study: StudySpec) -> TabularData:
-    if not isinstance(study.data, TabularData):
-        raise ConfigError(
-            f"audit: expected data of kind tabular or clinical, found {study.data.kind}"
-        )
-    return study.data
-
-
 def _scattered(start: Tensors) -> dict[str, Array]:
     """Weights of the same shapes in [-1, 1), none of them zero, by a fixed rule."""
     golden, result, first = (math.sqrt(5.0) - 1.0) / 2.0, {}, 1
@@ -328,65 +321,7 @@ def _patient(features: Sequence[npt.NDArray[np.float32]], labels: Sequence[float
     return np.stack(features).astype(np.float32), np.array(labels, dtype=np.float32)
 
 
-def _made_up_rows(study: StudySpec) -> list[list[Row]]:
-    """The rows of made-up patients: honest, at and far beyond the range, faulty, contradicting."""
-    if isinstance(study.data, ClinicalData):
-        return clinical_rows(study.data)
-    schema = _schema(study)
-    numbers = (str(number) for number in count())
-    split = schema.split
-    names = (
-        name
-        for name in numbers
-        if not isinstance(split, HashSplit) or hash_part(split, name) == "train"
-    )
-    low, high = (0, 1) if isinstance(schema.label, TimeLabel) else _ends(schema.label)
-    kinds: list[list[tuple[str, float]]] = [
-        [("low", low)],
-        [("high", high)],
-        [("low", high)],
-        [("beyond", high)],
-        [("below", low)],
-        [("nan", high)],
-        [("words", low)],
-        [("missing", high)],
-        [("low", low), ("high", low)],
-        [("high", low), ("high", high)],
-        [("beyond", high)] * 3,
-        [("high", low)],
-    ]
-    return [
-        [_row(schema, name, kind=kind, label=label) for kind, label in rows]
-        for name, rows in zip(islice(names, len(kinds)), kinds, strict=True)
-    ]
-
-
-def _row(schema: TabularData, name: str, *, kind: str, label: float) -> Row:
-    row = {schema.patient_key: name, schema.label.column: str(label)}
-    if isinstance(schema.label, TimeLabel):
-        row |= {schema.label.column: "100", schema.label.event_column: str(label)}
-    if not isinstance(schema.split, HashSplit):
-        row[schema.split.column] = "train"
-    for column in schema.columns:
-        row[column.name] = _cell(column, kind)
-    return row
-
-
-def _ends(label: LabelRule | NumberLabel) -> tuple[float, float]:
-    return label.low, label.high
-
-
-def _cell(column: NumberColumn | CategoryColumn, kind: str) -> str:
-    special = {"nan": "nan", "words": "no number", "missing": ""}
-    if kind in special:
-        return special[kind]
-    if isinstance(column, CategoryColumn):
-        return column.values[0 if kind in ("low", "below") else -1]
-    cells = {"low": column.low, "high": column.high, "beyond": HUGE, "below": -HUGE}
-    return repr(float(cells[kind]))
-
-
-def _loaded(study: StudySpec, loader: Loader, rows: Sequence[Row]) -> Patient | None:
+def _loaded(study: StudySpec, loader: Loader, rows: Sequence[SourceRow]) -> Patient | None:
     """The only patient of `rows`; None where there is none to train on."""
     try:
         records = loader(study, rows)
@@ -398,7 +333,7 @@ def _loaded(study: StudySpec, loader: Loader, rows: Sequence[Row]) -> Patient | 
 def _same_without(
     study: StudySpec,
     loader: Loader,
-    groups: Sequence[Sequence[Row]],
+    groups: Sequence[Sequence[SourceRow]],
     alone: Sequence[Patient | None],
     *,
     left_out: int | None,

@@ -10,8 +10,9 @@ import torch
 from scipy.stats import chi2
 
 from fedward_client.audit import AuditReport, Finding, audit_json, audit_study, audit_text
-from fedward_client.audit.noise import CanaryBackEnd, _scale_error, two_sided
-from fedward_client.audit.sensitivity import AuditPorts, StepProbe, load_rows, probe_loader
+from fedward_client.audit.made_up_rows import load_rows
+from fedward_client.audit.noise import _FIRST_CANARY, CanaryBackEnd, _scale_error, two_sided
+from fedward_client.audit.sensitivity import AuditPorts, StepProbe, probe_loader
 from fedward_client.training.patient_dp.back_end import Chunk
 from fedward_client.training.trainer import PerformanceFlags
 from fedward_common.errors import ConfigError
@@ -120,7 +121,7 @@ def test_canaries_and_patients_keep_to_their_own_coordinates() -> None:
     back_end = CanaryBackEnd(OneEach(), width=2, size=5.0)
     chunk = Chunk(
         features=torch.zeros(6, 3),
-        labels=torch.tensor([1.0, 0.0, 0.0, -1.0, -1.0, -4.0]),
+        labels=torch.tensor([1.0, 0.0, -900.0, *[_FIRST_CANARY] * 2, _FIRST_CANARY - 3]),
         sizes=torch.tensor([1, 2, 2, 1]),
     )
 

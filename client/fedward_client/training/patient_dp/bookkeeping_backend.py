@@ -162,8 +162,9 @@ class BookkeepingBackEnd:
         place = torch.arange(records)
         real = place < sizes.unsqueeze(1)
         rows = starts.unsqueeze(1) + torch.where(real, place, 0)
-        weights = torch.zeros(self.geometry.rows)
-        weights[: real.numel()] = torch.where(real, 1.0 / sizes.unsqueeze(1), 0.0).flatten()
+        weights = torch.zeros(self.geometry.rows, dtype=torch.float64)
+        parts = 1.0 / sizes.double().unsqueeze(1)
+        weights[: real.numel()] = torch.where(real, parts, 0.0).flatten()
         device = chunk.features.device
         index = rows.flatten().to(device)
         return Batch(

@@ -150,8 +150,9 @@ class PatientDpEngine:
         rows = (torch.arange(height) + down[:, None]).clamp(0, height - 1)
         columns = (torch.arange(width) + right[:, None]).clamp(0, width - 1)
         pixels = (rows[:, :, None] * width + columns[:, None, :]).flatten(1).to(features.device)
-        channels = features.reshape(len(features), -1, height * width)
-        taken = pixels[:, None, :].expand(-1, channels.shape[1], -1)
+        planes = features.shape[1:].numel() // (height * width)
+        channels = features.reshape(len(features), planes, height * width)
+        taken = pixels[:, None, :].expand(-1, planes, -1)
         return channels.gather(2, taken).view_as(features)
 
     def _draw_noise(self, device: torch.device) -> torch.Tensor:
