@@ -16,6 +16,7 @@ from fedward_common.study.kept import (
     state_shapes,
 )
 from fedward_common.study.spec import StudySpec
+from fedward_common.wire import Octets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -28,7 +29,7 @@ class OpenedRound:
     state: Tensors = field(default_factory=dict)
 
     @classmethod
-    def of(cls, study: StudySpec, model: bytes, state: bytes) -> Self:
+    def of(cls, study: StudySpec, model: Octets, state: bytes) -> Self:
         """The round of an instruction to train.
 
         Raises:
@@ -55,7 +56,7 @@ class OpenedRound:
         )
 
 
-def own_weights(study: StudySpec, model: bytes, state: bytes) -> dict[str, Array]:
+def own_weights(study: StudySpec, model: Octets, state: bytes) -> dict[str, Array]:
     """The model that came, as this site uses it.
 
     Raises:

@@ -34,7 +34,7 @@ from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.kept import is_kept, round_shapes
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.wire import CONTROL_KINDS, KNOWN_ROWS, Envelope, Instruction
+from fedward_common.wire import CONTROL_KINDS, KNOWN_ROWS, Envelope, Instruction, Octets
 
 _log = structlog.get_logger(__name__)
 
@@ -92,16 +92,16 @@ class Worker:
 
     def _answer(self, envelope: Envelope) -> Envelope:
         instruction = Instruction.parse(envelope.header)
-        model, signed = _blob(envelope, "model"), _blob(envelope, "study")
+        model, signed = _blob(envelope, "model"), bytes(_blob(envelope, "study"))
         if instruction.kind in CONTROL_KINDS:
-            return self.guard.step(envelope.header, signed, model)
+            return self.guard.step(envelope.header, signed, bytes(model))
         # Before the charge: a model damaged on the way must not cost a patient anything.
         if sha256_hex(model) != instruction.model_sha256:
             raise SignatureRefused("model: expected the digest of the instruction, found another")
         # The guard verifies signature and approval; here the same bytes only become a value.
         study = SignedStudy.parse(signed).verify()
         _require_model(study, instruction, model)
-        beside = (envelope.blobs.get(name, b"") for name in (KNOWN_ROWS, "boxes"))
+        beside = (bytes(envelope.blobs.get(name, b"")) for name in (KNOWN_ROWS, "boxes"))
         grant = self.guard.begin(envelope.header, signed, *beside)
         if isinstance(grant, StoredReply):
             return grant.envelope
@@ -110,7 +110,7 @@ class Worker:
         register_installed(study.model.name, sha256=grant.plugin_sha256)
         if study.secure_sum:
             numbers, state = self._numbers(study, grant, instruction, model)
-            return self._sealed(grant, numbers, _blob(envelope, "boxes"), state=state)
+            return self._sealed(grant, numbers, bytes(_blob(envelope, "boxes")), state=state)
         payload, state = self._payload(study, grant, instruction, model)
         return self._sealed(grant, payload, state=state)
 
@@ -120,7 +120,7 @@ class Worker:
         return self.guard.seal(grant.receipt, *blobs, state=state)
 
     def _payload(
-        self, study: StudySpec, grant: Grant, instruction: Instruction, model: bytes
+        self, study: StudySpec, grant: Grant, instruction: Instruction, model: Octets
     ) -> tuple[bytes, bytes]:
         """What leaves as it is, noised here, and what stays."""
         match instruction.kind:
@@ -133,7 +133,7 @@ class Worker:
         raise ProtocolError(f"instruction: expected a known kind, found {instruction.kind}")
 
     def _numbers(
-        self, study: StudySpec, grant: Grant, instruction: Instruction, model: bytes
+        self, study: StudySpec, grant: Grant, instruction: Instruction, model: Octets
     ) -> tuple[bytes, bytes]:
         """What the guard noises and masks, and what stays."""
         shapes = {} if instruction.kind == "statistics" else study_shapes(study)
@@ -158,7 +158,7 @@ class Worker:
         rows = list(self.source.rows(study))
         return statistics_numbers(study, release, rows, plan=plan), b""
 
-    def _train(self, study: StudySpec, grant: Grant, model: bytes) -> tuple[bytes, bytes]:
+    def _train(self, study: StudySpec, grant: Grant, model: Octets) -> tuple[bytes, bytes]:
         opened = OpenedRound.of(study, model, grant.state)
         update = self._trainer(study, SiteId(grant.site)).train(
             opened.weights,
@@ -183,7 +183,7 @@ class Worker:
             integers=self.integers(),
         )
 
-    def _evaluate(self, study: StudySpec, grant: Grant, model: bytes) -> bytes:
+    def _evaluate(self, study: StudySpec, grant: Grant, model: Octets) -> bytes:
         release = evaluation_of(study)
         if release is None:
             raise ProtocolError("evaluation: expected the study to release one, found none")
@@ -194,7 +194,7 @@ class Worker:
         )
         return canonical_json({"counts": noised.tolist()})
 
-    def _held_out(self, study: StudySpec, grant: Grant, model: bytes) -> HeldOut:
+    def _held_out(self, study: StudySpec, grant: Grant, model: Octets) -> HeldOut:
         return HeldOut(
             study=study,
             weights=own_weights(study, model, grant.state),
@@ -231,7 +231,7 @@ def _require_executed(study: StudySpec, ran: ExecutedPlan) -> None:
         raise ProtocolError("training: expected the study's plan to have run, found otherwise")
 
 
-def _blob(envelope: Envelope, name: str) -> bytes:
+def _blob(envelope: Envelope, name: str) -> Octets:
     if name not in envelope.blobs:
         raise ProtocolError(f"instruction: expected a blob {name!r}, found none")
     return envelope.blobs[name]

@@ -3,7 +3,11 @@
 Nothing here can execute what it reads: the format is a JSON header and raw numbers.
 """
 
+import json
+import math
+import struct
 from collections.abc import Mapping
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +15,18 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from fedward_common.errors import ProtocolError
+from fedward_common.wire import Octets
 
 Array = npt.NDArray[np.float32]
 Tensors = Mapping[str, Array]
 """Name -> float32 array. The order of names is the sorted order wherever order matters."""
 
 MAX_TENSOR_BYTES = 4 << 30
+MAX_HEADER_BYTES: Final = 1 << 20
+BLOCK: Final = 1 << 18
+"""Numbers that are looked at at a time: what is as large as a model is not made twice."""
+
+_LENGTH = struct.Struct("<Q")
 
 
 def tensors_to_bytes(tensors: Tensors) -> bytes:
@@ -32,9 +42,11 @@ def tensors_to_bytes(tensors: Tensors) -> bytes:
 
 
 def tensors_from_bytes(
-    data: bytes, *, shapes: Mapping[str, tuple[int, ...]] | None = None
+    data: Octets, *, shapes: Mapping[str, tuple[int, ...]] | None = None
 ) -> dict[str, Array]:
     """The tensors in `data`: float32, finite and, with `shapes`, exactly those names and shapes.
+
+    Of a mapped file they are views that cannot be written to, not copies.
 
     Raises:
         ProtocolError: not safetensors, another dtype, a non-finite number, another name or shape.
@@ -44,13 +56,20 @@ def tensors_from_bytes(
             f"tensors: expected at most {MAX_TENSOR_BYTES} bytes, found {len(data)}"
         )
     try:
-        tensors = load(data)
-    except (SafetensorError, ValueError, KeyError, OverflowError) as error:
+        tensors = load(data) if isinstance(data, bytes) else _views(data)
+    except (
+        SafetensorError,
+        ValueError,
+        KeyError,
+        OverflowError,
+        TypeError,
+        RecursionError,
+    ) as error:
         raise ProtocolError("tensors: expected safetensors bytes, found something else") from error
     for name, array in tensors.items():
         if array.dtype != np.float32:
             raise ProtocolError(f"tensor {name}: expected float32, found {array.dtype}")
-        if not np.isfinite(array).all():
+        if not _finite(array):
             raise ProtocolError(f"tensor {name}: expected finite numbers, found NaN or infinity")
     if shapes is not None:
         found = {name: tuple(array.shape) for name, array in tensors.items()}
@@ -59,3 +78,49 @@ def tensors_from_bytes(
                 f"tensors: expected {sorted(shapes.items())}, found {sorted(found.items())}"
             )
     return {name: tensors[name] for name in sorted(tensors)}
+
+
+def _finite(array: Array) -> bool:
+    flat = array.reshape(-1)
+    return all(
+        bool(np.isfinite(flat[start : start + BLOCK]).all()) for start in range(0, flat.size, BLOCK)
+    )
+
+
+def _views(data: memoryview) -> dict[str, Array]:
+    """The tensors of safetensors bytes without copying them: float32 only, nothing in between.
+
+    Raises:
+        ProtocolError, ValueError, KeyError: it is something else.
+    """
+    if len(data) < _LENGTH.size:
+        raise ValueError("header")
+    (length,) = _LENGTH.unpack_from(data)
+    start = _LENGTH.size + length
+    if length > MAX_HEADER_BYTES or start > len(data):
+        raise ValueError("header")
+    header: Any = json.loads(bytes(data[_LENGTH.size : start]))
+    if not isinstance(header, dict):
+        raise ValueError("header")
+    header.pop("__metadata__", None)
+    found: dict[str, Array] = {}
+    end = 0
+    for name, entry in sorted(header.items(), key=lambda item: _offsets(item[1])):
+        first, last = _offsets(entry)
+        shape = tuple(entry["shape"])
+        if not all(type(n) is int and 0 <= n < 2**40 for n in shape) or entry["dtype"] != "F32":
+            raise ProtocolError(f"tensor {name}: expected float32, found another type or shape")
+        if first != end or last - first != 4 * math.prod(shape):
+            raise ValueError("offsets")
+        numbers = np.frombuffer(data, np.float32, count=math.prod(shape), offset=start + first)
+        found[name], end = numbers.reshape(shape), last
+    if start + end != len(data):
+        raise ValueError("length")
+    return found
+
+
+def _offsets(entry: Any) -> tuple[int, int]:
+    offsets = entry["data_offsets"] if isinstance(entry, dict) else None
+    if not isinstance(offsets, list) or [type(n) for n in offsets] != [int, int]:
+        raise ValueError("offsets")
+    return offsets[0], offsets[1]

@@ -24,6 +24,6 @@ def canonical_json(value: Any) -> bytes:  # JSON values have no narrower static 
         ) from error
 
 
-def sha256_hex(data: bytes) -> str:
+def sha256_hex(data: bytes | memoryview) -> str:
     """The SHA-256 of `data` as 64 lower-case hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()

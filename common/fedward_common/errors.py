@@ -91,6 +91,13 @@ class StartError(FedwardError):
     code = "start"
 
 
+class StorageError(FedwardError):
+    """A disk has no room, or does not give back what was written to it."""
+
+    exit_code = 13
+    code = "storage"
+
+
 REFUSAL_CODES: frozenset[str] = frozenset(
     {
         *("config", "data", "policy", "budget", "protocol", "signature", "ledger", "model"),

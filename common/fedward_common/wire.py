@@ -5,6 +5,7 @@ is the business of the two Flower adapters.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar
 
@@ -19,6 +20,9 @@ PROTOCOL = "fedward-wire/1"
 MAX_HEADER_BYTES = 1 << 20
 
 T = TypeVar("T", bound=Strict)
+
+Octets = bytes | memoryview
+"""Bytes in memory, or those of a file that is mapped into it (`channel/blobs.py`)."""
 
 Kind = Literal["train", "evaluate", "statistics", "advertise", "share", "sign", "unmask", "phase"]
 """What an instruction asks for. A statistics instruction's round counts the study's releases; that
@@ -38,7 +42,7 @@ class Envelope:
     """A header (canonical JSON) and blobs by name."""
 
     header: bytes
-    blobs: dict[str, bytes] = field(default_factory=dict)
+    blobs: Mapping[str, Octets] = field(default_factory=dict)
 
 
 class Instruction(Strict):

@@ -28,13 +28,14 @@ from fedward_common.wire import (
     Instruction,
     Kind,
     KnownRows,
+    Octets,
     Reply,
 )
 from fedward_server.fleet import Answer, Clock, Fleet, RunEvents
 from fedward_server.ledger_heads import LedgerHeads
 from fedward_server.round_state import RoundState, describe
 
-Take = Callable[[SiteId, bytes], None]
+Take = Callable[[SiteId, Octets], None]
 """Consumes one good payload."""
 
 FINAL_REFUSALS: Final = frozenset(
@@ -74,7 +75,7 @@ class Ask:
 
     kind: Kind
     round: int
-    model: bytes
+    model: Octets
     attempt: int = 0
     cohort: tuple[SiteId, ...] | None = None
     to: tuple[SiteId, ...] | None = None

@@ -22,6 +22,7 @@ from fedward_common.ids import SiteId
 from fedward_common.models.plugins import register_installed
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
+from fedward_server.adapters.blob_link import BlobLink
 from fedward_server.adapters.edge_kick import ReplyLine, kick
 from fedward_server.adapters.flower_grid import FlowerFleet
 from fedward_server.adapters.ledger_heads import HeadsFile
@@ -29,6 +30,7 @@ from fedward_server.adapters.phase_link import PhaseLink
 from fedward_server.adapters.registry import SqlRegistry, open_registry
 from fedward_server.adapters.reply_pulls import quicken
 from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study, run_path
+from fedward_server.blob_fleet import BlobFleet
 from fedward_server.fleet import Fleet
 from fedward_server.members import is_named_member
 from fedward_server.phase_fleet import PHASE_SECONDS, PhaseFleet
@@ -68,7 +70,10 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
     register_installed(study.model.name)
     folder.emit("run.started", study=study.digest, rounds=study.rounds)
     registry = open_registry(settings.database)
-    with _fleet(grid, settings, study, member=partial(is_named_member, registry, study)) as fleet:
+    blobs = BlobLink(settings.blob_socket, folder=settings.blob_folder)
+    member = partial(is_named_member, registry, study)
+    with closing(blobs), _fleet(grid, settings, study, member=member) as messages:
+        fleet = BlobFleet(study=study, fleet=messages, blobs=blobs, clock=time.monotonic)
         result = StudyRun(
             study=study,
             signed_study=signed,

@@ -15,6 +15,7 @@ from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
 from fedward_common.study.kept import released_shapes, round_tensors
 from fedward_common.study.spec import StudySpec
+from fedward_common.wire import Octets
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.exchange import RETURN_SECONDS, Ask, Exchanges
 from fedward_server.progress import Numbers, Opened
@@ -54,7 +55,7 @@ class OpenRounds:
         """The server optimiser's step towards the mean of the sites' models."""
         total = plain_sum(self._study)
 
-        def take(site: SiteId, payload: bytes) -> None:
+        def take(site: SiteId, payload: Octets) -> None:
             tensors = tensors_from_bytes(payload, shapes=self._shapes)
             _require_bounded(tensors)
             total.add(site, tensors)

@@ -46,7 +46,7 @@ from fedward_common.study.kept import round_tensors
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_common.trust.signing import key_sha256
-from fedward_common.wire import Kind
+from fedward_common.wire import Kind, Octets
 from fedward_server.exchange import Ask, Exchanges, Take
 from fedward_server.pooled_descent import PooledDescent
 from fedward_server.round_state import RoundState
@@ -123,7 +123,7 @@ class SecureRounds:
             for name, value in model.items()
         }
 
-    def total(self, kind: Kind, round_number: int, model: bytes) -> OpenedSum | None:
+    def total(self, kind: Kind, round_number: int, model: Octets) -> OpenedSum | None:
         """The opened sum of what the sites answer to one instruction; None where it is abandoned.
 
         Raises:
@@ -166,8 +166,8 @@ class SecureRounds:
         number = ready.session.round
         following = self._coordinator(number + 1) if number < last_sum(self.study) else None
 
-        def signed(site: SiteId, payload: bytes) -> None:
-            reply = Signed.parse(payload)
+        def signed(site: SiteId, payload: Octets) -> None:
+            reply = Signed.parse(bytes(payload))
             _require_own(site, reply.signature.site)
             ready.take_signature(reply.signature)
             if following is not None and reply.advert is not None:
@@ -179,8 +179,8 @@ class SecureRounds:
         self._step("sign", number, message, sharers, take=signed, to=survivors)
         adverts = () if following is None else _adverts(following)
 
-        def opened(site: SiteId, payload: bytes) -> None:
-            reply = Opened.parse(payload)
+        def opened(site: SiteId, payload: Octets) -> None:
+            reply = Opened.parse(bytes(payload))
             _require_own(site, reply.unmasking.site)
             ready.take_unmasking(reply.unmasking)
             if following is not None and reply.envelopes is not None:
@@ -209,8 +209,8 @@ class SecureRounds:
         fresh = self._coordinator(number)
         keys = Keys(keys={site.id: self.keys[SiteId(site.id)] for site in self.study.sites})
 
-        def advert(site: SiteId, payload: bytes) -> None:
-            found = Advert.parse(payload)
+        def advert(site: SiteId, payload: Octets) -> None:
+            found = Advert.parse(bytes(payload))
             _require_own(site, found.site)
             fresh.take_advert(found)
 
@@ -220,8 +220,8 @@ class SecureRounds:
         adverts = fresh.adverts()
         to = tuple(SiteId(one.site) for one in adverts)
 
-        def envelopes(site: SiteId, payload: bytes) -> None:
-            found = Envelopes.parse(payload)
+        def envelopes(site: SiteId, payload: Octets) -> None:
+            found = Envelopes.parse(bytes(payload))
             _require_own(site, found.site)
             fresh.take_envelopes(found)
 
@@ -288,7 +288,7 @@ def _require_own(site: SiteId, named: str) -> None:
         raise ProtocolError(f"step: expected {site} to speak for itself, found another site's name")
 
 
-def _residues(plan: SumPlan, payload: bytes) -> Ring:
+def _residues(plan: SumPlan, payload: Octets) -> Ring:
     if len(payload) != plan.masked_bytes:
         raise ProtocolError(
             f"sum: expected {plan.masked_bytes} bytes of a masked vector, found {len(payload)}"

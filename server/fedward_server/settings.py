@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedward_common.channel.blobs import MAX_BLOB_BYTES
 from fedward_common.ids import DIGEST
 from fedward_common.namespace import IsolationSettings
 from fedward_common.study.files import explain, read_toml
@@ -61,6 +62,12 @@ class EdgeLimits(Strict):
     poll_seconds: float = Field(default=20.0, ge=1, le=20, description="below SuperNode's 30 s")
     calls_per_second: float = Field(default=100.0, gt=0, le=10_000, description="per site")
     burst: float = Field(default=400.0, ge=1, le=100_000, description="per site")
+    max_blob_bytes: int = Field(
+        default=MAX_BLOB_BYTES, ge=1 << 20, le=MAX_BLOB_BYTES, description="of one site and round"
+    )
+    blob_quota_bytes: int = Field(
+        default=64 << 30, ge=1 << 20, description="on disk at a time, of all sites together"
+    )
     concurrent_calls: int = Field(default=256, ge=1, le=65536, description="all sites together")
 
 
@@ -147,6 +154,16 @@ class CoordinatorSettings(Strict):
     def phase_socket(self) -> Path:
         """Where a ServerApp opens phases and hears the answers to their steps."""
         return self.run / "phases.sock"
+
+    @property
+    def blob_socket(self) -> Path:
+        """Where a ServerApp offers blobs and gets those of the sites."""
+        return self.run / "blobs.sock"
+
+    @property
+    def blob_folder(self) -> Path:
+        """Where blobs lie while a round lasts, in files without names."""
+        return self.state / "blobs"
 
     @property
     def edge_log(self) -> Path:

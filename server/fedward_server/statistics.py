@@ -21,6 +21,7 @@ from fedward_common.study.registry import DataSpec
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Part, cells, columns_of
 from fedward_common.study.tabular import NumberColumn
+from fedward_common.wire import Octets
 from fedward_server.aggregation import PlainSum, SecureSum
 
 Numbers = npt.NDArray[np.float64]
@@ -78,13 +79,13 @@ class StatisticsSum:
         self._sum = total or PlainSum({SiteId(site.id): 1.0 for site in study.sites})
         self._answered = 0
 
-    def add(self, site: SiteId, payload: bytes) -> None:
+    def add(self, site: SiteId, payload: Octets) -> None:
         """Adds one site's payload once.
 
         Raises:
             ProtocolError: it is not what the release says, or a second one of the site.
         """
-        values = parse_values(payload, release=self._release, data=self._study.data)
+        values = parse_values(bytes(payload), release=self._release, data=self._study.data)
         tensors = {
             VALUES: np.array([0.0 if v is None else v for v in values], dtype=np.float32),
             SHOWN: np.array([v is not None for v in values], dtype=np.float32),

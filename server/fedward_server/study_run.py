@@ -27,6 +27,7 @@ from fedward_common.study.statistics import (
     is_statistics,
     statistics_releases,
 )
+from fedward_common.wire import Octets
 from fedward_server.evaluation import PooledCounts
 from fedward_server.exchange import Ask, Exchanges
 from fedward_server.fleet import Clock, Fleet, RunEvents, RunStore
@@ -320,8 +321,8 @@ class StudyRun:
             return {site: np.asarray(rows) for site, rows in progress.counts.items()}
         counts: dict[SiteId, Counts] = {}
 
-        def take(site: SiteId, payload: bytes) -> None:
-            counts[site] = parse_counts(payload, rows=release.rows, bins=release.bins)
+        def take(site: SiteId, payload: Octets) -> None:
+            counts[site] = parse_counts(bytes(payload), rows=release.rows, bins=release.bins)
 
         ask = Ask(kind="evaluate", round=self.study.rounds, model=model)
         state = self.exchanges.run(again(ask, start.opened), take)

@@ -250,7 +250,7 @@ class Answers:
         object_ids: frozenset[str],
     ) -> None:
         """Makes `envelope` the answer of its slot, on disk, and uses up the slot's receipt."""
-        payload = envelope.blobs.get(PAYLOAD, b"")
+        payload = bytes(envelope.blobs.get(PAYLOAD, b""))
         sealed = SealedReply(
             slot=instruction.slot,
             study=instruction.study,

@@ -267,7 +267,8 @@ def _request(model: type[Request], frame: Frame, *, blobs: int = 0) -> Request:
 def _envelope(envelope: Envelope) -> Frame:
     names = sorted(envelope.blobs)
     return Frame(
-        header={"names": names}, blobs=(envelope.header, *(envelope.blobs[name] for name in names))
+        header={"names": names},
+        blobs=(envelope.header, *(bytes(envelope.blobs[name]) for name in names)),
     )
 
 

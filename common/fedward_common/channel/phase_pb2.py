@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"fedward_common/channel/phase.proto\x12\x12\x66\x65\x64ward.channel.v1\"*\n\tPhaseBlob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"Y\n\tPhaseStep\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06header\x18\x02 \x01(\x0c\x12,\n\x05\x62lobs\x18\x03 \x03(\x0b\x32\x1d.fedward.channel.v1.PhaseBlob\"R\n\x07PhaseUp\x12\x0e\n\x04join\x18\x01 \x01(\tH\x00\x12/\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1d.fedward.channel.v1.PhaseStepH\x00\x42\x06\n\x04said\"f\n\tPhaseDown\x12-\n\x04step\x18\x01 \x01(\x0b\x32\x1d.fedward.channel.v1.PhaseStepH\x00\x12\x0f\n\x05\x65nded\x18\x02 \x01(\x08H\x00\x12\x11\n\x07refused\x18\x03 \x01(\tH\x00\x42\x06\n\x04said\"b\n\nPhaseOrder\x12\x0e\n\x04open\x18\x01 \x01(\tH\x00\x12-\n\x04step\x18\x02 \x01(\x0b\x32\x1d.fedward.channel.v1.PhaseStepH\x00\x12\r\n\x05sites\x18\x03 \x03(\tB\x06\n\x04said\"f\n\nPhaseEvent\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x11\n\x07present\x18\x02 \x01(\x08H\x00\x12/\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x1d.fedward.channel.v1.PhaseStepH\x00\x42\x06\n\x04said2U\n\x0c\x46\x65\x64wardPhase\x12\x45\n\x03Run\x12\x1b.fedward.channel.v1.PhaseUp\x1a\x1d.fedward.channel.v1.PhaseDown(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"fedward_common/channel/phase.proto\x12\x12\x66\x65\x64ward.channel.v1\"*\n\tPhaseBlob\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\x0c\"Y\n\tPhaseStep\x12\x0e\n\x06number\x18\x01 \x01(\x04\x12\x0e\n\x06header\x18\x02 \x01(\x0c\x12,\n\x05\x62lobs\x18\x03 \x03(\x0b\x32\x1d.fedward.channel.v1.PhaseBlob\"b\n\x07PhaseUp\x12\x0e\n\x04join\x18\x01 \x01(\tH\x00\x12/\n\x06\x61nswer\x18\x02 \x01(\x0b\x32\x1d.fedward.channel.v1.PhaseStepH\x00\x12\x0e\n\x04\x62lob\x18\x03 \x01(\tH\x00\x42\x06\n\x04said\"v\n\tPhaseDown\x12-\n\x04step\x18\x01 \x01(\x0b\x32\x1d.fedward.channel.v1.PhaseStepH\x00\x12\x0f\n\x05\x65nded\x18\x02 \x01(\x08H\x00\x12\x11\n\x07refused\x18\x03 \x01(\tH\x00\x12\x0e\n\x04\x62lob\x18\x04 \x01(\x04H\x00\x42\x06\n\x04said\"b\n\nPhaseOrder\x12\x0e\n\x04open\x18\x01 \x01(\tH\x00\x12-\n\x04step\x18\x02 \x01(\x0b\x32\x1d.fedward.channel.v1.PhaseStepH\x00\x12\r\n\x05sites\x18\x03 \x03(\tB\x06\n\x04said\"f\n\nPhaseEvent\x12\x0c\n\x04site\x18\x01 \x01(\t\x12\x11\n\x07present\x18\x02 \x01(\x08H\x00\x12/\n\x06\x61nswer\x18\x03 \x01(\x0b\x32\x1d.fedward.channel.v1.PhaseStepH\x00\x42\x06\n\x04said2U\n\x0c\x46\x65\x64wardPhase\x12\x45\n\x03Run\x12\x1b.fedward.channel.v1.PhaseUp\x1a\x1d.fedward.channel.v1.PhaseDown(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,13 +36,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PHASESTEP']._serialized_start=102
   _globals['_PHASESTEP']._serialized_end=191
   _globals['_PHASEUP']._serialized_start=193
-  _globals['_PHASEUP']._serialized_end=275
-  _globals['_PHASEDOWN']._serialized_start=277
-  _globals['_PHASEDOWN']._serialized_end=379
-  _globals['_PHASEORDER']._serialized_start=381
-  _globals['_PHASEORDER']._serialized_end=479
-  _globals['_PHASEEVENT']._serialized_start=481
-  _globals['_PHASEEVENT']._serialized_end=583
-  _globals['_FEDWARDPHASE']._serialized_start=585
-  _globals['_FEDWARDPHASE']._serialized_end=670
+  _globals['_PHASEUP']._serialized_end=291
+  _globals['_PHASEDOWN']._serialized_start=293
+  _globals['_PHASEDOWN']._serialized_end=411
+  _globals['_PHASEORDER']._serialized_start=413
+  _globals['_PHASEORDER']._serialized_end=511
+  _globals['_PHASEEVENT']._serialized_start=513
+  _globals['_PHASEEVENT']._serialized_end=615
+  _globals['_FEDWARDPHASE']._serialized_start=617
+  _globals['_FEDWARDPHASE']._serialized_end=702
 # @@protoc_insertion_point(module_scope)

@@ -25,22 +25,26 @@ class PhaseStep(_message.Message):
     def __init__(self, number: _Optional[int] = ..., header: _Optional[bytes] = ..., blobs: _Optional[_Iterable[_Union[PhaseBlob, _Mapping]]] = ...) -> None: ...
 
 class PhaseUp(_message.Message):
-    __slots__ = ("join", "answer")
+    __slots__ = ("join", "answer", "blob")
     JOIN_FIELD_NUMBER: _ClassVar[int]
     ANSWER_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
     join: str
     answer: PhaseStep
-    def __init__(self, join: _Optional[str] = ..., answer: _Optional[_Union[PhaseStep, _Mapping]] = ...) -> None: ...
+    blob: str
+    def __init__(self, join: _Optional[str] = ..., answer: _Optional[_Union[PhaseStep, _Mapping]] = ..., blob: _Optional[str] = ...) -> None: ...
 
 class PhaseDown(_message.Message):
-    __slots__ = ("step", "ended", "refused")
+    __slots__ = ("step", "ended", "refused", "blob")
     STEP_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    BLOB_FIELD_NUMBER: _ClassVar[int]
     step: PhaseStep
     ended: bool
     refused: str
-    def __init__(self, step: _Optional[_Union[PhaseStep, _Mapping]] = ..., ended: bool = ..., refused: _Optional[str] = ...) -> None: ...
+    blob: int
+    def __init__(self, step: _Optional[_Union[PhaseStep, _Mapping]] = ..., ended: bool = ..., refused: _Optional[str] = ..., blob: _Optional[int] = ...) -> None: ...
 
 class PhaseOrder(_message.Message):
     __slots__ = ("open", "step", "sites")

@@ -35,6 +35,7 @@ MAX_FRAME_BYTES: Final = MAX_BODY_BYTES + (1 << 16)
 
 _NAME = re.compile(r"[a-z][a-z0-9_.-]{0,63}")
 _LENGTH = struct.Struct(">I")
+HEAD_BYTES: Final = _LENGTH.size
 
 
 def to_step(number: int, envelope: Envelope) -> PhaseStep:
@@ -47,7 +48,8 @@ def to_step(number: int, envelope: Envelope) -> PhaseStep:
         number=number,
         header=envelope.header,
         blobs=[
-            PhaseBlob(name=name, content=envelope.blobs[name]) for name in sorted(envelope.blobs)
+            PhaseBlob(name=name, content=bytes(envelope.blobs[name]))
+            for name in sorted(envelope.blobs)
         ],
     )
     from_step(step)
@@ -126,8 +128,13 @@ def receive_message(connection: socket.socket, kind: type[T]) -> T | None:
         ProtocolError: too large, or another message.
         OSError: the connection broke, or was silent for longer than its timeout.
     """
-    head = _receive(connection, _LENGTH.size)
-    body = None if head is None else _receive(connection, _length(head))
+    return receive_rest(connection, b"", kind)
+
+
+def receive_rest(connection: socket.socket, head: bytes, kind: type[T]) -> T | None:
+    """As `receive_message`, where up to HEAD_BYTES of the frame were received before."""
+    rest = _receive(connection, HEAD_BYTES - len(head))
+    body = None if rest is None else _receive(connection, _length(head + rest))
     return None if body is None else parse(kind, body)
 
 

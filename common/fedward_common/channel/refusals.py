@@ -32,6 +32,8 @@ class Refusal(StrEnum):
     SLOW = "slow"
     MODEL = "model"
     PHASE = "phase"
+    BLOB = "blob"
+    BLOB_SIZE = "blob-size"
     NO_AUTHORITY = "no-authority"
     REQUEST_KEY = "request-key"
     KEY_REUSED = "key-reused"
@@ -75,6 +77,8 @@ EXPLANATIONS: Final[dict[Refusal, str]] = {
     Refusal.SLOW: "the call's message did not come in time",
     Refusal.MODEL: "there is no such model for this site, or not yet",
     Refusal.PHASE: "no phase of this study is open for this site",
+    Refusal.BLOB: "no such blob is offered to this site, or expected of it, at this moment",
+    Refusal.BLOB_SIZE: "the blob is larger than this exchange, or the coordinator's disk, allows",
     Refusal.NO_AUTHORITY: (
         "the issuing authority is not on the coordinator's machine: ask its operator"
     ),

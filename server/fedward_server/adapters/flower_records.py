@@ -4,14 +4,13 @@ from typing import Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedward_common.channel.blobs import INLINE_BYTES
 from fedward_common.errors import ProtocolError
 from fedward_common.wire import Envelope
 
 HEADER: Final = "fedward"
 BLOB: Final = "blob."
 STYPE: Final = "fedward.bytes"
-INLINE_BYTES: Final = 4 << 20
-"""Well under the 8 MiB that may pass the channel at once."""
 
 
 def to_records(envelope: Envelope) -> RecordDict:
@@ -24,7 +23,7 @@ def to_records(envelope: Envelope) -> RecordDict:
     room = INLINE_BYTES - len(envelope.header)
     records = RecordDict()
     for name in sorted(envelope.blobs):
-        data = envelope.blobs[name]
+        data = bytes(envelope.blobs[name])
         if len(data) <= room:
             inline[BLOB + name] = data
             room -= len(data)

@@ -4,12 +4,14 @@ import asyncio
 import signal
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final
 
 import grpc
 import structlog
 
 from fedward_common.channel import channel_pb2 as wire
+from fedward_common.channel.blob_files import BlobFile
 from fedward_common.channel.credentials import TlsFiles, server_credentials, server_options
 from fedward_common.channel.refusals import Refusal
 from fedward_common.channel.tls import prove_server
@@ -23,6 +25,9 @@ from fedward_server.adapters.registry import SqlRegistry, open_registry
 from fedward_server.adapters.upstream import SuperLinkUpstream
 from fedward_server.edge.admission import Admission, Call, CallRate
 from fedward_server.edge.bell import WorkBell
+from fedward_server.edge.blob_hub import BlobHub
+from fedward_server.edge.blob_orders import BlobOrders
+from fedward_server.edge.blob_service import BlobService
 from fedward_server.edge.fetch_model import ModelPieces
 from fedward_server.edge.forward import Edge
 from fedward_server.edge.gate import Gate, RefusalLog
@@ -118,12 +123,17 @@ async def serve_edge(settings: CoordinatorSettings) -> None:
         watch = _watch(log)
         stack.callback(watch.stop)
         hub = PhaseHub()
+        blobs = BlobHub(
+            make_file=partial(BlobFile.make, settings.blob_folder),
+            quota_bytes=limits.blob_quota_bytes,
+        )
         server = await _listen(
             settings,
             (
                 ChannelService(edge).handler(),
                 SiteService(admission=admission, gate=gate, desks=desks).handler(),
                 PhaseService(admission=admission, gate=gate, hub=hub).handler(),
+                BlobService(admission=admission, gate=gate, hub=blobs).handler(),
             ),
         )
         stack.push_async_callback(server.stop, STOP_SECONDS)
@@ -131,6 +141,9 @@ async def serve_edge(settings: CoordinatorSettings) -> None:
         orders = PhaseOrders(path=settings.phase_socket, hub=hub)
         await orders.start()
         stack.push_async_callback(orders.stop)
+        offers = BlobOrders(path=settings.blob_socket, hub=blobs, max_bytes=limits.max_blob_bytes)
+        await offers.start()
+        stack.push_async_callback(offers.stop)
         kicks = KickServer(path=settings.kick_socket, bell=bell, replies=replies)
         await kicks.start()
         stack.push_async_callback(kicks.stop)
