@@ -14,6 +14,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedward_client.adapters.flower_records import from_records, to_records
+from fedward_client.blobs import with_fetched
 from fedward_client.data.site import SiteSource
 from fedward_client.exclusions import excluded_patients
 from fedward_client.guard.client import GuardClient
@@ -56,7 +57,8 @@ def site_settings() -> SiteSettings:
 def _answer(envelope: Envelope) -> Envelope:
     worker = site_worker()
     try:
-        return worker.answer(envelope)
+        path = site_settings().phase_socket
+        return worker.answer(with_fetched(envelope, socket_path=path))
     except Exception as error:  # noqa: BLE001 - entry point: see the module's docstring
         _log.error("worker.failed", error=type(error).__name__)
         return worker.guard.refuse(envelope.header, "internal")

@@ -81,6 +81,28 @@ class GatewayGuard(Protocol):
         ...
 
 
+class BlobGuard(GatewayGuard, Protocol):
+    """What the gateway may ask of the guard besides, where large tensors go by blobs."""
+
+    def blob(self, message_id: str) -> tuple[bytes, int] | None:
+        """The manifest of what leaves beside a released message, and a descriptor that reads it.
+
+        The caller closes the descriptor. None where nothing leaves beside the message.
+
+        Raises:
+            PolicyRefused: the policy keeps it back now.
+        """
+        ...
+
+    def require_blob(self, blob: str) -> None:
+        """Returns when a blob that is on its way out may go on.
+
+        Raises:
+            PolicyRefused: the rest of it must stay here now.
+        """
+        ...
+
+
 class PhaseGuard(GatewayGuard, Protocol):
     """What the gateway may ask of the guard besides, where steps go by a stream."""
 

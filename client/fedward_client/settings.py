@@ -28,6 +28,7 @@ from fedward_client.data_entries import (
     OmopUrl,
     known_zone_name,
 )
+from fedward_common.channel.blobs import MAX_BLOB_BYTES
 from fedward_common.ids import DIGEST, LABEL
 from fedward_common.namespace import IsolationSettings
 from fedward_common.study.files import explain, read_toml
@@ -188,6 +189,9 @@ class PolicyRules(Strict):
     time_zone: str = "UTC"
     max_bytes_per_round: int = Field(default=1 << 30, ge=1)
     max_bytes_per_day: int = Field(default=8 << 30, ge=1)
+    max_blob_bytes: int = Field(
+        default=MAX_BLOB_BYTES, ge=1 << 20, le=MAX_BLOB_BYTES, description="of one model coming in"
+    )
     paused: bool = Field(default=False, description="stays paused whatever anyone says")
 
     @property
@@ -354,6 +358,11 @@ class SiteSettings(Strict):
     def phase_socket(self) -> Path:
         """Where the gateway takes the answers to the steps of a phase from the worker."""
         return self.folders.run / "phase" / "phase.sock"
+
+    @property
+    def blob_folder(self) -> Path:
+        """The gateway's own: models that come in lie there, in files without names."""
+        return self.folders.state / "blobs"
 
     @property
     def admin_socket(self) -> Path:

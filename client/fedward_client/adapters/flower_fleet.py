@@ -38,7 +38,7 @@ from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERRO
 from flwr.supernode.start_client_internal import FAB_VERIFICATION_ERROR
 from google.protobuf.message import DecodeError, Message
 
-from fedward_client.adapters.flower_records import in_order, tree_sha256
+from fedward_client.adapters.flower_records import in_order, manifests_of_object, tree_sha256
 from fedward_client.gateway.fleet import (
     Addressing,
     Bundle,
@@ -180,6 +180,10 @@ class FlowerFleetMessages:
         asked = _parse(PullObjectRequest, request)
         content = _parse(PullObjectResponse, reply).object_content
         return PulledObject(object_id=asked.object_id, run_id=asked.run_id, content=content)
+
+    def manifests(self, content: bytes) -> Mapping[str, bytes]:
+        """The manifests in an object of an instruction, by their names; none in most objects."""
+        return manifests_of_object(content)
 
     def bundle(self, reply: bytes) -> Bundle:
         """The bundle in a get-fab reply."""

@@ -5,9 +5,10 @@ from typing import Final
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from google.protobuf.message import DecodeError
 
 from fedward_common.canonical import sha256_hex
-from fedward_common.channel.blobs import INLINE_BYTES
+from fedward_common.channel.blobs import INLINE_BYTES, SUFFIX
 from fedward_common.errors import ProtocolError
 from fedward_common.wire import Envelope
 
@@ -70,6 +71,21 @@ def object_ids(envelope: Envelope) -> frozenset[str]:
     records = to_records(envelope)
     tree = ObjectTree(children=[get_object_tree(records)])
     return frozenset({*get_all_nested_objects(records), tree_sha256(tree)})
+
+
+def manifests_of_object(content: bytes) -> dict[str, bytes]:
+    """The manifests of blobs in a record's object, by their names."""
+    if SUFFIX.encode() not in content or not content.startswith(b"ConfigRecord"):
+        return {}
+    try:
+        record = ConfigRecord.inflate(content)
+    except (ValueError, TypeError, LookupError, AttributeError, DecodeError):
+        return {}  # SuperNode refuses it
+    return {
+        name.removeprefix(BLOB): value
+        for name, value in record.items()
+        if name.startswith(BLOB) and name.endswith(SUFFIX) and isinstance(value, bytes)
+    }
 
 
 def in_order(tree: ObjectTree) -> ObjectTree:

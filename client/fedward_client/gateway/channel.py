@@ -13,7 +13,14 @@ from fedward_client.gateway.dial import dial, explained
 from fedward_client.gateway.fleet import Answer
 from fedward_client.gateway.greeting import Greeting
 from fedward_client.gateway.offers import ModelOffer, model_offers
-from fedward_client.gateway.phase_stream import EdgeStream
+from fedward_client.gateway.streams import (
+    FetchStream,
+    SendStream,
+    Stream,
+    fetch_stream,
+    phase_stream,
+    send_stream,
+)
 from fedward_client.proxy import Proxy
 from fedward_client.settings import SiteSettings
 from fedward_common.channel import channel_pb2 as wire
@@ -30,6 +37,7 @@ T = TypeVar("T")
 CALL_SECONDS: Final = 28.0
 HEARTBEAT_SECONDS: Final = 4.5
 """SuperNode waits 30 s for an answer and 5 s for that of a heartbeat: ours comes before."""
+OWN_CONNECTION: Final = ("grpc.use_local_subchannel_pool", 1)
 OWN_CALL_SECONDS: Final = 20.0
 """For what the gateway asks on its own."""
 
@@ -91,8 +99,11 @@ class EdgeChannel:
             identity, root, self._own, now=self._clock()
         )
         target, options = dial(self._coordinator, server_name=self._server_name, proxy=self._proxy)
-        self._channel = grpc.aio.secure_channel(
-            target, channel_credentials(identity, root), options=options
+        credentials = channel_credentials(identity, root)
+        self._channel = grpc.aio.secure_channel(target, credentials, options=options)
+        # Connects with its first stream. Behind a blob a heartbeat would be late.
+        self._bulk = grpc.aio.secure_channel(
+            target, credentials, options=[*options, OWN_CONNECTION]
         )
         self._stub = stubs.FedwardChannelStub(self._channel)
         self._site = stubs.FedwardSiteStub(self._channel)
@@ -165,9 +176,17 @@ class EdgeChannel:
         _check(reply.error_code)
         return reply.content, reply.size
 
-    def phase(self) -> EdgeStream:
+    def phase(self) -> Stream:
         """A new stream for the steps of a phase."""
-        return EdgeStream(self._channel, self._explained)
+        return phase_stream(self._channel, self._explained)
+
+    def fetch_blob(self) -> FetchStream:
+        """A new stream for a blob that comes in."""
+        return fetch_stream(self._bulk, self._explained)
+
+    def send_blob(self) -> SendStream:
+        """A new stream for a blob that goes out."""
+        return send_stream(self._bulk, self._explained)
 
     def reconnect(self) -> None:
         """Makes the next call with the identity that lies in the files now.
@@ -177,17 +196,19 @@ class EdgeChannel:
         Raises:
             ConfigError: the files are not in order; the present connection stays.
         """
-        before = self._channel
+        before = (self._channel, self._bulk)
         self._open()
-        task = asyncio.get_running_loop().create_task(before.close(CALL_SECONDS))
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        for channel in before:
+            task = asyncio.get_running_loop().create_task(channel.close(CALL_SECONDS))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def close(self) -> None:
         """Closes the connection, and those that still served calls."""
         for task in list(self._closing):
             task.cancel()
         await self._channel.close()
+        await self._bulk.close()
 
     async def _answered(self, call: Awaitable[T]) -> T:
         try:

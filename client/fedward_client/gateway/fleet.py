@@ -120,6 +120,10 @@ class FleetMessages(Protocol):
         """The object asked for and the content that came."""
         ...
 
+    def manifests(self, content: bytes) -> Mapping[str, bytes]:
+        """The manifests in an object of an instruction, by their names; none in most objects."""
+        ...
+
     def bundle(self, reply: bytes) -> Bundle:
         """The bundle in a get-fab reply."""
         ...

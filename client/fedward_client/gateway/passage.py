@@ -8,7 +8,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal, Protocol, TypeVar
 
 import structlog
 
@@ -30,6 +30,7 @@ from fedward_common.channel.routes import (
     request_headers,
 )
 from fedward_common.errors import ChannelError, FedwardError, PolicyRefused, ProtocolError
+from fedward_common.wire import Octets
 
 T = TypeVar("T")
 
@@ -44,6 +45,18 @@ HOPELESS: Final = frozenset({Refusal.BODY_TOO_LARGE, Refusal.MALFORMED, Refusal.
 """Reasons that no second try can change."""
 
 _log = structlog.get_logger(__name__)
+
+
+class Beside(Protocol):
+    """What travels beside messages."""
+
+    def announced(self, blobs: Mapping[str, Octets]) -> None:
+        """A message came in that names blobs. Raises ProtocolError."""
+        ...
+
+    def released(self, message_id: str) -> None:
+        """A message is on its way out."""
+        ...
 
 
 class Gateway:
@@ -65,6 +78,7 @@ class Gateway:
 
         `kept` is what an earlier gateway knew; without it replies under way are refused.
         """
+        self._blobs: Beside | None = None
         self._channel = channel
         self._guard = guard
         self._fleet = fleet
@@ -85,6 +99,10 @@ class Gateway:
             "get-fab": self._get_fab,
             "get-run": self._get_run,
         }
+
+    def carries_blobs(self, blobs: Beside) -> None:
+        """What travels beside messages goes by `blobs` from now on."""
+        self._blobs = blobs
 
     async def handle(self, route: str, headers: Mapping[str, str], body: bytes) -> Answer:
         """The answer for SuperNode: SuperLink's, or one of two that SuperNode survives.
@@ -173,6 +191,8 @@ class Gateway:
             size_bytes=len(call.body),
             run=outgoing.addressing.run_id,
         )
+        if self._blobs is not None and not outgoing.error:
+            self._blobs.released(outgoing.message_id)
         try:
             answer = await self._forward(call)
         except ChannelError as error:
@@ -297,6 +317,8 @@ class Gateway:
                 size_bytes=len(pulled.content),
                 run=pulled.run_id,
             )
+            if self._blobs is not None:
+                self._blobs.announced(self._fleet.manifests(pulled.content))
         return answer
 
     async def _get_fab(self, call: "_Call") -> Answer:

@@ -16,8 +16,9 @@ from typing import Final, Literal, Protocol, TypeVar
 
 import structlog
 
+from fedward_client.gateway.blobs import BlobDesk
 from fedward_client.gateway.phase_course import Course
-from fedward_client.gateway.phase_stream import Stream
+from fedward_client.gateway.streams import Stream
 from fedward_client.ports import ObjectIds, Passing, PhaseGuard
 from fedward_common.channel import phase_pb2 as wire
 from fedward_common.channel.phases import (
@@ -81,11 +82,15 @@ class PhaseDesk:
         guard: PhaseGuard,
         ask: Callable[..., Awaitable[object]],
         object_ids: ObjectIds,
+        blobs: BlobDesk | None = None,
         resume_seconds: float = RESUME_SECONDS,
     ) -> None:
         self._access = access
         self._streams = streams
-        self._way_out = WayOut(streams=streams, guard=guard, ask=ask, object_ids=object_ids)
+        self._blobs = blobs
+        self._way_out = WayOut(
+            streams=streams, guard=guard, ask=ask, object_ids=object_ids, blobs=blobs
+        )
         self._resume_seconds = resume_seconds
         self._server: asyncio.Server | None = None
         self._serving: dict[asyncio.Task[None], str] = {}
@@ -126,6 +131,9 @@ class PhaseDesk:
         if len(self._serving) > MAX_WORKERS:
             raise PolicyRefused(f"phase: expected at most {MAX_WORKERS} workers at a time")
         joined = await asyncio.wait_for(read_message(reader, wire.PhaseUp), JOIN_SECONDS)
+        if joined is not None and joined.WhichOneof("said") == "blob" and self._blobs is not None:
+            await self._blobs.hand(joined.blob, writer)
+            return
         if joined is None or not re.fullmatch(DIGEST, joined.join):
             raise ProtocolError("phase: expected the study of a phase first, found another message")
         if not await self._way_out.phase_open(joined.join):
@@ -156,6 +164,7 @@ class WayOut:
     guard: PhaseGuard
     ask: Callable[..., Awaitable[object]]
     object_ids: ObjectIds
+    blobs: BlobDesk | None = None
 
     async def phase_open(self, study: str) -> bool:
         """Whether the guard opened a phase of this study."""
@@ -164,6 +173,11 @@ class WayOut:
     async def came_in(self, envelope: Envelope) -> None:
         """Writes down a step that came in."""
         await self._journal("in", STEP, envelope)
+
+    def announce(self, envelope: Envelope) -> None:
+        """Begins to fetch the blobs that a step for the worker names. Raises ProtocolError."""
+        if self.blobs is not None:
+            self.blobs.announced(envelope.blobs)
 
     async def let_out(self, envelope: Envelope) -> None:
         """Returns when the guard let exactly these bytes out and wrote them down.
@@ -179,6 +193,8 @@ class WayOut:
                 "none"
             )
         await self._journal("out", REPLY, envelope)
+        if self.blobs is not None:
+            self.blobs.released(sha256)
 
     async def _journal(
         self, direction: Literal["in", "out"], kind: str, envelope: Envelope
@@ -292,6 +308,7 @@ class _Carried:
         asked = self._course.asked(step)
         await self._way_out.came_in(asked.envelope)
         if asked.work:
+            self._way_out.announce(asked.envelope)
             self._writer.write(framed(wire.PhaseDown(step=to_step(step.number, asked.envelope))))
             await self._writer.drain()
         elif asked.answer is not None:

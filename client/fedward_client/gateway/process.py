@@ -7,6 +7,7 @@ from typing import Self
 
 from fedward_client.isolation.accounts import node_public_key
 from fedward_client.settings import SiteSettings
+from fedward_common.channel.blobs import MAX_BLOB_BYTES
 from fedward_common.channel.tls import require_tls13
 
 
@@ -19,8 +20,9 @@ class GatewayConfig:
     that SuperNode trusts (`make_loopback_identity`), `guard_socket` the guard's gateway socket,
     `node_public_key` the `flwr-public-key` of the one SuperNode that may call. `proxy` stands
     before the coordinator, and only where it is named. `phase_socket` is where the worker, the user
-    `worker_user`, answers the steps of phases; without it there are none here. `spool` is where
-    replies wait while the coordinator is away; without it they wait at SuperNode.
+    `worker_user`, answers the steps of phases and gets the blobs of its messages; without it there
+    are none here. `spool` is where replies wait while the coordinator is away; without it they wait
+    at SuperNode. `blob_folder` is where blobs lie that come in, of at most `max_blob_bytes`.
     """
 
     coordinator: str
@@ -40,6 +42,8 @@ class GatewayConfig:
     worker_user: str | None = None
     group: str | None = None
     spool: Path | None = None
+    blob_folder: Path | None = None
+    max_blob_bytes: int = MAX_BLOB_BYTES
 
     @classmethod
     def of(cls, settings: SiteSettings) -> Self:
@@ -67,6 +71,8 @@ class GatewayConfig:
             worker_user=settings.guard.worker_user,
             group=settings.guard.group,
             spool=settings.spool,
+            blob_folder=settings.blob_folder,
+            max_blob_bytes=settings.policy.max_blob_bytes,
         )
 
 

@@ -16,6 +16,7 @@ from fedward_client.adapters.flower_fleet import FlowerFleetMessages
 from fedward_client.adapters.flower_records import object_ids
 from fedward_client.adapters.key_files import read_passphrase
 from fedward_client.adapters.tls_pair import SiteIdentity, TlsPair
+from fedward_client.gateway.blobs import BlobDesk, Room
 from fedward_client.gateway.caller import SuperNode
 from fedward_client.gateway.channel import EdgeChannel
 from fedward_client.gateway.greeting import own_versions
@@ -70,6 +71,20 @@ async def serve_gateway(config: GatewayConfig) -> None:
             spool=_spool(config),
             kept=None if config.spool is None else OutboxFile(config.spool),
         )
+        blobs = None
+        if config.blob_folder is not None:
+            blobs = BlobDesk(
+                streams=channel,
+                guard=guard,
+                ask=gateway.ask,
+                room=Room(
+                    folder=config.blob_folder,
+                    max_bytes=config.max_blob_bytes,
+                    quota_bytes=2 * config.max_blob_bytes,
+                ),
+            )
+            stack.push_async_callback(blobs.stop)
+            gateway.carries_blobs(blobs)
         if (access := _phase_access(config)) is not None:
             desk = PhaseDesk(
                 access=access,
@@ -77,6 +92,7 @@ async def serve_gateway(config: GatewayConfig) -> None:
                 guard=guard,
                 ask=gateway.ask,
                 object_ids=object_ids,
+                blobs=blobs,
             )
             await desk.start()
             stack.push_async_callback(desk.stop)

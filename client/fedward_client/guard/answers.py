@@ -21,6 +21,7 @@ from fedward_client.guard.states import States, check_state
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, ObjectIds, Shapes, Signer
 from fedward_common.canonical import sha256_hex
+from fedward_common.channel.blobs import SUFFIX, in_transit
 from fedward_common.errors import REFUSAL_CODES, LedgerError, PolicyRefused, ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.privacy.ledger import Charge, Head, Ledger
@@ -60,7 +61,8 @@ class Answers:
 
         In a study with secure sums `payload` is whole numbers for this process alone, and what is
         signed is their noised and masked form; `boxes` are the other sites' encrypted shares.
-        `state` is kept for the next round once the answer is on disk.
+        `state` is kept for the next round once the answer is on disk. Of a large payload the
+        message carries the manifest; the bytes leave by `Release.blob`.
 
         Raises:
             PolicyRefused: the policy does not permit the study any more, or not now.
@@ -88,11 +90,13 @@ class Answers:
     def _sealed(self, receipt: str, live: Live, payload: bytes) -> Envelope:
         kind = live.instruction.kind
         envelope = self._signed(live.instruction, kind=kind, payload=payload)
-        object_ids = self.object_ids(envelope)
+        carried = in_transit(envelope, live.instruction.study)
+        object_ids = self.object_ids(carried)
+        manifest = bytes(carried.blobs.get(PAYLOAD + SUFFIX, b""))
         with self.lock:
             self._live(receipt)  # not voided, and nobody paused, while the payload was looked at
-            self._keep(live.instruction, kind, envelope, object_ids)
-        return envelope
+            self._keep(live.instruction, kind, envelope, object_ids, manifest=manifest)
+        return carried
 
     def step(self, instruction: Instruction, study: StudySpec, message: bytes) -> Envelope:
         """The signed answer to a step of secure aggregation; it may leave once, unchanged.
@@ -248,6 +252,8 @@ class Answers:
         kind: ReplyKind,
         envelope: Envelope,
         object_ids: frozenset[str],
+        *,
+        manifest: bytes = b"",
     ) -> None:
         """Makes `envelope` the answer of its slot, on disk, and uses up the slot's receipt."""
         payload = bytes(envelope.blobs.get(PAYLOAD, b""))
@@ -261,6 +267,7 @@ class Answers:
             payload_sha256=sha256_hex(payload),
             object_ids=object_ids,
             sealed_at=self.clock(),
+            manifest=manifest,
         )
         self.replies.keep(sealed, payload)
         self.receipts.void(instruction.slot)

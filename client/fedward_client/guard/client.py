@@ -7,11 +7,11 @@ refuses is raised here as the same class of error, with the guard's text (same h
 import socket
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from fedward_client.guard.frames import Frame, read_frame, write_frame
+from fedward_client.guard.frames import Frame, read_frame, take_over, write_frame
 from fedward_client.policy import EthicsExpired, NotApproved, OutOfHours, Paused
 from fedward_client.ports import Passing
 from fedward_common.errors import FedwardError, ProtocolError, StartError
@@ -116,6 +116,21 @@ class GuardClient:
         """
         self._ask({"op": "journal", **asdict(passing)})
 
+    def blob(self, message_id: str) -> tuple[bytes, int] | None:
+        """The manifest of what leaves beside a message, and a descriptor that reads it.
+
+        The caller closes the descriptor. None where nothing leaves beside it.
+
+        Raises:
+            PolicyRefused: the policy keeps it back now.
+        """
+        answer = self._ask({"op": "blob", "message_id": message_id})
+        return None if answer.file is None else (answer.blobs[0], answer.file)
+
+    def require_blob(self, blob: str) -> None:
+        """Returns when a blob that is on its way out may go on. Raises PolicyRefused."""
+        self._ask({"op": "require_blob", "id": blob})
+
     def bundle_allowed(self, sha256: str) -> bool:
         """Whether the site approved this app bundle."""
         return self._ask({"op": "bundle_allowed", "sha256": sha256}).header.get("allowed") is True
@@ -141,6 +156,8 @@ class GuardClient:
                 with suppress(BrokenPipeError, ConnectionResetError):
                     write_frame(connection, header, blobs)
                 answer = read_frame(connection)
+                if answer is not None and answer.header.get("file") is True:
+                    answer = replace(answer, file=take_over(connection))
         except OSError as error:
             raise StartError(
                 f"guard: expected it to answer at {self._path}, found "

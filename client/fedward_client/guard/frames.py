@@ -5,6 +5,7 @@ the other; the header's `blobs` lists their sizes. One request or answer per fra
 """
 
 import json
+import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from fedward_common.errors import ProtocolError
 MAX_HEADER_BYTES: Final = 1 << 20
 MAX_BLOB_BYTES: Final = 1 << 30
 CHUNK_BYTES: Final = 1 << 20
+FILE: Final = b"F"
 
 _HEADER = struct.Struct(">I")
 _BLOB = struct.Struct(">Q")
@@ -28,6 +30,8 @@ class Frame:
 
     header: dict[str, Any]
     blobs: tuple[bytes, ...] = ()
+    file: int | None = None
+    """A descriptor that is handed over after the frame, and closed here."""
 
 
 def write_frame(
@@ -76,6 +80,26 @@ def read_frame(connection: socket.socket, *, max_blob_bytes: int = MAX_BLOB_BYTE
             f"guard: expected blobs of at most {max_blob_bytes} bytes that add up, found {size}"
         )
     return Frame(header=header, blobs=tuple(_read(connection, n) for n in sizes))
+
+
+def hand_over(connection: socket.socket, descriptor: int) -> None:
+    """Hands an open file to the other side, with one byte, and closes it here.
+
+    Raises:
+        OSError: the connection broke.
+    """
+    try:
+        socket.send_fds(connection, [FILE], [descriptor])
+    finally:
+        os.close(descriptor)
+
+
+def take_over(connection: socket.socket) -> int:
+    """The open file that follows a frame. Raises ProtocolError; OSError: the connection broke."""
+    byte, files, _flags, _address = socket.recv_fds(connection, len(FILE), 1)
+    if byte != FILE or len(files) != 1:
+        raise ProtocolError("guard: expected an open file, found none")
+    return files[0]
 
 
 def _parse(text: bytes) -> dict[str, Any]:

@@ -13,17 +13,18 @@ from typing import Final
 from fedward_client.guard.memory import OBJECT
 from fedward_client.guard.notes import reason
 from fedward_client.guard.receipts import Refusals, Steps
-from fedward_client.guard.replies import Replies
+from fedward_client.guard.replies import Replies, SealedReply
 from fedward_client.guard.shelf import StudyShelf
 from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, Passing
+from fedward_common.channel.blobs import BLOB, REST, Manifest
 from fedward_common.errors import PolicyRefused
 from fedward_common.wire import CONTROL_KINDS
 
 MAX_MESSAGES: Final = 64
 ERROR: Final = "error-reply"
-OF_STUDIES: Final = frozenset({"reply", ERROR, "object"})
+OF_STUDIES: Final = frozenset({"reply", ERROR, "object", BLOB, REST})
 """Kinds of objects that belong to a study's messages."""
 
 
@@ -39,6 +40,14 @@ class Carried:
     def is_refusal(self) -> bool:
         """Whether it is one word and no more."""
         return self.kind == "refusal"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OutgoingBlob:
+    """A sealed payload that leaves as a blob: its manifest, and a descriptor that reads it."""
+
+    manifest: bytes
+    descriptor: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +70,8 @@ class Release:
         """Knows again what was on its way when the guard stopped."""
         for sealed in sorted(self.replies.released(), key=lambda one: one.sealed_at):
             carried = Carried(study=sealed.study, round=sealed.round, kind=sealed.kind)
-            self._carry(sealed.released_to or "", sealed.object_ids, carried)
+            ids = sealed.object_ids | _blob_of(sealed)
+            self._carry(sealed.released_to or "", ids, carried)
 
     def message(self, message_id: str, object_ids: Sequence[str]) -> bool:
         """Whether the message with exactly these content objects may leave.
@@ -99,6 +109,8 @@ class Release:
             step.released_to = message_id
         elif refusal is not None:
             refusal.released_to = message_id
+        if sealed is not None:
+            wanted |= _blob_of(sealed)
         self._carry(message_id, wanted, carried)
         self.log.append("reply.released", message_id=message_id, objects=len(wanted))
         return True
@@ -130,6 +142,36 @@ class Release:
                 self._errors[passing.sha256] = None
                 while len(self._errors) > MAX_MESSAGES:
                     self._errors.popitem(last=False)
+
+    def blob(self, message_id: str) -> OutgoingBlob | None:
+        """What leaves beside a message that was let out, if it has a blob.
+
+        Raises:
+            PolicyRefused: the policy keeps it back now.
+            LedgerError: it cannot be read.
+        """
+        for sealed in self.replies.released():
+            if sealed.released_to != message_id or not sealed.manifest:
+                continue
+            descriptor = self.replies.open_payload(sealed)
+            if descriptor is not None:
+                return OutgoingBlob(manifest=sealed.manifest, descriptor=descriptor)
+        return None
+
+    def require_blob(self, blob: str) -> None:
+        """Returns when a blob that is on its way out may go on.
+
+        Raises:
+            PolicyRefused: the policy keeps the rest of it back now; that is in the journal.
+        """
+        carried = self._objects.get(blob)
+        try:
+            if carried is None:
+                raise PolicyRefused("Site policy keeps a blob back: it is of no message let out")
+            self._require(carried, 0)
+        except PolicyRefused as error:
+            self.log.append("object.held", kind=BLOB, sha256=blob, bytes=0, **reason(error))
+            raise
 
     def _require_out(self, carried: Carried | None, passing: Passing) -> None:
         if carried is not None:
@@ -171,6 +213,10 @@ class Release:
             _, old = self._messages.popitem(last=False)
             for one in old - frozenset().union(*self._messages.values()):
                 self._objects.pop(one, None)
+
+
+def _blob_of(sealed: SealedReply) -> frozenset[str]:
+    return frozenset({Manifest.parse(sealed.manifest).id} if sealed.manifest else ())
 
 
 def _fields(passing: Passing, carried: Carried | None) -> dict[str, object]:

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from fedward_client.ports import Clock
 from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.channel.blobs import SUFFIX
 from fedward_common.errors import LedgerError, ProtocolError
 from fedward_common.trust.private_files import write_private
 from fedward_common.wire import Envelope, ReplyKind
@@ -36,6 +37,8 @@ class SealedReply:
     object_ids: frozenset[str]
     sealed_at: datetime
     released_to: str | None = None
+    manifest: bytes = b""
+    """What its message carries in place of the payload, where that leaves as a blob."""
 
     @property
     def has_payload(self) -> bool:
@@ -111,7 +114,7 @@ class Replies:
         return len(reply.header) + self._size(reply.slot)
 
     def envelope(self, reply: SealedReply) -> Envelope | None:
-        """The stored bytes, or None when they are gone (or are not what was sealed)."""
+        """The stored answer as a message carries it; None when its bytes are gone or others."""
         if not reply.has_payload:
             return Envelope(header=reply.header)
         try:
@@ -120,7 +123,25 @@ class Replies:
             return None
         if sha256_hex(payload) != reply.payload_sha256:
             return None
+        if reply.manifest:
+            return Envelope(header=reply.header, blobs={PAYLOAD + SUFFIX: reply.manifest})
         return Envelope(header=reply.header, blobs={PAYLOAD: payload})
+
+    def open_payload(self, reply: SealedReply) -> int | None:
+        """A descriptor that reads the stored payload, which the caller closes; None if it is gone.
+
+        Raises:
+            LedgerError: it cannot be read.
+        """
+        try:
+            return os.open(self._payload_path(reply), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise LedgerError(
+                f"replies {self._folder}: expected to read a reply, found "
+                f"{os.strerror(error.errno or 0)}"
+            ) from error
 
     def keep(self, reply: SealedReply, payload: bytes) -> None:
         """Stores an answer: the slot counts as answered exactly when this returns.
@@ -225,6 +246,7 @@ def _text(reply: SealedReply) -> bytes:
             "object_ids": sorted(reply.object_ids),
             "sealed_at": reply.sealed_at.isoformat(),
             "released_to": reply.released_to,
+            **({"manifest": reply.manifest.decode()} if reply.manifest else {}),
         }
     )
 
@@ -245,6 +267,7 @@ def _load(path: Path) -> SealedReply:
             object_ids=frozenset(value["object_ids"]),
             sealed_at=datetime.fromisoformat(value["sealed_at"]),
             released_to=value["released_to"],
+            manifest=value.get("manifest", "").encode(),
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LedgerError(

@@ -14,7 +14,7 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from fedward_client.guard.client import Grant
-from fedward_client.guard.frames import MAX_BLOB_BYTES, Frame, read_frame, write_frame
+from fedward_client.guard.frames import MAX_BLOB_BYTES, Frame, hand_over, read_frame, write_frame
 from fedward_client.guard.service import GuardService
 from fedward_client.ports import Passing
 from fedward_common.errors import (
@@ -80,6 +80,16 @@ class _PhaseOpen(Strict):
     study: str = Field(pattern=DIGEST)
 
 
+class _Blob(Strict):
+    op: Literal["blob"]
+    message_id: str = Field(pattern=WORD)
+
+
+class _RequireBlob(Strict):
+    op: Literal["require_blob"]
+    id: str = Field(pattern=DIGEST)
+
+
 class _Record(Strict):
     op: Literal["record"]
 
@@ -112,7 +122,7 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
 
 
 def gateway_operations(service: GuardService) -> dict[str, Operation]:
-    """What the gateway may ask: release, journal, bundle, phase. Never a receipt."""
+    """What the gateway may ask: release, journal, blob, bundle, phase. Never a receipt."""
 
     def release(frame: Frame) -> Frame:
         request = _request(_Release, frame)
@@ -130,7 +140,19 @@ def gateway_operations(service: GuardService) -> dict[str, Operation]:
     def phase_open(frame: Frame) -> Frame:
         return Frame(header={"open": service.phase_open(_request(_PhaseOpen, frame).study)})
 
+    def blob(frame: Frame) -> Frame:
+        found = service.blob(_request(_Blob, frame).message_id)
+        if found is None:
+            return Frame(header={"file": False})
+        return Frame(header={"file": True}, blobs=(found.manifest,), file=found.descriptor)
+
+    def require_blob(frame: Frame) -> Frame:
+        service.require_blob(_request(_RequireBlob, frame).id)
+        return Frame(header={})
+
     return {
+        "blob": blob,
+        "require_blob": require_blob,
         "release": release,
         "journal": journal,
         "bundle_allowed": bundle_allowed,
@@ -233,6 +255,8 @@ class GuardServer:
                 write_frame(connection, _refusal(error))
             else:
                 write_frame(connection, {"ok": True, **answer.header}, answer.blobs)
+                if answer.file is not None:
+                    hand_over(connection, answer.file)
 
     def _next(self, connection: socket.socket) -> Frame | None:
         try:

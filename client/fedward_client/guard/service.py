@@ -19,7 +19,7 @@ from fedward_client.guard.client import Grant, StoredReply
 from fedward_client.guard.notes import note, reason
 from fedward_client.guard.phases import Phases
 from fedward_client.guard.receipts import Reasons, Receipts, Refusals, Steps
-from fedward_client.guard.release import Release
+from fedward_client.guard.release import OutgoingBlob, Release
 from fedward_client.guard.replies import Replies
 from fedward_client.guard.secure import SecureSums
 from fedward_client.guard.shelf import StudyShelf
@@ -170,6 +170,16 @@ class GuardService:
         """As `Release.journal`."""
         with self._lock:
             self._release.journal(passing)
+
+    def blob(self, message_id: str) -> OutgoingBlob | None:
+        """As `Release.blob`."""
+        with self._lock:
+            return self._release.blob(message_id)
+
+    def require_blob(self, blob: str) -> None:
+        """As `Release.require_blob`."""
+        with self._lock:
+            self._release.require_blob(blob)
 
     def phase_open(self, study: str) -> bool:
         """Whether the gateway may open a stream for a phase of this study."""

@@ -96,15 +96,8 @@ def _make_folders(settings: SiteSettings, owners: Owners, accounts: SiteAccounts
     node, worker = node_home(settings), worker_home(settings)
     loopback = loopback_folder(settings)
     keys = settings.keys
-    elsewhere = (
-        node,
-        worker,
-        loopback,
-        settings.spool,
-        keys.node_key,
-        keys.tls_key,
-        keys.signing_key,
-    )
+    own = (node, worker, loopback, settings.spool, settings.blob_folder)
+    elsewhere = (*own, keys.node_key, keys.tls_key, keys.signing_key)
     keep = {path.relative_to(state).parts[0] for path in elsewhere if path.is_relative_to(state)}
     owners.folder(state, accounts.guard, passage=True, keep=keep)
     owners.folder(run, accounts.guard, passage=True)
@@ -113,6 +106,7 @@ def _make_folders(settings: SiteSettings, owners: Owners, accounts: SiteAccounts
     owners.folder(worker, accounts.worker)
     owners.folder(loopback, accounts.gateway, passage=True)
     owners.folder(settings.spool, accounts.gateway)
+    owners.folder(settings.blob_folder, accounts.gateway)
     owners.folder(settings.fleet_socket.parent, accounts.gateway)
     owners.folder(settings.phase_socket.parent, accounts.gateway, passage=True)
 
