@@ -202,7 +202,7 @@ class Worker:
         )
 
 
-def _require_model(study: StudySpec, instruction: Instruction, model: bytes) -> None:
+def _require_model(study: StudySpec, instruction: Instruction, model: Octets) -> None:
     """Returns when the model can be worked with: asked before the round is charged.
 
     The names and shapes of a plugin's model are known only once the guard said that it is approved;

@@ -1,6 +1,7 @@
 """Canonical bytes and digests: the one way anything in Fedward is hashed or signed."""
 
 import hashlib
+from collections.abc import Iterable
 from typing import Any
 
 import rfc8785
@@ -24,6 +25,9 @@ def canonical_json(value: Any) -> bytes:  # JSON values have no narrower static 
         ) from error
 
 
-def sha256_hex(data: bytes | memoryview) -> str:
-    """The SHA-256 of `data` as 64 lower-case hexadecimal digits."""
-    return hashlib.sha256(data).hexdigest()
+def sha256_hex(data: bytes | memoryview | Iterable[bytes | memoryview]) -> str:
+    """The SHA-256 of `data`, whole or in pieces, as 64 lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    for part in (data,) if isinstance(data, bytes | bytearray | memoryview) else data:
+        digest.update(part)
+    return digest.hexdigest()

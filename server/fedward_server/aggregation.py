@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedward_common.arrays import Array, Tensors
+from fedward_common.arrays import BLOCK, Array, Tensors
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
@@ -39,9 +39,12 @@ class PlainSum:
         self._weights = dict(weights)
         self._total: dict[str, Wide] = {}
         self._added: set[SiteId] = set()
+        self._mean: dict[str, Array] = {}
 
     def add(self, site: SiteId, tensors: Tensors) -> None:
         """Adds one site's tensors once. Raises ProtocolError on a second or unknown site."""
+        if self._mean:
+            raise RuntimeError("a sum whose mean was taken takes nothing more")
         if site not in self._weights or site in self._added:
             raise ProtocolError(
                 f"sum: expected one update of each study site, found another of {site}"
@@ -52,15 +55,35 @@ class PlainSum:
             )
         self._added.add(site)
         for name, tensor in tensors.items():
-            term = np.multiply(tensor, self._weights[site], dtype=np.float64)
-            self._total[name] = self._total[name] + term if name in self._total else term
+            if name not in self._total:
+                self._total[name] = np.zeros(tensor.shape, dtype=np.float64)
+            total, term = self._total[name].reshape(-1), tensor.reshape(-1)
+            for start in range(0, total.size, BLOCK):
+                part = slice(start, start + BLOCK)
+                total[part] += np.multiply(term[part], self._weights[site], dtype=np.float64)
 
     def mean(self) -> dict[str, Array]:
-        """The weighted mean over the sites added. Raises RuntimeError when there is none."""
+        """The weighted mean over the sites added. Raises RuntimeError when there is none.
+
+        It takes the sum's place in memory: nothing can be added any more.
+        """
         weight = sum(self._weights[site] for site in self._added)
         if weight <= 0:
             raise RuntimeError("a sum over no site has no mean")
-        return {name: (total / weight).astype(np.float32) for name, total in self._total.items()}
+        if not self._mean:
+            self._mean = {name: _narrowed(one, weight) for name, one in self._total.items()}
+            self._total = {}
+        return dict(self._mean)
+
+
+def _narrowed(total: Wide, weight: float) -> Array:
+    """total / weight as float32, in the first half of the memory of `total`, which is lost."""
+    wide = total.reshape(-1)
+    narrow = wide.view(np.float32)[: wide.size]
+    for start in range(0, wide.size, BLOCK):
+        part = slice(start, start + BLOCK)
+        narrow[part] = (wide[part] / weight).astype(np.float32)  # ends where `part` was read
+    return narrow.reshape(total.shape)
 
 
 class ServerOptimiser(Protocol):

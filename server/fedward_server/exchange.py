@@ -155,10 +155,9 @@ class Exchanges:
         self.fleet.send(envelopes)
         self._tries = Counter()
         while not state.closed(now := self.clock.now()):
-            for answer in self.fleet.receive(
-                timeout_seconds=min(POLL_SECONDS, state.seconds_left(now))
-            ):
-                self._take(state, instruction, answer, take)
+            answers = self.fleet.receive(timeout_seconds=min(POLL_SECONDS, state.seconds_left(now)))
+            while answers:  # each is dropped before the next is looked at
+                self._take(state, instruction, answers.pop(0), take)
             self._send_again(state, envelopes)
         self._note_pace(state)
         for site in state.missing:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from fedward_common.arrays import Tensors, tensors_to_bytes
 from fedward_common.ids import SiteId
-from fedward_common.wire import Envelope
+from fedward_common.wire import Envelope, Octets
 from fedward_server.progress import Progress, Resumed
 
 
@@ -40,6 +41,34 @@ class Fleet(Protocol):
     def receive(self, *, timeout_seconds: float) -> list[Answer]:
         """The answers that arrived since the last call; waits up to the timeout for a first one."""
         ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Kept:
+    """Tensors and their bytes, which may be one and the same mapped file."""
+
+    tensors: Tensors
+    octets: Octets
+
+
+class Tray(Protocol):
+    """Where a run keeps a model that it is about to send."""
+
+    def keep(self, tensors: Tensors) -> Kept:
+        """The same tensors; large ones cost no memory of this process from now on.
+
+        Raises:
+            StorageError: the disk has no room.
+        """
+        ...
+
+
+class InMemory:
+    """The `Tray` that keeps everything in memory."""
+
+    def keep(self, tensors: Tensors) -> Kept:
+        """The tensors as they are."""
+        return Kept(tensors=tensors, octets=tensors_to_bytes(tensors))
 
 
 class Clock(Protocol):

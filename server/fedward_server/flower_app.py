@@ -16,13 +16,12 @@ import structlog
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from fedward_common.arrays import tensors_to_bytes
 from fedward_common.errors import FedwardError
 from fedward_common.ids import SiteId
 from fedward_common.models.plugins import register_installed
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
-from fedward_server.adapters.blob_link import BlobLink
+from fedward_server.adapters.blob_link import BlobLink, BlobTray
 from fedward_server.adapters.edge_kick import ReplyLine, kick
 from fedward_server.adapters.flower_grid import FlowerFleet
 from fedward_server.adapters.ledger_heads import HeadsFile
@@ -83,10 +82,11 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
             events=folder,
             heads=HeadsFile(settings.state),
             site_keys=_site_keys(registry, study),
+            tray=BlobTray(settings.blob_folder),
         ).run()
     folder.emit("run.finished", study=study.digest, rounds=result.committed_rounds)
     folder.finish(
-        model=tensors_to_bytes(result.model),
+        model=result.model,
         counts={site: counts.tolist() for site, counts in result.counts.items()},
         facts={"study": study.digest, **result.facts},
     )

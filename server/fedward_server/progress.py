@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
-import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError
-from safetensors.numpy import load, save
+from safetensors.numpy import load
 
-from fedward_common.arrays import Array
+from fedward_common.arrays import Array, numeric_parts
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import LedgerError, ProtocolError
 from fedward_common.ids import SiteId
+from fedward_common.wire import Octets
 
 FORMAT: Final = "fedward-checkpoint/1"
 LENGTH: Final = struct.Struct(">Q")
@@ -60,7 +60,14 @@ class Progress:
         return self.counts is not None or self.pooled is not None
 
     def to_bytes(self) -> bytes:
-        """The checkpoint: the digest of the rest, the length of the facts, the facts, tensors."""
+        """The checkpoint whole."""
+        return b"".join(self.parts())
+
+    def parts(self) -> list[Octets]:
+        """The checkpoint: the digest of the rest, the length of the facts, the facts, tensors.
+
+        In pieces, one after the other, which are not copies of the tensors.
+        """
         facts = {
             "format": FORMAT,
             "study": self.study,
@@ -76,14 +83,14 @@ class Progress:
             "log_seq": self.log_seq,
             "log_sha256": self.log_sha256,
         }
-        head, tensors = canonical_json(facts), save(self._tensors())
-        rest = LENGTH.pack(len(head)) + head + tensors
-        return sha256_hex(rest).encode() + rest
+        head = canonical_json(facts)
+        rest = [LENGTH.pack(len(head)) + head, *numeric_parts(self._tensors())]
+        return [sha256_hex(rest).encode(), *rest]
 
     def _tensors(self) -> dict[str, npt.NDArray[Any]]:
         groups = {"model": self.model, "optimiser": self.optimiser, "average": self.average}
         return {
-            f"{group}/{name}": np.ascontiguousarray(tensors[name])
+            f"{group}/{name}": tensors[name]
             for group, tensors in groups.items()
             for name in sorted(tensors)
         }

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedward_common.arrays import Array, Tensors, tensors_from_bytes, tensors_to_bytes
+from fedward_common.arrays import Tensors, tensors_from_bytes
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
@@ -18,6 +18,7 @@ from fedward_common.study.spec import StudySpec
 from fedward_common.wire import Octets
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.exchange import RETURN_SECONDS, Ask, Exchanges
+from fedward_server.fleet import Kept, Tray
 from fedward_server.progress import Numbers, Opened
 from fedward_server.round_state import RoundState
 from fedward_server.secure_round import SecureRounds
@@ -28,7 +29,7 @@ MAX_MAGNITUDE: Final = 1e30
 class Rounds(Protocol):
     """How the rounds of a study go."""
 
-    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, Tensors] | None:
         """The round, to be committed, and the model after it; None for an abandoned one."""
         ...
 
@@ -45,13 +46,21 @@ class OpenRounds:
     """Rounds whose replies the coordinator sees: each enters a sum and is dropped."""
 
     def __init__(
-        self, study: StudySpec, exchanges: Exchanges, *, inputs: int, opened: Opened | None
+        self,
+        study: StudySpec,
+        exchanges: Exchanges,
+        *,
+        inputs: int,
+        opened: Opened | None,
+        tray: Tray,
     ) -> None:
         self._study, self._exchanges, self._opened = study, exchanges, opened
+        self._tray = tray
+        self._kept: Kept | None = None
         self._shapes = released_shapes(study, model_shapes(study.model, inputs=inputs))
         self._optimiser = server_optimiser(study)
 
-    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, Tensors] | None:
         """The server optimiser's step towards the mean of the sites' models."""
         total = plain_sum(self._study)
 
@@ -60,7 +69,7 @@ class OpenRounds:
             _require_bounded(tensors)
             total.add(site, tensors)
 
-        asked = tensors_to_bytes(round_tensors(model, self._optimiser.shared()))
+        asked = self._octets(model)
         ask = Ask(kind="train", round=number, model=asked)
         state = self._exchanges.run(again(ask, self._opened), take)
         if not state.has_quorum:
@@ -75,7 +84,15 @@ class OpenRounds:
             self._exchanges.abandon(state, reason="expected a finite model, found another")
             return None
         state.aggregate()
-        return state, following
+        self._kept = self._tray.keep(following)
+        return state, self._kept.tensors
+
+    def _octets(self, model: Tensors) -> Octets:
+        """The bytes of what goes to the sites: those of the model are kept already."""
+        shared = self._optimiser.shared()
+        if not shared and self._kept is not None and self._kept.tensors is model:
+            return self._kept.octets
+        return self._tray.keep(round_tensors(model, shared)).octets
 
     def state(self) -> Numbers:
         """The server optimiser's."""
@@ -93,7 +110,7 @@ class SecretRounds:
         self._secure = secure
         self._optimiser = server_optimiser(secure.study)
 
-    def train(self, number: int, model: Tensors) -> tuple[RoundState, dict[str, Array]] | None:
+    def train(self, number: int, model: Tensors) -> tuple[RoundState, Tensors] | None:
         """The server optimiser's step towards the opened mean."""
         trained = self._secure.mean(number, model, shared=self._optimiser.shared())
         if trained is None:
@@ -123,7 +140,10 @@ def _require_bounded(tensors: Tensors) -> None:
     What is clipped and noised is far below; numbers near the end of float32 would make a model, or
     SCAFFOLD's shared variate, that every site is charged for and refuses.
     """
-    if any(np.abs(tensor).max(initial=0.0) > MAX_MAGNITUDE for tensor in tensors.values()):
+    if any(
+        max(tensor.max(initial=0.0), -tensor.min(initial=0.0)) > MAX_MAGNITUDE
+        for tensor in tensors.values()
+    ):
         raise ProtocolError(
             f"update: expected numbers up to {MAX_MAGNITUDE:.0e}, found a larger one"
         )

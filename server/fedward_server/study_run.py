@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fedward_common.arrays import Array, tensors_to_bytes
+from fedward_common.arrays import Array, Tensors, tensors_to_bytes
 from fedward_common.errors import ConfigError, ProtocolError, StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
@@ -30,7 +30,7 @@ from fedward_common.study.statistics import (
 from fedward_common.wire import Octets
 from fedward_server.evaluation import PooledCounts
 from fedward_server.exchange import Ask, Exchanges
-from fedward_server.fleet import Clock, Fleet, RunEvents, RunStore
+from fedward_server.fleet import Clock, Fleet, InMemory, RunEvents, RunStore, Tray
 from fedward_server.ledger_heads import HeadsInMemory, LedgerHeads
 from fedward_server.progress import Opened, Progress, Resumed
 from fedward_server.round_state import RoundState
@@ -88,6 +88,7 @@ class StudyRun:
     events: RunEvents
     heads: LedgerHeads = field(default_factory=HeadsInMemory)
     site_keys: Mapping[SiteId, str] = field(default_factory=dict)
+    tray: Tray = field(default_factory=InMemory)
 
     @cached_property
     def exchanges(self) -> Exchanges:
@@ -154,10 +155,12 @@ class StudyRun:
     def _training(self, start: Resumed) -> StudyResult:
         study, progress = self.study, start.progress
         tail = released_models(study)
-        model = initial_tensors(study.model, inputs=self._inputs)
+        model: Tensors = initial_tensors(study.model, inputs=self._inputs)
         rounds = self._rounds(start)
         if progress.committed:
-            model = dict(progress.model)
+            model = progress.model
+        model = self.tray.keep(model).tensors
+        if progress.committed:
             tail.restore(progress.average, model)
         for number in range(progress.next_round, study.rounds + 1):
             trained = rounds.train(number, model)
@@ -181,7 +184,7 @@ class StudyRun:
         if not progress.committed:
             raise self._nothing_reached()
         final = tail.mean()
-        weights = tensors_to_bytes(final)
+        weights = self.tray.keep(final).octets
         return StudyResult(
             model=final,
             counts={} if study.secure_sum else self._evaluate(weights, progress, start),
@@ -196,7 +199,9 @@ class StudyRun:
         rounds: Rounds = (
             SecretRounds(self.secure)
             if self.study.secure_sum
-            else OpenRounds(self.study, self.exchanges, inputs=self._inputs, opened=start.opened)
+            else OpenRounds(
+                self.study, self.exchanges, inputs=self._inputs, opened=start.opened, tray=self.tray
+            )
         )
         self._go_on(start)
         if start.progress.committed:
@@ -291,7 +296,7 @@ class StudyRun:
             raise StudyFailed(f"study {self.study.id}: {error}") from error
 
     def _evaluate_pooled(
-        self, model: bytes, progress: Progress, start: Resumed
+        self, model: Octets, progress: Progress, start: Resumed
     ) -> PooledCounts | None:
         """The noised counts over all sites; None without an evaluation or where it failed."""
         release = evaluation_of(self.study)
@@ -312,7 +317,7 @@ class StudyRun:
         self._commit(opened.state, replace(progress, pooled=pooled.as_json()))
         return pooled
 
-    def _evaluate(self, model: bytes, progress: Progress, start: Resumed) -> dict[SiteId, Counts]:
+    def _evaluate(self, model: Octets, progress: Progress, start: Resumed) -> dict[SiteId, Counts]:
         """The noised counts per site; empty without an evaluation or below its quorum."""
         release = evaluation_of(self.study)
         if release is None or start.evaluated:

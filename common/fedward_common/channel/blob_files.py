@@ -16,7 +16,7 @@ from typing import Final, Self, TypeVar
 
 from google.protobuf.message import Message
 
-from fedward_common.channel.blobs import CHUNK_BYTES, Manifest
+from fedward_common.channel.blobs import CHUNK_BYTES
 from fedward_common.channel.phases import HEAD_BYTES, receive_rest
 from fedward_common.errors import ProtocolError, StorageError
 from fedward_common.wire import Octets
@@ -124,10 +124,10 @@ def store(folder: Path, data: Octets) -> BlobFile:
     return file
 
 
-def require_chunks(file: BlobFile, manifest: Manifest) -> None:
-    """Returns when a file holds what its manifest says. Raises ProtocolError, StorageError."""
-    for number in range(len(manifest.chunks)):
-        manifest.check(number, file.chunk(number))
+def let_go(octets: Octets) -> None:
+    """Gives back the memory that a mapped file took; it is read from the file again when needed."""
+    if isinstance(octets, memoryview) and isinstance(octets.obj, mmap.mmap):
+        octets.obj.madvise(mmap.MADV_DONTNEED)
 
 
 def send_with_files(connection: socket.socket, frame: bytes, files: Iterable[int]) -> None:

@@ -31,6 +31,8 @@ class TailAverage:
         if not self._models:
             raise RuntimeError("no round was committed, so there is no model to average")
         count = len(self._models)
+        if count == 1:
+            return dict(self._models[0])
         return {
             name: (np.add.reduce([np.float64(m[name]) for m in self._models]) / count).astype(
                 np.float32

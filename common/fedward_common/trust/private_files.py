@@ -5,6 +5,7 @@ import re
 import secrets
 import stat
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -106,15 +107,20 @@ def write_private(path: Path, data: bytes) -> None:
     write_atomically(path, data, mode=0o600)
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Writes `data` to `path` so that a reader sees the old bytes or the new ones, never a mix."""
+def write_atomically(
+    path: Path, data: bytes | Iterable[bytes | memoryview], *, mode: int = 0o644
+) -> None:
+    """Writes `data` to `path` so that a reader sees the old bytes or the new ones, never a mix.
+
+    It may come in pieces, so that what is large is not copied first.
+    """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     # O_EXCL: a name that someone prepared (a link, an open file) is refused, not followed.
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             os.fchmod(file.fileno(), mode)
-            file.write(data)
+            file.writelines((data,) if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -8,19 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fedward_common.arrays import Tensors, tensor_parts, tensors_from_bytes
 from fedward_common.channel.blob_files import (
     BlobFile,
     close_all,
+    let_go,
     receive_with_files,
     send_with_files,
     store,
 )
 from fedward_common.channel.blob_pb2 import BlobArrived, BlobOffer, BlobOrder
-from fedward_common.channel.blobs import Manifest
+from fedward_common.channel.blobs import INLINE_BYTES, Manifest
 from fedward_common.channel.phases import framed
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_server.blob_fleet import Came, Offered
+from fedward_server.fleet import Kept
 
 TIMEOUT_SECONDS: Final = 30.0
 
@@ -35,6 +38,36 @@ class _Order:
     def close(self) -> None:
         for _, file, _sites in self.offers:
             file.close()
+
+
+class BlobTray:
+    """The `Tray` of a coordinator: what is large is mapped from a nameless file in `folder`."""
+
+    def __init__(self, folder: Path, *, inline: int = INLINE_BYTES) -> None:
+        self._folder = folder
+        self._inline = inline
+
+    def keep(self, tensors: Tensors) -> Kept:
+        """The tensors as they are where they are small, and views of a file where not.
+
+        Raises:
+            StorageError: the disk has no room.
+        """
+        parts = tensor_parts(tensors)
+        size = sum(map(len, parts))
+        if size <= self._inline:
+            return Kept(tensors=tensors, octets=b"".join(parts))
+        file, start = BlobFile.make(self._folder, size), 0
+        try:
+            for part in parts:
+                file.write_at(start, part)
+                start += len(part)
+            octets = file.view()
+        finally:
+            file.close()
+        views = tensors_from_bytes(octets)
+        let_go(octets)
+        return Kept(tensors=views, octets=octets)
 
 
 class BlobLink:
@@ -60,6 +93,8 @@ class BlobLink:
             StorageError: the disk has no room for what is offered.
         """
         parts = [(one.manifest, store(self._folder, one.content), one.sites) for one in offers]
+        for one in offers:
+            let_go(one.content)
         order = BlobOrder(
             study=study,
             offers=[

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedward_common.arrays import tensors_to_bytes
+from fedward_common.arrays import Tensors, tensor_parts
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ConfigError, LedgerError, StudyFailed
 from fedward_common.ids import parse_digest
@@ -92,33 +92,34 @@ class RunFolder:
         seq, sha256 = self._log.head
         kept = replace(progress, log_seq=seq, log_sha256=sha256)
         if progress.model and not progress.evaluated:
-            model, number = tensors_to_bytes(progress.model), progress.next_round - 1
+            model, number = tensor_parts(progress.model), progress.next_round - 1
             write_atomically(self._folder / f"round-{number:05d}.safetensors", model, mode=0o600)
-            write_atomically(self._folder / CHECKPOINT, kept.to_bytes(), mode=0o600)
+            write_atomically(self._folder / CHECKPOINT, kept.parts(), mode=0o600)
             self._tell_model(progress)
         else:
-            write_atomically(self._folder / CHECKPOINT, kept.to_bytes(), mode=0o600)
+            write_atomically(self._folder / CHECKPOINT, kept.parts(), mode=0o600)
 
     def _tell_model(self, progress: Progress) -> None:
-        model = tensors_to_bytes(progress.model)
+        model = tensor_parts(progress.model)
         self.emit(
             "model.checkpoint",
             round=progress.next_round - 1,
             model_sha256=sha256_hex(model),
-            bytes=len(model),
+            bytes=sum(map(len, model)),
         )
 
     def emit(self, action: str, **fields: Any) -> None:
         """Appends one event to the run's log."""
         self._log.append(action, **fields)
 
-    def finish(self, *, model: bytes, counts: dict[str, Any], facts: dict[str, Any]) -> None:
+    def finish(self, *, model: Tensors, counts: dict[str, Any], facts: dict[str, Any]) -> None:
         """Writes the final model and, last, the outcome that says the run is finished.
 
         The log is closed: whoever reads the outcome may add to it (`model.signed`).
         """
-        write_atomically(self._folder / MODEL, model, mode=0o600)
-        self.emit("model.final", model_sha256=sha256_hex(model), bytes=len(model))
+        parts = tensor_parts(model)
+        write_atomically(self._folder / MODEL, parts, mode=0o600)
+        self.emit("model.final", model_sha256=sha256_hex(parts), bytes=sum(map(len, parts)))
         self._outcome({"status": "finished", "counts": counts, **facts})
 
     def fail(self, *, code: str, exit_code: int, message: str) -> None:
