@@ -16,6 +16,7 @@ import structlog
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedward_common.arrays import tensor_parts
 from fedward_common.errors import FedwardError
 from fedward_common.ids import SiteId
 from fedward_common.models.plugins import register_installed
@@ -86,7 +87,7 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
         ).run()
     folder.emit("run.finished", study=study.digest, rounds=result.committed_rounds)
     folder.finish(
-        model=result.model,
+        model=tensor_parts(result.model),
         counts={site: counts.tolist() for site, counts in result.counts.items()},
         facts={"study": study.digest, **result.facts},
     )

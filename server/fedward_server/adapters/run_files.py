@@ -7,17 +7,19 @@ place, so that a reader finds a whole file or none.
 import json
 import re
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedward_common.arrays import Tensors, tensor_parts
+from fedward_common.arrays import tensor_parts
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ConfigError, LedgerError, StudyFailed
 from fedward_common.ids import parse_digest
 from fedward_common.log.events import EventLog, read_events
 from fedward_common.trust.private_files import remove_drafts, write_atomically
+from fedward_common.wire import Octets
 from fedward_server.exchange import FINAL_REFUSALS
 from fedward_server.progress import Progress, Resumed, require_study, resumed
 
@@ -112,12 +114,16 @@ class RunFolder:
         """Appends one event to the run's log."""
         self._log.append(action, **fields)
 
-    def finish(self, *, model: Tensors, counts: dict[str, Any], facts: dict[str, Any]) -> None:
+    def finish(
+        self, *, model: bytes | Sequence[Octets], counts: dict[str, Any], facts: dict[str, Any]
+    ) -> None:
         """Writes the final model and, last, the outcome that says the run is finished.
+
+        The model's bytes may come in pieces, one after the other.
 
         The log is closed: whoever reads the outcome may add to it (`model.signed`).
         """
-        parts = tensor_parts(model)
+        parts = [model] if isinstance(model, bytes) else model
         write_atomically(self._folder / MODEL, parts, mode=0o600)
         self.emit("model.final", model_sha256=sha256_hex(parts), bytes=sum(map(len, parts)))
         self._outcome({"status": "finished", "counts": counts, **facts})

@@ -12,7 +12,7 @@ from safetensors.numpy import save
 from fedward_common.arrays import numeric_parts, tensors_from_bytes, tensors_to_bytes
 from fedward_common.errors import ProtocolError
 
-NAMES = st.text("abyzäβ./\"\\", min_size=1, max_size=6)
+NAMES = st.text('abyzäβ./"\\', min_size=1, max_size=6)
 SHAPES = st.lists(st.integers(0, 4), max_size=3).map(tuple)
 
 
