@@ -22,6 +22,7 @@ rounds = {rounds}
 local_steps = 1
 quorum = {sites}
 deadline_seconds = 600
+stream = "{stream}"
 
 [task]
 kind = "tabular-classification"
@@ -99,7 +100,7 @@ def width_for(megabytes: float) -> int:
 
 
 def write_inputs(
-    folder: Path, *, sites: int, rounds: int, megabytes: float
+    folder: Path, *, sites: int, rounds: int, megabytes: float, stream: str = "never"
 ) -> tuple[Path, dict[SiteId, Path]]:
     """A study file and a small table of made-up patients per site, under `folder`."""
     names = [SiteId(f"site-{number + 1}") for number in range(sites)]
@@ -109,6 +110,7 @@ def write_inputs(
         STUDY.format(
             rounds=rounds,
             sites=sites,
+            stream=stream,
             width=width_for(megabytes),
             entries="\n".join(
                 f'[[sites]]\nid = "{name}"\npatients = {PATIENTS}\n' for name in names

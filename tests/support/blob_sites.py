@@ -22,6 +22,7 @@ from fedward_common.errors import FedwardError
 from fedward_common.ids import SiteId
 from fedward_common.log.events import Event, read_events
 from fedward_common.study.spec import StudySpec
+from fedward_common.trust.signing import SigningKey
 from fedward_common.wire import Envelope, Octets
 from fedward_server.adapters.blob_link import BlobLink
 from fedward_server.adapters.run_files import SystemClock
@@ -146,11 +147,18 @@ class BlobSites:
     """Several hospitals of one study in front of a running edge, and the fleet that asks them."""
 
     def __init__(
-        self, edge: RunningEdge, folder: Path, name: str, *, address: str | None = None
+        self,
+        edge: RunningEdge,
+        folder: Path,
+        name: str,
+        *,
+        address: str | None = None,
+        keys: Mapping[str, SigningKey] | None = None,
     ) -> None:
         self.edge = edge
         self.folder = folder
-        self.study = a_study(id=name, rounds=20)
+        more = {} if keys is None else {"sites": keys, "delta": 1 / (2000 * len(keys))}
+        self.study = a_study(id=name, rounds=20, **more)
         self._address = address
         self._loop = LoopThread()
         self.sites = {SiteId(s.id): self._site(SiteId(s.id)) for s in self.study.sites}
