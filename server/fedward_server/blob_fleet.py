@@ -137,6 +137,7 @@ class BlobFleet:
                 self._note(min(left, POLL_SECONDS))
                 answers = self.fleet.receive(timeout_seconds=0.0)
             else:
+                self._note(0.0)  # an edge that was away hears of the exchange again
                 answers = self.fleet.receive(timeout_seconds=left)
             whole = [one for answer in answers for one in self._taken(answer)] + self._settled()
             if whole or self.clock() >= limit:

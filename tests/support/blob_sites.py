@@ -181,7 +181,9 @@ class BlobSites:
             events=Silent(),
             heads=HeadsInMemory(),
         )
-        asked_now = Ask(kind="train", round=number, model=model, deadline_seconds=deadline_seconds)
+        asked_now = Ask(
+            kind="train", round=number, model=model, quorum=1, deadline_seconds=deadline_seconds
+        )
         return exchanges.run(asked_now, self._take)
 
     def _take(self, site: SiteId, payload: Octets) -> None:
