@@ -258,6 +258,8 @@ class Gateway:
             size_bytes=len(call.body),
             run=waiting.run_id,
         )
+        if self._blobs is not None and kind == "reply":
+            self._blobs.released(waiting.message_id)  # begun before, perhaps by an earlier gateway
         answer = await self._forward(call)
         if answer.status != OK:
             return answer.status
