@@ -108,12 +108,6 @@ FURTHER_STUDIES = {
         "local_steps = 5": "local_steps = 1",
         "average_last = 2": "average_last = 1",
     },
-    "a model that travels as blobs": {
-        "rounds = 8": 'rounds = 2\nstream = "never"',
-        "local_steps = 5": "local_steps = 1",
-        "average_last = 2": "average_last = 1",
-        'name = "logistic-regression"': 'name = "mlp"\nhidden = [1100, 1000]',
-    },
     "every utility lever": {
         "rounds = 8": "rounds = 2",
         'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]\n'

@@ -10,7 +10,6 @@ import pytest
 from opacus.accountants import PRVAccountant
 
 from fedward_common.arrays import tensors_from_bytes
-from fedward_common.channel.blobs import INLINE_BYTES
 from fedward_common.errors import StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.log.events import Event, read_events, verify
@@ -253,15 +252,6 @@ def test_what_a_study_file_can_ask_for_runs_and_is_charged(live: LiveFederation,
         assert entry["rounds_charged"] == study.rounds
         assert len(_steps(live, site, study)) == (study.rounds if study.streams else 0)
         assert report["total"]["epsilon_admission"] > entry["epsilon_admission"]
-        large = len(content) > INLINE_BYTES
-        assert _blobs(live, site, study) == (study.rounds if large else 0)
-
-
-def _blobs(live: LiveFederation, site: SiteId, study: StudySpec) -> int:
-    """How many updates of a study left this site beside their messages, by its journal."""
-    journal = live.prepared.layout.sites[site].folder / "state" / "audit" / "site.jsonl"
-    said = {"route": "blob", "direction": "out", "kind": "blob", "study": study.digest}
-    return sum(said.items() <= e.fields.items() for e in read_events(journal))
 
 
 def _steps(live: LiveFederation, site: SiteId, study: StudySpec) -> list[Event]:
