@@ -21,6 +21,18 @@ from fedward_common.errors import DataError
 MAKER: Final = "Fedward"
 SERIES: Final = {"SR": 9001, "SEG": 9002, "SC": 9003}
 SCHEME: Final = "99FEDWARD"
+PROCEDURES: Final = {
+    "CR": ("168537006", "Plain radiography"),
+    "DX": ("168537006", "Plain radiography"),
+    "CT": ("77477000", "Computed tomography"),
+    "MG": ("71651007", "Mammography"),
+    "MR": ("113091000", "Magnetic resonance imaging"),
+    "PT": ("82918005", "Positron emission tomography"),
+    "US": ("16310003", "Diagnostic ultrasonography"),
+}
+IMAGING: Final = ("363679005", "Imaging")
+"""What was done, by the modality of the images, in SNOMED CT; `IMAGING` for every other modality.
+Source: DICOM PS3.16, TID 1500 row 4 (CID 100 is extensible)."""
 _LO: Final = 64
 _NEEDED: Final = (ValueError, AttributeError, TypeError, KeyError, IndexError)
 
@@ -66,7 +78,7 @@ def report(sources: Sequence[Dataset], scores: Mapping[str, float], origin: Orig
                     ),
                 )
             ),
-            procedure_reported=codes.LN.CTUnspecifiedBodyRegion,
+            procedure_reported=procedure_of(sources),
             imaging_measurements=[group],
         )
         made: Dataset = hd.sr.ComprehensiveSR(
@@ -79,6 +91,13 @@ def report(sources: Sequence[Dataset], scores: Mapping[str, float], origin: Orig
             manufacturer=MAKER,
         )
         return _named(made, origin)
+
+
+def procedure_of(sources: Sequence[Dataset]) -> hd.sr.CodedConcept:
+    """The code of the procedure that made `sources`; `IMAGING` where they are of several kinds."""
+    modalities = {str(source.get("Modality", "")) for source in sources}
+    code, meaning = PROCEDURES.get(modalities.pop(), IMAGING) if len(modalities) == 1 else IMAGING
+    return hd.sr.CodedConcept(code, "SCT", meaning)
 
 
 def segmentation(

@@ -11,6 +11,7 @@ from pydicom import Dataset, dcmread
 
 from fedward_client.predict.answer import answer
 from fedward_client.predict.export import export_onnx
+from fedward_client.predict.objects import procedure_of
 from fedward_client.predict.package import Predictor
 from fedward_client.predict.subject import read_subject
 from fedward_common.errors import ConfigError, DataError, SignatureRefused
@@ -152,3 +153,24 @@ def test_an_image_without_a_patient_is_refused_without_words(tmp_path: Path) -> 
 
     with pytest.raises(DataError, match="patient, study"):
         answer(package.opened(), tmp_path / "a.dcm", out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("modalities", "code"),
+    [
+        (["MR", "MR"], "113091000"),
+        (["DX"], "168537006"),
+        (["CT", "MR"], "363679005"),
+        (["XX"], "363679005"),
+        ([None], "363679005"),
+    ],
+)
+def test_a_report_says_what_was_done_by_the_images_modality(
+    modalities: list[str | None], code: str
+) -> None:
+    images = [Dataset() for _ in modalities]
+    for image, modality in zip(images, modalities, strict=True):
+        if modality is not None:
+            image.Modality = modality
+
+    assert procedure_of(images).value == code
