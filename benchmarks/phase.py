@@ -393,6 +393,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--role", nargs="+")
     asked = parser.parse_args()
+    if asked.together and not asked.role:
+        require_tls13()
+        from tests.support import phase_sites  # noqa: F401 - before sites are added to its keys
     if asked.role:
         role, folder, *rest = asked.role
         roles = {"guard": serve_guard, "gateway": serve_gateway, "worker": work}
