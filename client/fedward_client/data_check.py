@@ -20,7 +20,11 @@ from fedward_common.notes.recall import NOTES, measured_recall
 from fedward_common.study.clinical import ClinicalData, Feature, Measured, Present
 from fedward_common.study.clinical_encoding import Encoder, Tally
 from fedward_common.study.encoding import code_text, code_texts, decimal_number, encode_present
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
+from fedward_common.study.row_encoding import cell
+from fedward_common.study.sequence import AMBIGUOUS, SequenceData
+from fedward_common.study.sequence_encoding import Fasta, sequence_text
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import CategoryColumn, NumberColumn, TabularData
 
@@ -77,8 +81,10 @@ def check_data(study: StudySpec, source: SiteSource) -> DataFound:
         return _tabular(study, study.data, source)
     if isinstance(study.data, NotesData):
         return _notes(study, study.data, source)
+    if isinstance(study.data, LabelledRows):
+        return _labelled(study, study.data, source)
     raise ProtocolError(
-        f"data: expected kind tabular, clinical or notes, found {study.data.kind!r}"
+        f"data: expected a table, clinical events, notes or sequences, found {study.data.kind!r}"
     )
 
 
@@ -262,6 +268,61 @@ def _notes(study: StudySpec, schema: NotesData, source: SiteSource) -> DataFound
         absent={"rows that do not fit": tally.absent},
         features=[length, *taken_out],
     )
+
+
+def _labelled(study: StudySpec, schema: LabelledRows, source: SiteSource) -> DataFound:
+    rows = source.labelled.rows(study)
+    training, absent = source.labelled.encoded(study, part="train", strict=False)
+    held_out, _ = source.labelled.encoded(study, part="test", strict=False)
+    keys = {cell(row, schema.patient_key) for row in rows}
+    features: Sequence[FeatureFound] = ()
+    if isinstance(schema, SequenceData):
+        features = _sequences(schema, rows, source.labelled.fasta(study))
+    return DataFound(
+        people=len(rows) if schema.no_patient_key else len(keys),
+        training=training.patients,
+        held_out=held_out.patients,
+        absent={"rows that do not fit": absent},
+        features=features,
+    )
+
+
+def _sequences(
+    schema: SequenceData, rows: Sequence[Mapping[str, str]], fasta: Fasta | None
+) -> list[FeatureFound]:
+    """Lengths, and how many letters of each sequence stand for several or for none."""
+    found = [sequence_text(schema, row, fasta) for row in rows]
+    texts = [(row, text) for row, text in zip(rows, found, strict=True) if text]
+    people = {
+        number if schema.no_patient_key else cell(row, schema.patient_key)
+        for number, (row, _) in enumerate(texts)
+    }
+    codes = set(AMBIGUOUS[schema.alphabet])
+    unclear = [sum(letter in codes for letter in text.upper()) for _, text in texts]
+    unknown = [len(set(text.upper()) - codes - set(schema.letters)) > 0 for _, text in texts]
+    lengths = [float(len(text)) for _, text in texts]
+    return [
+        FeatureFound(
+            name="letters",
+            unit=f"a sequence; the study takes {schema.length}",
+            patients=len(people),
+            outside=sum(length != schema.length for length in lengths),
+            unmapped=sum(unknown),
+            low=0.0,
+            high=max([float(schema.length), *lengths]),
+            values=tuple(lengths),
+        ),
+        FeatureFound(
+            name="ambiguous letters",
+            unit=f"a sequence; {schema.ambiguous}",
+            patients=len(people),
+            outside=0,
+            unmapped=0,
+            low=0.0,
+            high=max([1.0, *map(float, unclear)]),
+            values=tuple(map(float, unclear)),
+        ),
+    ]
 
 
 def _tabular(study: StudySpec, schema: TabularData, source: SiteSource) -> DataFound:

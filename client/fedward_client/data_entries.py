@@ -128,47 +128,48 @@ class OmopUrl(_Clinical):
         return self
 
 
-class ImageFiles(Strict):
-    """Images with the table that says whose they are: a folder with images.csv, or a .npz file.
+class Owned(Strict):
+    """Records with the table that says whose they are.
 
     Either `patient_key`, the column that says who is one patient, or `no_patient_key = true` where
-    nobody knows: only a study with the privacy unit `record` may read those.
+    nobody knows or a record is nobody's: only a study with the privacy unit `record` may read
+    those.
     """
 
-    kind: Literal["images"] = "images"
     path: Location
     patient_key: str | None = Field(default=None, min_length=1, max_length=256)
     no_patient_key: bool = False
 
     @model_validator(mode="after")
-    def _one_of_them(self) -> "ImageFiles":
+    def _one_of_them(self) -> "Owned":
         if (self.patient_key is None) != self.no_patient_key:
             raise ValueError("expected either patient_key or no_patient_key = true")
         return self
+
+
+class ImageFiles(Owned):
+    """Images: a folder with images.csv, or a .npz file."""
+
+    kind: Literal["images"] = "images"
 
 
 ClinicalEntry = EventFiles | FhirFolder | FhirServerUrl | OmopUrl
 
 
-class NotesFile(Strict):
-    """Notes in one CSV table. `vocabulary`: the file of word pieces that a study names by digest.
-
-    Either `patient_key`, the column that says who is one patient, or `no_patient_key = true` where
-    nobody knows: only a study with the privacy unit `record` may read those.
-    """
+class NotesFile(Owned):
+    """Notes in one CSV table. `vocabulary`: the word pieces that a study names by digest."""
 
     kind: Literal["notes"] = "notes"
-    path: Location
     delimiter: str = Field(default=",", min_length=1, max_length=1)
-    patient_key: str | None = Field(default=None, min_length=1, max_length=256)
-    no_patient_key: bool = False
     vocabulary: Location | None = None
 
-    @model_validator(mode="after")
-    def _one_of_them(self) -> "NotesFile":
-        if (self.patient_key is None) != self.no_patient_key:
-            raise ValueError("expected either patient_key or no_patient_key = true")
-        return self
+
+class SequenceFiles(Owned):
+    """Biological sequences in one CSV table, or named there and standing in the file `fasta`."""
+
+    kind: Literal["sequences"] = "sequences"
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    fasta: Location | None = None
 
 
 def _data_kind(value: object) -> str:
@@ -184,6 +185,7 @@ DataEntry = Annotated[
     | Annotated[FhirServerUrl, Tag("fhir-server")]
     | Annotated[OmopUrl, Tag("omop")]
     | Annotated[ImageFiles, Tag("images")]
-    | Annotated[NotesFile, Tag("notes")],
+    | Annotated[NotesFile, Tag("notes")]
+    | Annotated[SequenceFiles, Tag("sequences")],
     Discriminator(_data_kind),
 ]

@@ -73,9 +73,8 @@ class SitePolicy:
             patient_keys=frozenset(
                 table.patient_key for table in settings.tables if table.patient_key is not None
             ),
-            keyless_images=bool(settings.images or settings.notes)
-            and all(one.no_patient_key for one in settings.images)
-            and all(one.no_patient_key for one in settings.notes),
+            keyless_images=bool(settings.owned)
+            and all(one.no_patient_key for one in settings.owned),
         )
 
     @property
@@ -199,8 +198,8 @@ class SitePolicy:
             # Rules 10: a source that says who is one patient is never read per record.
             yield self._refused(
                 study,
-                "its epsilon is per record; NOT per patient, and no [[data]] of kind images or "
-                f"notes in {self.source} says no_patient_key = true. {STEWARD}",
+                "its epsilon is per record; NOT per patient, and no [[data]] of kind images, "
+                f"notes or sequences in {self.source} says no_patient_key = true. {STEWARD}",
             )
         plan = _plan_of(study)
         if plan is None:

@@ -26,6 +26,8 @@ from fedward_client.data_entries import (
     Location,
     NotesFile,
     OmopUrl,
+    Owned,
+    SequenceFiles,
     known_zone_name,
 )
 from fedward_common.channel.blobs import MAX_BLOB_BYTES
@@ -276,8 +278,7 @@ class SiteSettings(Strict):
             key is None
             for key in (
                 *(table.patient_key for table in self.tables),
-                *(images.patient_key for images in self.images),
-                *(notes.patient_key for notes in self.notes),
+                *(one.patient_key for one in self.owned),
             )
         ):
             raise ValueError(
@@ -307,6 +308,11 @@ class SiteSettings(Strict):
         return tuple(one for one in self.data if isinstance(one, NotesFile))
 
     @property
+    def owned(self) -> tuple[Owned, ...]:
+        """The [[data]] of records that say whose they are, or that nobody knows."""
+        return tuple(one for one in self.data if isinstance(one, Owned))
+
+    @property
     def data_files(self) -> tuple[Path, ...]:
         """The files of [[data]] that the worker opens; the files of a folder are not listed."""
         found: list[Path | None] = []
@@ -316,6 +322,8 @@ class SiteSettings(Strict):
                     found.append(one.path)
                 case NotesFile():
                     found += [one.path, one.vocabulary]
+                case SequenceFiles():
+                    found += [one.path, one.fasta]
                 case EventFiles():
                     found += [one.patients, one.events]
                 case OmopUrl():

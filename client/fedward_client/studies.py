@@ -25,6 +25,7 @@ from fedward_common.study.clinical import ClinicalData, Measured, Present
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.kept import kept_words
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -236,19 +237,8 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
     if isinstance(data, ClinicalData):
         yield from _clinical_fields(data)
         return
-    if isinstance(data, Pictures):
-        size = " x ".join(map(str, data.size))
-        yield {"name": "images", "use": f"pixels, {size}; of a header none"}
-        for name in data.columns:
-            yield {"name": name, "use": "who is one patient, the label or who is held out"}
-        return
-    if isinstance(data, NotesData):
-        yield {"name": data.text, "use": "the text, scrubbed, then in numbers; never leaves"}
-        for name in data.columns:
-            if name != data.text:
-                own = name in data.identifiers
-                use = "taken out of the text" if own else "who is one patient, label or held out"
-                yield {"name": name, "use": use}
+    if isinstance(data, Pictures | NotesData | LabelledRows):
+        yield from _owned_fields(data)
         return
     if not isinstance(data, TabularData | Table):
         return
@@ -271,6 +261,29 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
             yield {"name": data.label.event_column, "use": "whether the event came"}
         if data.split.kind == "column":
             yield {"name": data.split.column, "use": "who is held out"}
+
+
+def _owned_fields(data: Pictures | NotesData | LabelledRows) -> Iterator[dict[str, str]]:
+    """What is read beside a table that says whose it is, and that table's columns."""
+    if isinstance(data, Pictures):
+        size = " x ".join(map(str, data.size))
+        yield {"name": "images", "use": f"pixels, {size}; of a header none"}
+        for name in data.columns:
+            yield {"name": name, "use": "who is one patient, the label or who is held out"}
+        return
+    if isinstance(data, NotesData):
+        yield {"name": data.text, "use": "the text, scrubbed, then in numbers; never leaves"}
+        for name in data.columns:
+            if name != data.text:
+                own = name in data.identifiers
+                use = "taken out of the text" if own else "who is one patient, label or held out"
+                yield {"name": name, "use": use}
+        return
+    if isinstance(data, LabelledRows):
+        for name in data.columns:
+            own = name in data.own_columns
+            use = f"{data.what}, in numbers; never leaves" if own else "patient, label or held out"
+            yield {"name": name, "use": use}
 
 
 def _clinical_fields(data: ClinicalData) -> Iterator[dict[str, str]]:

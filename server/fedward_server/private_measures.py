@@ -1,4 +1,4 @@
-"""What noised counts say about a model of images: figures of each class, label or structure.
+"""What noised counts say about a model: figures of each class, answer or structure.
 
 Post-processing of releases, as `evaluation`. Names are those of the sandbox's exact figures.
 """
@@ -12,6 +12,7 @@ from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from fedward_common.study.evaluation import ClassScores, EvaluationRelease, OverlapScores
 from fedward_common.study.imaging import ImageData, ImageMasks
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import EntityScores
 from fedward_common.study.spec import StudySpec
 from fedward_server.entity_figures import entity_estimates
@@ -34,13 +35,13 @@ def private_measures(
         return entity_estimates(counts, noise=noise)
     if isinstance(release, OverlapScores) and isinstance(data, ImageMasks):
         return _overlaps(data, release, counts, noise=noise)
-    if isinstance(release, ClassScores) and isinstance(data, ImageData):
+    if isinstance(release, ClassScores) and isinstance(data, ImageData | LabelledRows):
         return _classes(data, release, counts, noise=noise)
     return dict(figures(counts, noise=noise).more) if isinstance(data, ImageData) else {}
 
 
 def _classes(
-    data: ImageData, release: ClassScores, counts: Numbers, *, noise: float
+    data: ImageData | LabelledRows, release: ClassScores, counts: Numbers, *, noise: float
 ) -> dict[str, Estimate]:
     names = getattr(data.label, "names", ())
     found = {}

@@ -9,6 +9,7 @@ from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.files import SiteKeys
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.inputs import input_size
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.registry import ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -56,7 +57,7 @@ def reads(study: StudySpec) -> list[str]:
         return list(study.data.concepts)
     if isinstance(study.data, Pictures):
         return ["images", *study.data.columns]
-    if isinstance(study.data, NotesData):
+    if isinstance(study.data, NotesData | LabelledRows):
         return list(study.data.columns)
     return [column.name for column in getattr(study.data, "columns", ())]
 

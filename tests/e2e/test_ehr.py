@@ -76,3 +76,11 @@ def test_entities_in_notes_are_learned_per_record(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "report.html").read_text()
     assert "entity F1" in page
     assert "per record; NOT per patient" in page
+
+
+def test_classes_of_sequences_are_learned_per_record(tmp_path: Path) -> None:
+    result = run(tmp_path, "sequences")
+
+    assert result["unit"] == "record"
+    assert result["figures"]["auc: donor"]["pooled_no_privacy"] > 0.9
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())

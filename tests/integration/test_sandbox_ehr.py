@@ -81,6 +81,7 @@ def outcome(prepared: Prepared) -> Outcome:
     [
         "survival",
         "tags",
+        "sequences",
         pytest.param("regression", marks=pytest.mark.slow),
         pytest.param("series", marks=pytest.mark.slow),
     ],
@@ -126,7 +127,19 @@ def _tags(shown: dict[str, Any], page: str) -> None:
     assert "per record; NOT per patient" in page
 
 
-FIGURES = {"regression": _regression, "survival": _survival, "series": _series, "tags": _tags}
+def _sequences(shown: dict[str, Any], page: str) -> None:
+    assert shown["figures"]["auc: donor"]["pooled_no_privacy"] > 0.9
+    assert shown["accuracy"]["pooled_no_privacy"] > 0.8
+    assert "per record; NOT per patient" in page
+
+
+FIGURES = {
+    "regression": _regression,
+    "survival": _survival,
+    "series": _series,
+    "tags": _tags,
+    "sequences": _sequences,
+}
 
 
 def test_tables_fhir_and_omop_of_the_same_patients_are_one_study(tmp_path: Path) -> None:

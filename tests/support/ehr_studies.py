@@ -7,6 +7,7 @@ import numpy as np
 
 from tests.support import synthea
 from tests.support.ehr_cohorts import bundles, table
+from tests.support.row_studies import SEQUENCES, sequences
 from tests.support.studies import write_table
 
 SITES = ("north", "east", "south")
@@ -156,8 +157,9 @@ held_out = 0.5
 """
 )
 
+PER_RECORD = STUDY.replace("max_records_per_patient", 'unit = "record"\nmax_records_per_patient')
 TAGS = (
-    STUDY.replace("max_records_per_patient", 'unit = "record"\nmax_records_per_patient')
+    PER_RECORD
     + """
 [[releases]]
 kind = "entity-scores"
@@ -238,6 +240,12 @@ def text_sites(folder: Path) -> None:
         write_table(folder / site / "patients.csv", tagged_texts(seed))
 
 
+def sequence_sites(folder: Path) -> None:
+    """A table of sequences for each site."""
+    for seed, site in enumerate(SITES):
+        sequences(folder / site / "patients.csv", seed=seed)
+
+
 def write_study(folder: Path, text: str) -> Path:
     """The study file with its three sites."""
     text += "".join(f'\n[[sites]]\nid = "{site}"\npatients = 30\n' for site in SITES)
@@ -251,4 +259,5 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "survival": (SURVIVAL, table_sites),
     "series": (SERIES, event_sites),
     "tags": (TAGS, text_sites),
+    "sequences": (PER_RECORD + SEQUENCES, sequence_sites),
 }

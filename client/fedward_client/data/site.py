@@ -1,4 +1,4 @@
-"""A site's [[data]] as the source of any study: tables, clinical events or images."""
+"""A site's [[data]] as the source of any study, whatever kind of data it is about."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +11,7 @@ from fedward_client.data.fhir import FhirFiles
 from fedward_client.data.fhir_server import FhirEndpoint, FhirServer
 from fedward_client.data.images import ImageSource
 from fedward_client.data.notes import NotesSource
+from fedward_client.data.rows import LabelledSource
 from fedward_client.data.tabular import CsvSource, nobody
 from fedward_client.data_entries import (
     ClinicalEntry,
@@ -25,6 +26,7 @@ from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import StudySpec
 
@@ -47,6 +49,7 @@ class SiteSource:
         )
         self.images = ImageSource(settings.images, excluded=excluded)
         self.notes = NotesSource(settings.notes, excluded=excluded)
+        self.labelled = LabelledSource(settings.owned, excluded=excluded)
 
     def records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part`; a patient whose rows do not fit counts as absent (rules 7).
@@ -60,6 +63,8 @@ class SiteSource:
             return self.images.records(study, part=part)
         if isinstance(study.data, NotesData):
             return self.notes.records(study, part=part)
+        if isinstance(study.data, LabelledRows):
+            return self.labelled.records(study, part=part)
         return self.tables.records(study, part=part)
 
     def rows(self, study: StudySpec) -> list[dict[str, str]]:
@@ -74,6 +79,8 @@ class SiteSource:
             return self.images.checked_records(study, part=part)
         if isinstance(study.data, NotesData):
             return self.notes.checked_records(study, part=part)
+        if isinstance(study.data, LabelledRows):
+            return self.labelled.checked_records(study, part=part)
         return self.tables.checked_records(study, part=part)
 
 

@@ -2,6 +2,7 @@
 
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
 from fedward_client.tasks.notes import NoteAnswerTask, NoteTagsTask
+from fedward_client.tasks.sequences import sequence_task
 from fedward_client.tasks.survival import SurvivalTask
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
 from fedward_client.tasks.tabular_regression import TabularRegressionTask
@@ -17,6 +18,7 @@ from fedward_common.study.imaging import (
 )
 from fedward_common.study.inputs import input_size
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
+from fedward_common.study.sequence import SequenceClassification, SequenceData
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
 from fedward_common.study.tasks import (
@@ -47,6 +49,8 @@ def task_of(study: StudySpec) -> Task:
             if isinstance(study.data.label, TagLabel):
                 return NoteTagsTask(study.data, study.data.label)
             return NoteAnswerTask(study.data)
+        case SequenceClassification() if isinstance(study.data, SequenceData):
+            return sequence_task(study.task, study.data)
         case TabularRegression():
             return TabularRegressionTask(inputs=inputs)
         case Survival():

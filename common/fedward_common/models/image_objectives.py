@@ -69,7 +69,7 @@ class OneClassTargets:
         self, outputs: torch.Tensor, codes: torch.Tensor, weights: torch.Tensor
     ) -> torch.Tensor:
         """The weighted cross-entropy of each record."""
-        return functional.cross_entropy(outputs, codes, reduction="none") * weights[codes]
+        return functional.cross_entropy(outputs, codes, weight=weights, reduction="none")
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
         """Probabilities that add up to 1."""
@@ -125,7 +125,8 @@ class ClassesObjective:
                 f"output layer: expected one logit for each class, shape {list(expected)}, found "
                 f"{list(outputs.shape)}"
             )
-        codes = labels.round().clamp(0, self._targets.largest).to(torch.int64)
+        # To the nearest whole number, by operations that back ends can check.
+        codes = (labels + 0.5).clamp(0, self._targets.largest).to(torch.int64)
         return self._targets.losses(outputs, codes, self._weights.to(outputs.device))
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:

@@ -73,7 +73,7 @@ def cnn(spec: ModelSpec, inputs: int) -> nn.Module:
         raise ConfigError("model.hidden: expected at least one width for cnn, such as [16, 32]")
     if min(shape[1:]) >> (len(spec.hidden) - 1) < 1:
         raise ConfigError("model.hidden: expected fewer blocks than the image can be halved")
-    return _initialised(lambda: Cnn(shape, widths=spec.hidden, outputs=spec.outputs), spec)
+    return initialised(lambda: Cnn(shape, widths=spec.hidden, outputs=spec.outputs), spec)
 
 
 def resnet18(spec: ModelSpec, inputs: int) -> nn.Module:
@@ -118,7 +118,7 @@ def densenet121(spec: ModelSpec, inputs: int) -> nn.Module:
         act=ACTIVATION,
         norm=NORM,
     )
-    return _initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
+    return initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
 
 
 def unet(spec: ModelSpec, inputs: int) -> nn.Module:
@@ -147,7 +147,7 @@ def unet(spec: ModelSpec, inputs: int) -> nn.Module:
         act=ACTIVATION,
         norm=("group", {"num_groups": math.gcd(GROUPS, *spec.hidden)}),
     )
-    return _initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
+    return initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
 
 
 def _resnet(spec: ModelSpec, inputs: int, *, block: Any, layers: list[int]) -> nn.Module:
@@ -166,7 +166,7 @@ def _resnet(spec: ModelSpec, inputs: int, *, block: Any, layers: list[int]) -> n
         act=ACTIVATION,
         norm=NORM,
     )
-    return _initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
+    return initialised(lambda: Folded(make(), shape, outputs=spec.outputs), spec)
 
 
 def _monai() -> Any:
@@ -196,7 +196,7 @@ def _no_hidden(spec: ModelSpec, inputs: int) -> Shape:
     return _shape(spec, inputs)
 
 
-def _initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
+def initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
     """The network with weights uniform within sqrt(3 / fan-in), norms at one and biases zero.
 
     Bit-identical on every machine: see `tabular._initialise`. torch's global generator stays.
@@ -220,7 +220,7 @@ def _initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
 
 
 _TRANSPOSED = (nn.ConvTranspose2d, nn.ConvTranspose3d)
-_WEIGHTED = (nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
+_WEIGHTED = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, *_TRANSPOSED)
 
 
 def _fan_in(module: nn.Module) -> float:

@@ -31,8 +31,10 @@ from fedward_common.study.imaging import (
     ImageMasks,
     ImageSegmentation,
 )
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.registry import TaskSpec
+from fedward_common.study.sequence import SequenceClassification
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
 from fedward_common.study.tasks import Survival, TabularRegression, TimeseriesClassification
@@ -228,6 +230,17 @@ def _image_classes(study: StudySpec) -> Objective:
     return ClassesObjective(kind(data.outputs), classes=data.outputs, weights=task.class_weights)
 
 
+def _row_classes(study: StudySpec) -> Objective:
+    data = study.data
+    if not isinstance(data, LabelledRows):
+        raise ConfigError(f"data.kind: expected labelled rows, found {data.kind!r}")
+    weights = tuple(getattr(study.task, "class_weights", ()))
+    if isinstance(data.label, ClassLabel):
+        targets = OneClassTargets(data.outputs)
+        return ClassesObjective(targets, classes=data.outputs, weights=weights)
+    return BinaryObjective(weights)
+
+
 def _segmentation(study: StudySpec) -> Objective:
     task, data = study.task, study.data
     if not isinstance(task, ImageSegmentation) or not isinstance(data, ImageMasks):
@@ -249,3 +262,4 @@ register_objective(Survival, _survival)
 register_objective(ImageClassification, _image_classes)
 register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)
+register_objective(SequenceClassification, _row_classes)

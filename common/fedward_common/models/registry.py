@@ -12,6 +12,7 @@ from fedward_common.models.feature_transformer import ft_transformer
 from fedward_common.models.imaging import cnn, densenet121, resnet18, resnet50, unet
 from fedward_common.models.low_rank import adapt
 from fedward_common.models.recurrent import gru, lstm
+from fedward_common.models.sequences import cnn1d, sequence_transformer
 from fedward_common.models.standardised import standardise
 from fedward_common.models.survival import proportional_hazards
 from fedward_common.models.tabular import logistic_regression, mlp
@@ -36,6 +37,8 @@ _FACTORIES: dict[str, ModelFactory] = {
     "ft-transformer": ft_transformer,
     "bilstm": bilstm,
     "text-transformer": text_transformer,
+    "cnn1d": cnn1d,
+    "sequence-transformer": sequence_transformer,
 }
 
 

@@ -31,33 +31,45 @@ class TokenEmbedding(nn.Module):
 
 
 class _Answers(nn.Module):
-    """Linear outputs: of each token for tags, of the mean over the tokens for one answer."""
+    """Linear outputs: of each token for tags, of the mean over the tokens where they are `pooled`
+    and for one answer.
+    """
 
-    def __init__(self, width: int, outputs: int) -> None:
+    def __init__(self, width: int, outputs: int, *, pooled: bool) -> None:
         super().__init__()
-        self.linear = nn.Linear(width, outputs)
+        self.linear, self.pooled = nn.Linear(width, outputs), pooled
 
     def forward(self, states: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
-        if self.linear.out_features > 1:
+        if self.linear.out_features > 1 and not self.pooled:
             tagged: torch.Tensor = self.linear(states)
             return tagged
         share = there / there.sum(dim=1, keepdim=True).clamp(min=1.0)
         pooled = (states * share.unsqueeze(-1)).sum(dim=1)
         logits: torch.Tensor = self.linear(pooled)
-        return logits.squeeze(-1)
+        return logits.squeeze(-1) if self.linear.out_features == 1 else logits
 
 
 class BiLstm(nn.Module):
     """A bidirectional LSTM over the tokens."""
 
-    def __init__(self, *, embedding: TokenEmbedding, width: int, hidden: int, outputs: int) -> None:
+    def __init__(
+        self,
+        *,
+        embedding: TokenEmbedding,
+        width: int,
+        hidden: int,
+        outputs: int,
+        pooled: bool = False,
+    ) -> None:
         super().__init__()
         self.embedding = embedding
         self.cell = dp_layer("lstm")(width, hidden, batch_first=True, bidirectional=True)
-        self.answers = _Answers(2 * hidden, outputs)
+        self.answers = _Answers(2 * hidden, outputs, pooled=pooled)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [records] for one output, otherwise [records, tokens, outputs]."""
+        """Logits [records] for one output, otherwise [records, tokens, outputs], or [records,
+        outputs] where they are pooled.
+        """
         embedded, there = self.embedding(features)
         states = self.cell(embedded)[0]
         answers: torch.Tensor = self.answers(states, there)
@@ -67,7 +79,15 @@ class BiLstm(nn.Module):
 class TextTransformer(nn.Module):
     """One block of attention and a feed-forward part, each after its LayerNorm; sine positions."""
 
-    def __init__(self, *, embedding: TokenEmbedding, width: int, hidden: int, outputs: int) -> None:
+    def __init__(
+        self,
+        *,
+        embedding: TokenEmbedding,
+        width: int,
+        hidden: int,
+        outputs: int,
+        pooled: bool = False,
+    ) -> None:
         super().__init__()
         self.embedding, self.width = embedding, width
         self.before = nn.LayerNorm(width)
@@ -75,10 +95,12 @@ class TextTransformer(nn.Module):
         self.between = nn.LayerNorm(width)
         self.wide, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.after = nn.LayerNorm(width)
-        self.answers = _Answers(width, outputs)
+        self.answers = _Answers(width, outputs, pooled=pooled)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [records] for one output, otherwise [records, tokens, outputs]."""
+        """Logits [records] for one output, otherwise [records, tokens, outputs], or [records,
+        outputs] where they are pooled.
+        """
         embedded, there = self.embedding(features)
         states = embedded + _positions(embedded.shape[1], self.width).to(embedded)
         normed = self.before(states)
@@ -90,19 +112,25 @@ class TextTransformer(nn.Module):
 
 
 def bilstm(spec: ModelSpec, inputs: int) -> nn.Module:
-    """The model `bilstm`. Raises ConfigError as `_text_model`."""
-    return _text_model(spec, inputs, BiLstm)
+    """The model `bilstm`. Raises ConfigError as `build_text_model`."""
+    return build_text_model(spec, inputs, BiLstm)
 
 
 def text_transformer(spec: ModelSpec, inputs: int) -> nn.Module:
-    """The model `text-transformer`. Raises ConfigError as `_text_model`."""
-    return _text_model(spec, inputs, TextTransformer)
+    """The model `text-transformer`. Raises ConfigError as `build_text_model`."""
+    return build_text_model(spec, inputs, TextTransformer)
 
 
-def _text_model(
-    spec: ModelSpec, inputs: int, kind: type[BiLstm] | type[TextTransformer]
+def build_text_model(
+    spec: ModelSpec,
+    inputs: int,
+    kind: type[BiLstm] | type[TextTransformer],
+    *,
+    pooled: bool = False,
 ) -> nn.Module:
-    """A model of notes: `hidden` = [width of a token, width inside], `shape` = [ids, size].
+    """A model of tokens: `hidden` = [width of a token, width inside], `shape` = [ids, size].
+
+    Several outputs are those of each token, or of the whole where they are `pooled`.
 
     Raises:
         ConfigError: sizes that the model does not take.
@@ -120,7 +148,9 @@ def _text_model(
     ids, size = spec.shape
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights; ours replace them
         embedding = TokenEmbedding(ids=ids, size=size, width=width)
-        model = kind(embedding=embedding, width=width, hidden=hidden, outputs=spec.outputs)
+        model = kind(
+            embedding=embedding, width=width, hidden=hidden, outputs=spec.outputs, pooled=pooled
+        )
     generator = torch.Generator(device="cpu").manual_seed(spec.initial_seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.registry import DpSpec, Variant
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -217,7 +218,8 @@ def _check_model(study: StudySpec, *, source: str) -> None:
     from fedward_common.study.tabular import TabularData  # noqa: PLC0415
     from fedward_common.study.units import check_unit  # noqa: PLC0415
 
-    if isinstance(study.data, TabularData | ClinicalData | Pictures | NotesData):
+    learned = TabularData | ClinicalData | Pictures | NotesData | LabelledRows
+    if isinstance(study.data, learned):
         try:
             if type(study.task) in KNOWN_TASKS:
                 check_task(study)

@@ -3,6 +3,7 @@
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.registry import DataSpec
 from fedward_common.study.tabular import TabularData
@@ -14,8 +15,8 @@ def input_size(data: DataSpec) -> int:
     Raises:
         ConfigError: data from which nothing is learned.
     """
-    if not isinstance(data, TabularData | ClinicalData | Pictures | NotesData):
+    if not isinstance(data, TabularData | ClinicalData | Pictures | NotesData | LabelledRows):
         raise ConfigError(
-            f"data.kind: expected tabular, clinical, image or notes, found {data.kind!r}"
+            f"data.kind: expected data with records to learn from, found {data.kind!r}"
         )
     return data.input_size

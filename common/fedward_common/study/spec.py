@@ -105,7 +105,8 @@ class ModelSpec(Extensible):
         default=(),
         max_length=4,
         strict=False,
-        description="of an image: channels, height, width; of notes: ids of a token, different ids",
+        description="of an image: channels, height, width; of notes: ids of a token, different "
+        "ids; of a sequence: numbers of a place, places",
     )
     weight_standardisation: bool = Field(
         default=False, description="every filter of a convolution centred and of length one"

@@ -21,6 +21,7 @@ from fedward_common.study.imaging import (
     ImageMasks,
     ImageSegmentation,
 )
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import (
     EntityScores,
     NotesData,
@@ -29,6 +30,7 @@ from fedward_common.study.notes import (
     TextNer,
 )
 from fedward_common.study.registry import DataSpec, TaskSpec, register
+from fedward_common.study.sequence import OneHot, SequenceClassification, SequenceData
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import (
     LabelRule,
@@ -90,6 +92,7 @@ KNOWN_TASKS: Final = (
     ImageSegmentation,
     TextClassification,
     TextNer,
+    SequenceClassification,
 )
 
 
@@ -102,7 +105,9 @@ def outputs_of(study: StudySpec) -> int:
         return data.outputs
     if isinstance(data, NotesData) and isinstance(data.label, TagLabel):
         return len(data.label.tags)
-    return len(study.task.cuts) if isinstance(study.task, Survival) else 1
+    if isinstance(study.task, Survival):
+        return len(study.task.cuts)
+    return data.outputs if isinstance(data, LabelledRows) else 1
 
 
 def value_range(data: DataSpec) -> tuple[float, float]:
@@ -111,7 +116,7 @@ def value_range(data: DataSpec) -> tuple[float, float]:
     Raises:
         ConfigError: the label is none.
     """
-    if isinstance(data, TabularData) and isinstance(data.label, NumberLabel):
+    if isinstance(data, TabularData | LabelledRows) and isinstance(data.label, NumberLabel):
         return data.label.low, data.label.high
     if isinstance(data, ClinicalData) and isinstance(data.outcome, ValueOutcome):
         return data.outcome.low, data.outcome.high
@@ -134,11 +139,32 @@ def check_task(study: StudySpec) -> None:
         ImageSegmentation: ImageMasks,
         TextClassification: LabelRule,
         TextNer: TagLabel,
+        SequenceClassification: SequenceData,
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
     if fitting[type(task)] is not label:
         raise ConfigError(f"task.kind: expected one that fits the label, found {task.kind!r}")
+    if isinstance(study.data, SequenceData):
+        _check_sequences(study, study.data)
+    else:
+        _check_steps(study)
+    if study.model.outputs != outputs_of(study):
+        raise ConfigError(
+            f"model.outputs: expected {outputs_of(study)}, found {study.model.outputs}"
+        )
+    _check_classes(study)
+    _check_notes(study)
+    if isinstance(task, Survival) and (
+        (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
+    ):
+        raise ConfigError(f"model.name: expected one for {task.likelihood}")
+    _check_evaluation(study)
+
+
+def _check_steps(study: StudySpec) -> None:
+    """Returns when a model of a time series has the steps of its grid, and another has none."""
+    task = study.task
     grid = isinstance(study.data, ClinicalData) and study.data.grid is not None
     if isinstance(task, TimeseriesClassification) != bool(study.model.steps) or (
         isinstance(study.data, ClinicalData) and isinstance(task, TimeseriesClassification) != grid
@@ -148,17 +174,25 @@ def check_task(study: StudySpec) -> None:
         steps = study.data.grid.steps
         if study.model.steps != steps:
             raise ConfigError(f"model.steps: expected {steps}, found {study.model.steps}")
-    if study.model.outputs != outputs_of(study):
+
+
+def _check_sequences(study: StudySpec, data: SequenceData) -> None:
+    """Returns when the model takes sequences as the study encodes them."""
+    steps, shape = study.model.steps, study.model.shape
+    if isinstance(data.encoding, OneHot):
+        expected: tuple[int, ...] = (len(data.letters), data.length)
+        if shape not in ((), expected) or (steps and data.length % steps):
+            raise ConfigError(
+                f"model: expected steps that divide the {data.length} letters, or none, and shape "
+                f"{list(expected)} or none, found steps {steps} and shape {list(shape)}"
+            )
+        return
+    expected = (1, data.token_size)
+    if shape != expected or steps:
         raise ConfigError(
-            f"model.outputs: expected {outputs_of(study)}, found {study.model.outputs}"
+            f"model.shape: expected {list(expected)} and no steps, as k-mers have, found "
+            f"{list(shape)}; a model of tokens is sequence-transformer"
         )
-    _check_images(study)
-    _check_notes(study)
-    if isinstance(task, Survival) and (
-        (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
-    ):
-        raise ConfigError(f"model.name: expected one for {task.likelihood}")
-    _check_evaluation(study)
 
 
 def _check_evaluation(study: StudySpec) -> None:
@@ -175,14 +209,17 @@ def _check_evaluation(study: StudySpec) -> None:
         check_groupings(study.data, release)
 
 
-def _check_images(study: StudySpec) -> None:
-    """Returns when weights and evaluation fit what images are learned for."""
+def _check_classes(study: StudySpec) -> None:
+    """Returns when weights and evaluation fit the classes or structures that are learned."""
     task, data, release = study.task, study.data, evaluation_of(study)
-    if isinstance(task, ImageClassification) and isinstance(data, ImageData):
+    if isinstance(data, ImageData | LabelledRows) and not isinstance(
+        data.label, NumberLabel | TimeLabel
+    ):
         expected = max(2, data.outputs)
-        if task.class_weights and len(task.class_weights) != expected:
+        weights = getattr(task, "class_weights", ())
+        if weights and len(weights) != expected:
             raise ConfigError(
-                f"task.class_weights: expected {expected} or none, found {len(task.class_weights)}"
+                f"task.class_weights: expected {expected} or none, found {len(weights)}"
             )
         one = isinstance(data.label, LabelRule)
         fits = isinstance(release, BinnedScores) if one else isinstance(release, ClassScores)
@@ -219,6 +256,9 @@ def _label_kind(study: StudySpec) -> type[object]:
     """The kind of label that the data have, by the tables' names for it; images are their own."""
     if isinstance(study.data, ImageData | ImageMasks):
         return type(study.data)
+    if isinstance(study.data, LabelledRows):
+        timed = isinstance(study.data.label, TimeLabel)
+        return TimeLabel if timed else type(study.data)
     if isinstance(study.data, TabularData | NotesData):
         return type(study.data.label)
     if isinstance(study.data, ClinicalData):

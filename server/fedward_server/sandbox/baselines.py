@@ -17,6 +17,7 @@ from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.imaging import ImageMasks, Pictures
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 
@@ -69,7 +70,7 @@ def fit(
 
     Without `penalty` it is chosen by `choose_penalty`. Deterministic.
     """
-    if isinstance(study.data, Pictures | NotesData) or study.model.steps:
+    if isinstance(study.data, Pictures | NotesData | LabelledRows) or study.model.steps:
         return model_tensors(descend(study, records))
     if penalty is None:
         penalty = choose_penalty(study, records)

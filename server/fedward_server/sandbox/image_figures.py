@@ -1,4 +1,4 @@
-"""Exact figures of image models on the parent's own copy: classes, labels, structures."""
+"""Exact figures on the parent's own copy: classes, labels and answers; structures of images."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from fedward_common.models.whole_images import overlaps
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.imaging import ClassLabel, ImageData, ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.tabular import LabelRule
 from fedward_server.sandbox.measures import (
     Numbers,
     bootstrap_weights,
@@ -57,7 +57,7 @@ def judge(study: StudySpec, tensors: Tensors, records: PatientRecords) -> Judged
                 batch = torch.from_numpy(records.features[start : start + BATCH])
                 scored = objective.scores(model(batch)).numpy().astype(np.float64)
                 rows.append(scored.reshape(len(batch), -1))
-            width = data.outputs if isinstance(data, ImageData) else 1
+            width = data.outputs if isinstance(data, ImageData | LabelledRows) else 1
     found = np.concatenate([np.zeros((0, width)), *rows])
     labels = np.zeros(len(found), np.float32) if isinstance(data, ImageMasks) else records.labels
     return Judged(found=found, labels=labels, patient=records.patient)
@@ -79,10 +79,10 @@ def measures(study: StudySpec, judged: Judged, *, draws: int) -> dict[str, Numbe
     data = study.data
     if isinstance(data, ImageMasks):
         return _overlap_measures(data, judged, weights)
-    if not isinstance(data, ImageData):
+    if not isinstance(data, ImageData | LabelledRows):
         return {}
     positive = positives(study, judged.labels)
-    names = ("",) if isinstance(data.label, LabelRule) else data.label.names
+    names = getattr(data.label, "names", ("",))
     each = [class_measures(judged.found[:, k], positive[:, k], weights) for k in range(len(names))]
     if names == ("",):
         return each[0]
@@ -120,7 +120,8 @@ def image_intervals(study: StudySpec, judged: Judged, *, draws: int) -> Mapping[
 
 def is_judged_here(study: StudySpec) -> bool:
     """Whether figures of the study's model come from this module."""
-    return isinstance(study.data, Pictures)
+    data = study.data
+    return isinstance(data, Pictures) or (isinstance(data, LabelledRows) and bool(data.names))
 
 
 def _overlap_row(data: ImageMasks, found: npt.NDArray[np.int64], label: Numbers) -> Numbers:

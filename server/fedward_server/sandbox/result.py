@@ -24,6 +24,7 @@ from fedward_common.study.grouped_scores import GroupedScores, ValueScores
 from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
@@ -45,6 +46,7 @@ from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
 from fedward_server.sandbox.measures import DRAWS
 from fedward_server.sandbox.notes import all_notes
+from fedward_server.sandbox.rows import all_rows
 from fedward_server.sandbox.statistics import Tables, read_tables
 
 EXACT: Final = "exact: computed by the sandbox's parent from its own copy of the held-out patients"
@@ -139,6 +141,9 @@ class ParentCopy:
         if isinstance(study.data, NotesData):
             found = study.data, files, tables
             return cls(training=all_notes(*found, "train"), held_out=all_notes(*found, "test"))
+        if isinstance(study.data, LabelledRows):
+            own = study.data, files, tables
+            return cls(training=all_rows(*own, "train"), held_out=all_rows(*own, "test"))
         return cls(
             training={s: _encode(study, s, rows, part="train") for s, rows in tables.items()},
             held_out={s: _encode(study, s, rows, part="test") for s, rows in tables.items()},

@@ -20,6 +20,7 @@ from fedward_common.ids import SiteId, parse_digest, parse_site_id
 from fedward_common.log.setup import configure_logging
 from fedward_common.study.files import SiteKeys, parse_study
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
@@ -328,7 +329,7 @@ def run_study(
 
 def _is_costly(study: StudySpec) -> bool:
     """Whether one training takes so long that one draw of each site alone has to do."""
-    return isinstance(study.data, Pictures | NotesData) or bool(study.model.steps)
+    return isinstance(study.data, Pictures | NotesData | LabelledRows) or bool(study.model.steps)
 
 
 def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, Any]]:

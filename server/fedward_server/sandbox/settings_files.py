@@ -9,6 +9,7 @@ from typing import Any, Final
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly
@@ -16,6 +17,7 @@ from fedward_common.trust.private_files import write_atomically, write_private
 from fedward_common.trust.statements import Statement
 from fedward_server.sandbox.layout import FEDERATION, Layout, SiteFolder
 from fedward_server.sandbox.notes import VOCABULARY
+from fedward_server.sandbox.rows import row_files
 
 STEWARD: Final = "Data steward"
 COORDINATOR: Final = """\
@@ -129,11 +131,14 @@ def _data(study: StudySpec, site: SiteFolder) -> dict[str, Any]:
     data, files = study.data, [str(path.absolute()) for path in site.data_files]
     if isinstance(data, ClinicalData):
         return dict(zip(("kind", "patients", "events"), ["events", *files], strict=True))
-    if not isinstance(data, Pictures | NotesData):
+    if not isinstance(data, Pictures | NotesData | LabelledRows):
         return {"kind": "csv", "path": files[0]}
     owner = {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}
     if isinstance(data, Pictures):
         return {"kind": "images", "path": files[0], **owner}
+    if isinstance(data, LabelledRows):
+        beside = row_files(site.data_file)
+        return {"kind": data.what, "path": files[0], **owner, **beside}
     vocabulary = site.data_file.with_name(VOCABULARY).absolute()
     beside = {"vocabulary": str(vocabulary)} if vocabulary.is_file() else {}
     return {"kind": "notes", "path": files[0], **owner, **beside}

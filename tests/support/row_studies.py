@@ -1,0 +1,55 @@
+"""Study files of labelled rows (sequences and the like), and the tables of their made-up sites."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tests.support.studies import write_table
+
+SEQUENCES = """
+[[releases]]
+kind = "class-scores"
+bins = 4
+classes = 3
+exclusive = true
+noise_multiplier = 2.0
+[task]
+kind = "sequence-classification"
+[model]
+name = "lstm"
+hidden = [8]
+steps = 4
+outputs = 3
+[data]
+kind = "sequence"
+no_patient_key = true
+alphabet = "dna"
+length = 12
+[data.encoding]
+kind = "one-hot"
+[data.label]
+column = "site"
+classes = ["donor", "acceptor", "neither"]
+[data.split]
+kind = "column"
+column = "split"
+"""
+MOTIFS = {"donor": "GTAAG", "acceptor": "TTCAG", "neither": ""}
+
+
+def sequences(path: Path, *, seed: int, count: int = 90) -> Path:
+    """Rows of twelve letters; donors and acceptors have their motif in the middle."""
+    draws = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        site = list(MOTIFS)[number % 3]
+        letters = "".join(draws.choice(list("ACGT"), 12))
+        motif = MOTIFS[site]
+        rows.append(
+            {
+                "sequence": letters[:4] + motif + letters[4 + len(motif) :],
+                "site": site,
+                "split": "test" if number // 3 % 2 else "train",
+            }
+        )
+    return write_table(path, rows)
