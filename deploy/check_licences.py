@@ -12,10 +12,11 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from packaging.requirements import Requirement
 
 ROOTS = ("fedward-common", "fedward-server", "fedward-client")
-EXTRAS = {"fedward-server": "sandbox", "fedward-client": "imaging"}
+EXTRAS = {"fedward-server": ("sandbox",), "fedward-client": ("imaging", "genomics")}
 FORBIDDEN = re.compile(r"\bA?GPL|Affero|GNU General Public|\bSSPL|Business Source", re.IGNORECASE)
 LESSER = re.compile(r"LGPL|Lesser General Public", re.IGNORECASE)
 SILENT: dict[str, str] = {
+    "bed-reader": "Apache-2.0",
     "dm-tree": "Apache-2.0",
     "fedward-common": "Apache-2.0",
 }
@@ -33,7 +34,7 @@ def licence(package: Distribution) -> str:
 def closure() -> dict[str, str]:
     """Name -> licence of every package that the three distributions bring along."""
     found: dict[str, str] = {}
-    queue = [(root, EXTRAS.get(root, "")) for root in ROOTS]
+    queue = [(root, extra) for root in ROOTS for extra in ("", *EXTRAS.get(root, ()))]
     seen: set[tuple[str, str]] = set()
     while queue:
         name, extra = queue.pop()

@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from fedward_client.data.fhir_schema import SchemaFindings
 from fedward_client.data.site import SAMPLE_EVERY, SiteSource, fhir_resources
 from fedward_client.settings import SiteSettings
 from fedward_common.errors import ProtocolError
+from fedward_common.genotypes.alignment import Why
 from fedward_common.notes.recall import NOTES, measured_recall
 from fedward_common.study.clinical import ClinicalData, Feature, Measured, Present
 from fedward_common.study.clinical_encoding import Encoder, Tally
 from fedward_common.study.encoding import code_text, code_texts, decimal_number, encode_present
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
 from fedward_common.study.row_encoding import cell
@@ -83,8 +85,11 @@ def check_data(study: StudySpec, source: SiteSource) -> DataFound:
         return _notes(study, study.data, source)
     if isinstance(study.data, LabelledRows):
         return _labelled(study, study.data, source)
+    if isinstance(study.data, Genotypes):
+        return _genotypes(study, source)
     raise ProtocolError(
-        f"data: expected a table, clinical events, notes or sequences, found {study.data.kind!r}"
+        f"data: expected a table, clinical events, notes, sequences or genotypes, found "
+        f"{study.data.kind!r}"
     )
 
 
@@ -323,6 +328,37 @@ def _sequences(
             values=tuple(map(float, unclear)),
         ),
     ]
+
+
+def _genotypes(study: StudySpec, source: SiteSource) -> DataFound:
+    """Loci by how they were found, and how complete they are; of each locus nothing by itself."""
+    training, held_out, tally = source.genotypes.tally(study)
+    rates = tuple(tally.rates.values())
+    complete = FeatureFound(
+        name="genotypes",
+        unit="share of the file's samples that have one, by locus",
+        patients=len(training.labels) + len(held_out.labels),
+        outside=0,
+        unmapped=0,
+        values=rates,
+    )
+    found = [
+        FeatureFound(
+            name=f"loci {how}",
+            unit=f"{number} loci",
+            patients=complete.patients,
+            outside=0,
+            unmapped=number if how in get_args(Why) else 0,
+        )
+        for how, number in sorted(tally.loci.items())
+    ]
+    return DataFound(
+        people=tally.people,
+        training=len(training.labels),
+        held_out=len(held_out.labels),
+        absent=dict(tally.absent),
+        features=[complete, *found],
+    )
 
 
 def _tabular(study: StudySpec, schema: TabularData, source: SiteSource) -> DataFound:

@@ -172,6 +172,23 @@ class SequenceFiles(Owned):
     fasta: Location | None = None
 
 
+class GenotypeFiles(Strict):
+    """Genotypes: a VCF or BCF (an index beside it is used), and a CSV table of the people in it.
+
+    `people` says whose a sample is (`patient_key`), with `family_key` who is kin, and what else a
+    study asks for. With `family_key` only a study with the privacy unit `family` may read them.
+    `build` is the reference that positions are of.
+    """
+
+    kind: Literal["genotypes"] = "genotypes"
+    path: Location
+    people: Location
+    build: Literal["GRCh37", "GRCh38"]
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    patient_key: str = Field(min_length=1, max_length=256)
+    family_key: str | None = Field(default=None, min_length=1, max_length=256)
+
+
 def _data_kind(value: object) -> str:
     """The kind of a [[data]] table; without one it is a CSV table, as before there were others."""
     kind = value.get("kind", "csv") if isinstance(value, dict) else getattr(value, "kind", "csv")
@@ -186,6 +203,7 @@ DataEntry = Annotated[
     | Annotated[OmopUrl, Tag("omop")]
     | Annotated[ImageFiles, Tag("images")]
     | Annotated[NotesFile, Tag("notes")]
-    | Annotated[SequenceFiles, Tag("sequences")],
+    | Annotated[SequenceFiles, Tag("sequences")]
+    | Annotated[GenotypeFiles, Tag("genotypes")],
     Discriminator(_data_kind),
 ]

@@ -14,6 +14,7 @@ from fedward_client.settings import PolicyRules, SiteSettings
 from fedward_common.errors import PolicyRefused
 from fedward_common.privacy.ledger import Limits
 from fedward_common.study.evaluation import EvaluationRelease
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, Table
 from fedward_common.study.tabular import TabularData
@@ -61,6 +62,7 @@ class SitePolicy:
     standing: Standing
     patient_keys: frozenset[str] = frozenset()
     keyless_images: bool = False
+    family_keys: frozenset[str | None] = frozenset()
 
     @classmethod
     def of(cls, settings: SiteSettings, standing: Standing | None = None) -> "SitePolicy":
@@ -75,6 +77,7 @@ class SitePolicy:
             ),
             keyless_images=bool(settings.owned)
             and all(one.no_patient_key for one in settings.owned),
+            family_keys=frozenset(one.family_key for one in settings.genotypes),
         )
 
     @property
@@ -110,6 +113,7 @@ class SitePolicy:
         """Everything that speaks against `study` at `now`, one by one; nothing when it may run."""
         yield from self._moment(study, now)
         yield from self._outputs(study, kind)
+        yield from self._genomic(study)
         yield from self._privacy(study)
         yield from self._secure_sum(study)
         yield from self._releases(study)
@@ -230,6 +234,41 @@ class SitePolicy:
                 f"{self.source} is {rules.min_noise:g}. {STEWARD}",
             )
 
+    def _genomic(self, study: StudySpec) -> Iterator[PolicyRefused]:
+        """Where genomes may be learned from, and that kin are one unit where the site knows them.
+
+        `genomic` is asked of the data's kind as well: a field of the study alone proves nothing.
+        """
+        if not (study.genomic or study.data.is_genomic):
+            return
+        allowed = self.rules.genomic_jurisdictions
+        if allowed is not None and not study.jurisdictions:
+            yield self._refused(
+                study,
+                "it is genomic and does not say where its coordinator and sites are "
+                f"(jurisdictions), genomic_jurisdictions in {self.source} allows "
+                f"{', '.join(allowed) or 'none'}. {STEWARD}",
+            )
+        outside = sorted(set(study.jurisdictions) - set(allowed or ()))
+        if allowed is not None and outside:
+            yield self._refused(
+                study,
+                f"it is genomic and goes to {', '.join(outside)}, genomic_jurisdictions in "
+                f"{self.source} allows {', '.join(allowed) or 'none'}. {STEWARD}",
+            )
+        data = study.data
+        if (
+            isinstance(data, Genotypes)
+            and self.family_keys
+            and data.family_key not in self.family_keys
+        ):
+            yield self._refused(
+                study,
+                f"its families are by column {data.family_key or '(none)'}, family_key in [[data]] "
+                f"of {self.source} is {', '.join(k or '(none)' for k in self.family_keys)}: kin "
+                f"that are known are one privacy unit. {STEWARD}",
+            )
+
     def _secure_sum(self, study: StudySpec) -> Iterator[PolicyRefused]:
         rules = self.rules
         if rules.require_secure_sum and not study.secure_sum:
@@ -310,6 +349,6 @@ def _outputs_of(study: StudySpec) -> set[str]:
 def _plan_of(study: StudySpec) -> tuple[float, float] | None:
     """Declared epsilon and delta of a plan whose unit is known; None for any other."""
     dp = study.dp
-    if isinstance(dp, DpSgd | ReleasesOnly) and dp.unit in ("patient", "record"):
+    if isinstance(dp, DpSgd | ReleasesOnly) and dp.unit in ("patient", "family", "record"):
         return dp.epsilon, dp.delta
     return None

@@ -22,6 +22,7 @@ from fedward_client.data_entries import (
     EventFiles,
     FhirFolder,
     FhirServerUrl,
+    GenotypeFiles,
     ImageFiles,
     Location,
     NotesFile,
@@ -177,6 +178,11 @@ class PolicyRules(Strict):
     allow_semi_honest: bool = Field(
         default=False, description="secure sums that trust the coordinator to follow the protocol"
     )
+    genomic_jurisdictions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] | None = Field(
+        default=None,
+        strict=False,
+        description="genomic studies only where coordinator and all sites are in these countries",
+    )
     delta: float = Field(gt=0, lt=0.01)
     approved_bundles: tuple[DigestText, ...] = Field(default=(), strict=False)
     allow_evaluation: bool = False
@@ -313,6 +319,11 @@ class SiteSettings(Strict):
         return tuple(one for one in self.data if isinstance(one, Owned))
 
     @property
+    def genotypes(self) -> tuple[GenotypeFiles, ...]:
+        """The [[data]] that are genotypes."""
+        return tuple(one for one in self.data if isinstance(one, GenotypeFiles))
+
+    @property
     def data_files(self) -> tuple[Path, ...]:
         """The files of [[data]] that the worker opens; the files of a folder are not listed."""
         found: list[Path | None] = []
@@ -324,6 +335,8 @@ class SiteSettings(Strict):
                     found += [one.path, one.vocabulary]
                 case SequenceFiles():
                     found += [one.path, one.fasta]
+                case GenotypeFiles():
+                    found += [one.path, one.people]
                 case EventFiles():
                     found += [one.patients, one.events]
                 case OmopUrl():

@@ -23,6 +23,7 @@ from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.clinical import ClinicalData, Measured, Present
 from fedward_common.study.evaluation import EvaluationRelease
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.kept import kept_words
 from fedward_common.study.labelled_rows import LabelledRows
@@ -239,6 +240,12 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
         return
     if isinstance(data, Pictures | NotesData | LabelledRows):
         yield from _owned_fields(data)
+        return
+    if isinstance(data, Genotypes):
+        use = f"{data.coding} at {len(data.loci)} loci of {data.build}; never leave"
+        yield {"name": "genotypes", "use": use}
+        for name in data.table_columns:
+            yield {"name": name, "use": "whose a sample is, who is kin, inputs, label or held out"}
         return
     if not isinstance(data, TabularData | Table):
         return

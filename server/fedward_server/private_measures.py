@@ -11,6 +11,7 @@ import numpy.typing as npt
 from scipy.special import ndtri  # type: ignore[import-untyped]
 
 from fedward_common.study.evaluation import ClassScores, EvaluationRelease, OverlapScores
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import ImageData, ImageMasks
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import EntityScores
@@ -35,13 +36,17 @@ def private_measures(
         return entity_estimates(counts, noise=noise)
     if isinstance(release, OverlapScores) and isinstance(data, ImageMasks):
         return _overlaps(data, release, counts, noise=noise)
-    if isinstance(release, ClassScores) and isinstance(data, ImageData | LabelledRows):
+    if isinstance(release, ClassScores) and isinstance(data, ImageData | LabelledRows | Genotypes):
         return _classes(data, release, counts, noise=noise)
     return dict(figures(counts, noise=noise).more) if isinstance(data, ImageData) else {}
 
 
 def _classes(
-    data: ImageData | LabelledRows, release: ClassScores, counts: Numbers, *, noise: float
+    data: ImageData | LabelledRows | Genotypes,
+    release: ClassScores,
+    counts: Numbers,
+    *,
+    noise: float,
 ) -> dict[str, Estimate]:
     names = getattr(data.label, "names", ())
     found = {}

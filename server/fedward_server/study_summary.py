@@ -7,6 +7,7 @@ from fedward_common.privacy import accounting, mechanism
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.files import SiteKeys
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
@@ -59,6 +60,8 @@ def reads(study: StudySpec) -> list[str]:
         return ["images", *study.data.columns]
     if isinstance(study.data, NotesData | LabelledRows):
         return list(study.data.columns)
+    if isinstance(study.data, Genotypes):
+        return [f"genotypes at {len(study.data.loci)} loci", *study.data.table_columns]
     return [column.name for column in getattr(study.data, "columns", ())]
 
 

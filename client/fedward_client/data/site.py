@@ -9,6 +9,7 @@ from fedward_client.data.clinical import ClinicalSource, PeopleSource
 from fedward_client.data.event_tables import EventTables
 from fedward_client.data.fhir import FhirFiles
 from fedward_client.data.fhir_server import FhirEndpoint, FhirServer
+from fedward_client.data.genotypes import GenotypeSource
 from fedward_client.data.images import ImageSource
 from fedward_client.data.notes import NotesSource
 from fedward_client.data.rows import LabelledSource
@@ -25,6 +26,7 @@ from fedward_common.errors import DataError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
@@ -50,6 +52,7 @@ class SiteSource:
         self.images = ImageSource(settings.images, excluded=excluded)
         self.notes = NotesSource(settings.notes, excluded=excluded)
         self.labelled = LabelledSource(settings.owned, excluded=excluded)
+        self.genotypes = GenotypeSource(settings.genotypes, excluded=excluded)
 
     def records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part`; a patient whose rows do not fit counts as absent (rules 7).
@@ -65,6 +68,8 @@ class SiteSource:
             return self.notes.records(study, part=part)
         if isinstance(study.data, LabelledRows):
             return self.labelled.records(study, part=part)
+        if isinstance(study.data, Genotypes):
+            return self.genotypes.records(study, part=part)
         return self.tables.records(study, part=part)
 
     def rows(self, study: StudySpec) -> list[dict[str, str]]:
@@ -81,6 +86,8 @@ class SiteSource:
             return self.notes.checked_records(study, part=part)
         if isinstance(study.data, LabelledRows):
             return self.labelled.checked_records(study, part=part)
+        if isinstance(study.data, Genotypes):
+            return self.genotypes.checked_records(study, part=part)
         return self.tables.checked_records(study, part=part)
 
 

@@ -1,5 +1,6 @@
 """Which code learns which kind of study."""
 
+from fedward_client.tasks.genotypes import genotype_task
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
 from fedward_client.tasks.notes import NoteAnswerTask, NoteTagsTask
 from fedward_client.tasks.sequences import sequence_task
@@ -9,6 +10,7 @@ from fedward_client.tasks.tabular_regression import TabularRegressionTask
 from fedward_client.tasks.task import Task
 from fedward_common.errors import ConfigError
 from fedward_common.models.image_objectives import LabelTargets, OneClassTargets
+from fedward_common.study.genotypes import GenotypeClassification, GenotypeRegression, Genotypes
 from fedward_common.study.imaging import (
     ClassLabel,
     ImageClassification,
@@ -46,11 +48,11 @@ def task_of(study: StudySpec) -> Task:
         case ImageSegmentation() if isinstance(study.data, ImageMasks):
             return SegmentationTask(study.task, study.data)
         case TextClassification() | TextNer() if isinstance(study.data, NotesData):
-            if isinstance(study.data.label, TagLabel):
-                return NoteTagsTask(study.data, study.data.label)
-            return NoteAnswerTask(study.data)
+            return _note_task(study.data)
         case SequenceClassification() if isinstance(study.data, SequenceData):
             return sequence_task(study.task, study.data)
+        case GenotypeClassification() | GenotypeRegression() if isinstance(study.data, Genotypes):
+            return genotype_task(study.task, study.data)
         case TabularRegression():
             return TabularRegressionTask(inputs=inputs)
         case Survival():
@@ -59,6 +61,12 @@ def task_of(study: StudySpec) -> Task:
         f"study {study.id}: expected a task that this version can learn, found "
         f"{study.task.kind} on {study.data.kind}; install a newer fedward-client"
     )
+
+
+def _note_task(data: NotesData) -> Task:
+    if isinstance(data.label, TagLabel):
+        return NoteTagsTask(data, data.label)
+    return NoteAnswerTask(data)
 
 
 def _image_task(spec: ImageClassification, data: ImageData) -> Task:

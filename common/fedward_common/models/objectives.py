@@ -24,6 +24,7 @@ from fedward_common.models.image_objectives import (
     SegmentationObjective,
 )
 from fedward_common.models.text_objectives import TaggingObjective
+from fedward_common.study.genotypes import GenotypeClassification, GenotypeRegression, Genotypes
 from fedward_common.study.imaging import (
     ClassLabel,
     ImageClassification,
@@ -220,10 +221,12 @@ def _survival(study: StudySpec) -> Objective:
     return SurvivalObjective(study.task)
 
 
-def _image_classes(study: StudySpec) -> Objective:
+def _classes(study: StudySpec) -> Objective:
     task, data = study.task, study.data
-    if not isinstance(task, ImageClassification) or not isinstance(data, ImageData):
-        raise ConfigError(f"data.kind: expected image, found {data.kind!r}")
+    if not isinstance(task, ImageClassification | GenotypeClassification) or not isinstance(
+        data, ImageData | Genotypes
+    ):
+        raise ConfigError(f"data.kind: expected image or genotypes, found {data.kind!r}")
     if data.outputs == 1:
         return BinaryObjective(task.class_weights)
     kind = OneClassTargets if isinstance(data.label, ClassLabel) else LabelTargets
@@ -257,9 +260,11 @@ def _tagging(study: StudySpec) -> Objective:
 
 for _binary in (TabularClassification, TimeseriesClassification, TextClassification):
     register_objective(_binary, lambda _: BinaryObjective())
-register_objective(TabularRegression, lambda _: ValueObjective())
+for _number in (TabularRegression, GenotypeRegression):
+    register_objective(_number, lambda _: ValueObjective())
 register_objective(Survival, _survival)
-register_objective(ImageClassification, _image_classes)
+for _classified in (ImageClassification, GenotypeClassification):
+    register_objective(_classified, _classes)
 register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)
 register_objective(SequenceClassification, _row_classes)

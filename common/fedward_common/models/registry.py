@@ -10,6 +10,7 @@ from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
 from fedward_common.models.feature_transformer import ft_transformer
 from fedward_common.models.imaging import cnn, densenet121, resnet18, resnet50, unet
+from fedward_common.models.loci import locus_cnn
 from fedward_common.models.low_rank import adapt
 from fedward_common.models.recurrent import gru, lstm
 from fedward_common.models.sequences import cnn1d, sequence_transformer
@@ -32,6 +33,7 @@ _FACTORIES: dict[str, ModelFactory] = {
     "resnet50": resnet50,
     "unet": unet,
     "densenet121": densenet121,
+    "locus-cnn": locus_cnn,
     "gru": gru,
     "lstm": lstm,
     "ft-transformer": ft_transformer,

@@ -150,10 +150,19 @@ def disclosure(study: StudySpec, facts: KnownFacts | None = None) -> Disclosure:
             "task": configured(study.task.kind),
             "sites": configured([site.id for site in study.sites]),
             "lead_key_sha256": configured(study.lead_key_sha256),
+            **(
+                {
+                    "genomic": configured(True),
+                    "jurisdictions": configured(list(study.jurisdictions) or None),
+                }
+                if study.genomic
+                else {}
+            ),
         },
         claim=claim,
         uncovered=tuple(
-            Uncovered(what=what, why=why) for what, why in (*UNCOVERED, *known.further_uncovered)
+            Uncovered(what=what, why=why)
+            for what, why in (*_uncovered(study), *known.further_uncovered)
         ),
         registry=_registry(study, claim, known),
     )
@@ -174,6 +183,20 @@ def declared_by_person(value: str | None) -> Entry:
     return Entry(value=value, status="missing" if value is None else "declared")
 
 
+RELATIVES: Final = (
+    "relatives of a patient",
+    "the unit is one patient; kin are not counted together",
+)
+GENOMIC_RELATIVES: Final = (
+    "relatives of a patient",
+    "a genome says much about parents, children, brothers and sisters: k of them in the data may "
+    "together lose up to k times this epsilon, and who is not in the data is not covered at all",
+)
+OTHER_RELATIVES: Final = (
+    "relatives who are not in the same family of the table",
+    "the unit is one family as the hospital's table knows it; distant or unknown kin, and kin at "
+    "another hospital, are not counted together",
+)
 UNCOVERED: Final = (
     (
         "earlier and later studies on the same patients",
@@ -184,7 +207,7 @@ UNCOVERED: Final = (
         "every hospital counts for itself; the contributions of one person add up",
     ),
     ("a patient under two ids", "each id of a table counts as one person"),
-    ("relatives of a patient", "the unit is one patient; kin are not counted together"),
+    RELATIVES,
     (
         "what is true of many patients",
         "the guarantee bounds what depends on one patient being in the data",
@@ -195,6 +218,22 @@ UNCOVERED: Final = (
     ),
     ("time and size of encrypted messages", "an observer of the network sees them"),
 )
+
+
+ADJACENCY: Final = {
+    "patient": "add or remove all records of one patient of one site",
+    "family": "add or remove all records of one family of one site",
+    "record": "add or remove one record; NOT one patient",
+}
+
+
+def _uncovered(study: StudySpec) -> tuple[tuple[str, str], ...]:
+    """What no epsilon of the study covers; of genomes, kin in particular."""
+    if getattr(study.dp, "unit", "patient") == "family":
+        own = OTHER_RELATIVES
+    else:
+        own = GENOMIC_RELATIVES if study.genomic else RELATIVES
+    return tuple(own if one is RELATIVES else one for one in UNCOVERED)
 
 
 def _claim(study: StudySpec, facts: KnownFacts) -> Claim:
@@ -210,11 +249,7 @@ def _claim(study: StudySpec, facts: KnownFacts) -> Claim:
         epsilon_admission=measured(delta and epsilon_admission([event], delta=delta)),
         epsilon_pld=measured(delta and epsilon_pld(event, delta=delta)),
         charged_by_site=measured(None if facts.charged is None else dict(facts.charged)),
-        adjacency=configured(
-            "add or remove one record; NOT one patient"
-            if known and known.unit == "record"
-            else "add or remove all records of one patient of one site"
-        ),
+        adjacency=configured(ADJACENCY.get(known.unit if known else "patient")),
         unit=configured(known and known.unit),
         contribution_bound=configured(_contribution(study)),
         population=configured("every person of each hospital, in the cohort or not"),

@@ -176,7 +176,15 @@ def hash_part(split: HashSplit, patient: str) -> TablePart:
 
 def _row_encoder(schema: TabularData) -> Callable[[Row], _Record | None]:
     """A function from one row to numbers; it gives None where the study's rule drops the row."""
-    readers = [(column.name, _reader(schema, column)) for column in schema.columns]
+    readers = [
+        (
+            column.name,
+            column_reader(
+                column, missing_codes=schema.missing_codes, filled=schema.missing == "fill"
+            ),
+        )
+        for column in schema.columns
+    ]
     missing, split = code_texts(schema.missing_codes), schema.split
 
     def encode(row: Row) -> _Record | None:
@@ -247,11 +255,18 @@ def _days(
     return followed if code == "1" and days <= rule.longest_days else -followed
 
 
-def _reader(schema: TabularData, column: NumberColumn | CategoryColumn) -> _Reader:
-    missing = code_texts((*schema.missing_codes, *column.missing_codes))
+def column_reader(
+    column: NumberColumn | CategoryColumn, *, missing_codes: Sequence[str], filled: bool
+) -> _Reader:
+    """A function from a cell of `column` to its inputs; None where it is missing.
+
+    With `filled` the column's public fill value takes the place of what is missing. The function
+    raises DataError for a cell that is neither missing nor of the column.
+    """
+    missing = code_texts((*missing_codes, *column.missing_codes))
     encode = _number(column) if isinstance(column, NumberColumn) else _category(column)
     fill = None
-    if schema.missing == "fill" and column.fill is not None:
+    if filled and column.fill is not None:
         fill = encode(str(column.fill))
 
     def read(text: str) -> Inputs | None:

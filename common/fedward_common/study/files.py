@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
@@ -218,7 +219,7 @@ def _check_model(study: StudySpec, *, source: str) -> None:
     from fedward_common.study.tabular import TabularData  # noqa: PLC0415
     from fedward_common.study.units import check_unit  # noqa: PLC0415
 
-    learned = TabularData | ClinicalData | Pictures | NotesData | LabelledRows
+    learned = TabularData | ClinicalData | Pictures | NotesData | LabelledRows | Genotypes
     if isinstance(study.data, learned):
         try:
             if type(study.task) in KNOWN_TASKS:

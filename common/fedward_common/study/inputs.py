@@ -2,6 +2,7 @@
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
@@ -15,7 +16,9 @@ def input_size(data: DataSpec) -> int:
     Raises:
         ConfigError: data from which nothing is learned.
     """
-    if not isinstance(data, TabularData | ClinicalData | Pictures | NotesData | LabelledRows):
+    if not isinstance(
+        data, TabularData | ClinicalData | Pictures | NotesData | LabelledRows | Genotypes
+    ):
         raise ConfigError(
             f"data.kind: expected data with records to learn from, found {data.kind!r}"
         )

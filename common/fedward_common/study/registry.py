@@ -53,9 +53,13 @@ class TaskSpec(Variant):
 
 
 class DataSpec(Variant):
-    """What a site's records look like and how they become tensors."""
+    """What a site's records look like and how they become tensors.
+
+    `is_genomic`: whether they are of somebody's genome, so that a study has to say so.
+    """
 
     variants: ClassVar[dict[str, type[Variant]]] = {}
+    is_genomic: ClassVar[bool] = False
 
 
 class DpSpec(Variant):

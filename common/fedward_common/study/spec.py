@@ -38,9 +38,10 @@ class DpSgd(DpSpec):
     added: ClassVar[frozenset[str]] = frozenset({"clipping"})
 
     kind: Literal["dp-sgd"] = "dp-sgd"
-    unit: Literal["patient", "record"] = Field(
+    unit: Literal["patient", "family", "record"] = Field(
         default="patient",
-        description="record: only for a set that does not say whose a record is (rules 10)",
+        description="family: where the data say who is kin; record: only for a set that does not "
+        "say whose a record is (rules 10)",
     )
     placement: Literal["local", "distributed"] = Field(
         default="local",
@@ -249,7 +250,7 @@ class StudySpec(Extensible):
     """Everything public about a study. Frozen; equal studies have equal canonical bytes."""
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"ethics_valid_until", "secure_sum", "secagg", "stream"}
+        {"ethics_valid_until", "secure_sum", "secagg", "stream", "genomic", "jurisdictions"}
     )
 
     format: Literal["fedward-study/1"] = "fedward-study/1"
@@ -282,6 +283,15 @@ class StudySpec(Extensible):
     stream: Literal["auto", "always", "never"] = Field(
         default="auto",
         description="rounds as steps of a phase; auto: where a round is one local step",
+    )
+    genomic: bool = Field(
+        default=False, description="said in so many words: the data are of people's genomes"
+    )
+    jurisdictions: tuple[Annotated[str, Field(pattern=r"^[A-Z]{2}$")], ...] = Field(
+        default=(),
+        max_length=64,
+        strict=False,
+        description="ISO 3166 codes of where the coordinator and every site are, each once",
     )
 
     @property
@@ -354,6 +364,7 @@ class StudySpec(Extensible):
                 f"quorum: expected at most {len(self.sites)} (the sites), found {self.quorum}"
             )
         self._check_secure_sum()
+        self._check_genomic()
         training = self.training
         if isinstance(self.aggregation, Scaffold) and (
             training.optimizer != "sgd" or training.momentum or training.weight_decay
@@ -395,6 +406,21 @@ class StudySpec(Extensible):
         """
         how = self.secagg or SecureAggregation()
         return Thresholds.of(len(self.sites), malicious_sites=how.malicious_sites, mode=how.mode)
+
+    def _check_genomic(self) -> None:
+        if self.data.is_genomic and not self.genomic:
+            raise ValueError(
+                f"genomic: expected genomic = true with data of kind {self.data.kind}, found none; "
+                "genomes are under rules of their own, and nobody should meet one unawares"
+            )
+        if list(self.jurisdictions) != sorted(set(self.jurisdictions)):
+            raise ValueError("jurisdictions: expected each code once, in the order of the alphabet")
+        families = getattr(self.data, "family_key", None) is not None
+        if (getattr(self.dp, "unit", "patient") == "family") != families:
+            raise ValueError(
+                "dp.unit: expected 'family' exactly where data.family_key says who is kin, found "
+                "otherwise"
+            )
 
     def _check_secure_sum(self) -> None:
         if not self.secure_sum:

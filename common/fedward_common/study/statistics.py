@@ -64,7 +64,7 @@ class ReleasesOnly(DpSpec):
     """
 
     kind: Literal["releases-only"] = "releases-only"
-    unit: Literal["patient"] = "patient"
+    unit: Literal["patient", "family"] = "patient"
     placement: Literal["local", "distributed"] = "local"
     epsilon: Positive
     epsilon_is: Literal["admission", "pld"] = "admission"

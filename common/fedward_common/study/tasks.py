@@ -13,6 +13,11 @@ from fedward_common.study.evaluation import (
     OverlapScores,
     evaluation_of,
 )
+from fedward_common.study.genotypes import (
+    GenotypeClassification,
+    GenotypeRegression,
+    Genotypes,
+)
 from fedward_common.study.grouped_scores import GroupedScores, ValueScores, check_groupings
 from fedward_common.study.imaging import (
     ClassLabel,
@@ -93,6 +98,8 @@ KNOWN_TASKS: Final = (
     TextClassification,
     TextNer,
     SequenceClassification,
+    GenotypeClassification,
+    GenotypeRegression,
 )
 
 
@@ -101,7 +108,7 @@ def outputs_of(study: StudySpec) -> int:
     data = study.data
     if isinstance(data, ImageMasks):
         return len(data.structures) + 1
-    if isinstance(data, ImageData):
+    if isinstance(data, ImageData | Genotypes):
         return data.outputs
     if isinstance(data, NotesData) and isinstance(data.label, TagLabel):
         return len(data.label.tags)
@@ -116,7 +123,9 @@ def value_range(data: DataSpec) -> tuple[float, float]:
     Raises:
         ConfigError: the label is none.
     """
-    if isinstance(data, TabularData | LabelledRows) and isinstance(data.label, NumberLabel):
+    if isinstance(data, TabularData | LabelledRows | Genotypes) and isinstance(
+        data.label, NumberLabel
+    ):
         return data.label.low, data.label.high
     if isinstance(data, ClinicalData) and isinstance(data.outcome, ValueOutcome):
         return data.outcome.low, data.outcome.high
@@ -140,6 +149,8 @@ def check_task(study: StudySpec) -> None:
         TextClassification: LabelRule,
         TextNer: TagLabel,
         SequenceClassification: SequenceData,
+        GenotypeClassification: Genotypes,
+        GenotypeRegression: NumberLabel,
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
@@ -155,6 +166,7 @@ def check_task(study: StudySpec) -> None:
         )
     _check_classes(study)
     _check_notes(study)
+    _check_genotypes(study)
     if isinstance(task, Survival) and (
         (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
     ):
@@ -197,7 +209,8 @@ def _check_sequences(study: StudySpec, data: SequenceData) -> None:
 
 def _check_evaluation(study: StudySpec) -> None:
     """Returns when the study's evaluation is one for its task."""
-    release, regression = evaluation_of(study), isinstance(study.task, TabularRegression)
+    release = evaluation_of(study)
+    regression = isinstance(study.task, TabularRegression | GenotypeRegression)
     if release is None:
         return
     if regression != isinstance(release, ValueScores):
@@ -212,7 +225,7 @@ def _check_evaluation(study: StudySpec) -> None:
 def _check_classes(study: StudySpec) -> None:
     """Returns when weights and evaluation fit the classes or structures that are learned."""
     task, data, release = study.task, study.data, evaluation_of(study)
-    if isinstance(data, ImageData | LabelledRows) and not isinstance(
+    if isinstance(data, ImageData | LabelledRows | Genotypes) and not isinstance(
         data.label, NumberLabel | TimeLabel
     ):
         expected = max(2, data.outputs)
@@ -252,8 +265,30 @@ def _check_notes(study: StudySpec) -> None:
             )
 
 
+def _check_genotypes(study: StudySpec) -> None:
+    """Returns when a study of genotypes has who is held out, and a convolution knows the loci."""
+    data = study.data
+    if isinstance(study.task, GenotypeClassification | GenotypeRegression) != isinstance(
+        data, Genotypes
+    ):
+        raise ConfigError(f"task.kind: expected one for {data.kind}, found {study.task.kind!r}")
+    if not isinstance(data, Genotypes):
+        return
+    if data.split is None:
+        raise ConfigError("data.split: expected who is held out, found none")
+    shape = (data.channels, len(data.loci))
+    if study.model.name == "locus-cnn" and study.model.shape != shape:
+        raise ConfigError(
+            f"model.shape: expected {list(shape)} (numbers of a locus, loci), found "
+            f"{list(study.model.shape)}"
+        )
+
+
 def _label_kind(study: StudySpec) -> type[object]:
     """The kind of label that the data have, by the tables' names for it; images are their own."""
+    if isinstance(study.data, Genotypes):
+        label = study.data.label
+        return Genotypes if isinstance(label, LabelRule | ClassLabel) else type(label)
     if isinstance(study.data, ImageData | ImageMasks):
         return type(study.data)
     if isinstance(study.data, LabelledRows):

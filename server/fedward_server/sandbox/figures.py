@@ -18,6 +18,7 @@ from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.genotypes import GenotypeRegression
 from fedward_common.study.imaging import ImageData, ImageMasks, SeveralLabels
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tasks import Survival, TabularRegression, value_range
@@ -175,7 +176,7 @@ def own_figures(
     if isinstance(study.task, Survival):
         concordant, comparable = concordance(predicted, records.labels)
         return {"c_index": concordant / comparable} if comparable else {}
-    if not isinstance(study.task, TabularRegression):
+    if not isinstance(study.task, TabularRegression | GenotypeRegression):
         return {}
     low, high = value_range(study.data)
     weights = _weights(records)

@@ -14,6 +14,7 @@ from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model
 from fedward_common.models.whole_images import overlaps
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import ClassLabel, ImageData, ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
@@ -57,7 +58,7 @@ def judge(study: StudySpec, tensors: Tensors, records: PatientRecords) -> Judged
                 batch = torch.from_numpy(records.features[start : start + BATCH])
                 scored = objective.scores(model(batch)).numpy().astype(np.float64)
                 rows.append(scored.reshape(len(batch), -1))
-            width = data.outputs if isinstance(data, ImageData | LabelledRows) else 1
+            width = data.outputs if isinstance(data, ImageData | LabelledRows | Genotypes) else 1
     found = np.concatenate([np.zeros((0, width)), *rows])
     labels = np.zeros(len(found), np.float32) if isinstance(data, ImageMasks) else records.labels
     return Judged(found=found, labels=labels, patient=records.patient)
@@ -79,7 +80,7 @@ def measures(study: StudySpec, judged: Judged, *, draws: int) -> dict[str, Numbe
     data = study.data
     if isinstance(data, ImageMasks):
         return _overlap_measures(data, judged, weights)
-    if not isinstance(data, ImageData | LabelledRows):
+    if not isinstance(data, ImageData | LabelledRows | Genotypes):
         return {}
     positive = positives(study, judged.labels)
     names = getattr(data.label, "names", ("",))
@@ -121,7 +122,9 @@ def image_intervals(study: StudySpec, judged: Judged, *, draws: int) -> Mapping[
 def is_judged_here(study: StudySpec) -> bool:
     """Whether figures of the study's model come from this module."""
     data = study.data
-    return isinstance(data, Pictures) or (isinstance(data, LabelledRows) and bool(data.names))
+    named = isinstance(data, LabelledRows) and bool(data.names)
+    several = isinstance(data, Genotypes) and isinstance(data.label, ClassLabel)
+    return isinstance(data, Pictures) or named or several
 
 
 def _overlap_row(data: ImageMasks, found: npt.NDArray[np.int64], label: Numbers) -> Numbers:

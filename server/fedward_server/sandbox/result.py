@@ -20,6 +20,7 @@ from fedward_common.study.clinical_encoding import Encoder
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
 from fedward_common.study.evaluation import BinnedScores, evaluation_of
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.grouped_scores import GroupedScores, ValueScores
 from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageMasks, Pictures
@@ -44,6 +45,7 @@ from fedward_server.private_measures import private_measures
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
+from fedward_server.sandbox.genotypes import read_genotypes
 from fedward_server.sandbox.measures import DRAWS
 from fedward_server.sandbox.notes import all_notes
 from fedward_server.sandbox.rows import all_rows
@@ -130,6 +132,12 @@ class ParentCopy:
                 held_out={
                     s: _images(study.data, s, path, part="test") for s, path in files.items()
                 },
+            )
+        if isinstance(study.data, Genotypes):
+            schema = study.data
+            return cls(
+                training={s: read_genotypes(schema, s, p, "train") for s, p in files.items()},
+                held_out={s: read_genotypes(schema, s, p, "test") for s, p in files.items()},
             )
         if isinstance(study.data, ClinicalData):
             people = {s: read_people(study.data, s, path) for s, path in files.items()}

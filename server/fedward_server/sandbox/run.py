@@ -19,6 +19,7 @@ from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId, parse_digest, parse_site_id
 from fedward_common.log.setup import configure_logging
 from fedward_common.study.files import SiteKeys, parse_study
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
@@ -43,6 +44,7 @@ from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fe
 from fedward_server.sandbox.datasets_images import IMAGES, deal_pneumonia
 from fedward_server.sandbox.datasets_masks import deal_hippocampus
 from fedward_server.sandbox.federation import Federation
+from fedward_server.sandbox.genotypes import GENOTYPES
 from fedward_server.sandbox.layout import Layout, SiteFolder, make_layout, prepare_root
 from fedward_server.sandbox.progress import View, open_view
 from fedward_server.sandbox.result import (
@@ -113,7 +115,7 @@ def _known_study(data: Path) -> Path:
 
 def _data_file(folder: Path) -> Path:
     """The images, the clinical events or the table in a site's folder."""
-    found = [name for name in (IMAGES, EVENTS_TABLE) if (folder / name).is_file()]
+    found = [name for name in (IMAGES, EVENTS_TABLE, GENOTYPES) if (folder / name).is_file()]
     return folder / (found[0] if found else TABLE)
 
 
@@ -122,7 +124,7 @@ def _named_folder(text: str) -> tuple[SiteId, Path]:
     if not sign or not _data_file(Path(folder)).is_file():
         raise ConfigError(
             f"--site {text}: expected NAME=FOLDER with {TABLE} (and {EVENTS_TABLE} beside it for "
-            f"clinical events) or {IMAGES} in it, found none"
+            f"clinical events) {IMAGES} or {GENOTYPES} in it, found none"
         )
     return parse_site_id(name), Path(folder)
 
@@ -329,7 +331,9 @@ def run_study(
 
 def _is_costly(study: StudySpec) -> bool:
     """Whether one training takes so long that one draw of each site alone has to do."""
-    return isinstance(study.data, Pictures | NotesData | LabelledRows) or bool(study.model.steps)
+    return isinstance(study.data, Pictures | NotesData | LabelledRows | Genotypes) or bool(
+        study.model.steps
+    )
 
 
 def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.study.clinical import ClinicalData
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
@@ -15,6 +16,7 @@ from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly
 from fedward_common.trust.private_files import write_atomically, write_private
 from fedward_common.trust.statements import Statement
+from fedward_server.sandbox.genotypes import PEOPLE
 from fedward_server.sandbox.layout import FEDERATION, Layout, SiteFolder
 from fedward_server.sandbox.notes import VOCABULARY
 from fedward_server.sandbox.rows import row_files
@@ -131,6 +133,11 @@ def _data(study: StudySpec, site: SiteFolder) -> dict[str, Any]:
     data, files = study.data, [str(path.absolute()) for path in site.data_files]
     if isinstance(data, ClinicalData):
         return dict(zip(("kind", "patients", "events"), ["events", *files], strict=True))
+    if isinstance(data, Genotypes):
+        kin = {} if data.family_key is None else {"family_key": data.family_key}
+        people = str(site.data_file.with_name(PEOPLE).absolute())
+        whose = {"build": data.build, "patient_key": data.patient_key, **kin}
+        return {"kind": "genotypes", "path": files[0], "people": people, **whose}
     if not isinstance(data, Pictures | NotesData | LabelledRows):
         return {"kind": "csv", "path": files[0]}
     owner = {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}

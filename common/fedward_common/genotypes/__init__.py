@@ -1,0 +1,1 @@
+"""Genotypes at a panel of loci: which allele is which, quality, and how they become numbers."""
