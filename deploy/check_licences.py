@@ -12,7 +12,7 @@ from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from packaging.requirements import Requirement
 
 ROOTS = ("fedward-common", "fedward-server", "fedward-client")
-EXTRAS = {"fedward-server": ("sandbox",), "fedward-client": ("imaging", "genomics")}
+EXTRAS = {"fedward-server": ("sandbox",), "fedward-client": ("imaging", "genomics", "omics")}
 FORBIDDEN = re.compile(r"\bA?GPL|Affero|GNU General Public|\bSSPL|Business Source", re.IGNORECASE)
 LESSER = re.compile(r"LGPL|Lesser General Public", re.IGNORECASE)
 SILENT: dict[str, str] = {

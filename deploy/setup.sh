@@ -39,8 +39,8 @@ if ! "$VENV/bin/python" -c 'import torch' 2>/dev/null || ! compgen -G "$wheelhou
   run "${pip[@]}" install "${constrained[@]}" --no-index "${cached[@]}" torch==2.13.0
 fi
 echo "setup: fetching what Fedward needs"
-run "${pip[@]}" wheel "${constrained[@]}" "${cached[@]}" --wheel-dir "$wheelhouse" ./common "./server[sandbox,postgresql]" "./client[imaging,genomics]" pip
+run "${pip[@]}" wheel "${constrained[@]}" "${cached[@]}" --wheel-dir "$wheelhouse" ./common "./server[sandbox,postgresql]" "./client[imaging,genomics,omics]" pip
 rm -f "$wheelhouse"/fedward_*.whl # ours are built from the sources, each time
 echo "setup: installing Fedward and its tools"
-run "${pip[@]}" install "${constrained[@]}" "${cached[@]}" -e ./common -e "./server[sandbox,postgresql]" -e "./client[imaging,genomics]" -e .
+run "${pip[@]}" install "${constrained[@]}" "${cached[@]}" -e ./common -e "./server[sandbox,postgresql]" -e "./client[imaging,genomics,omics]" -e .
 echo "setup: done"

@@ -22,9 +22,9 @@ from fedward_common.study.clinical import ClinicalData, Feature, Measured, Prese
 from fedward_common.study.clinical_encoding import Encoder, Tally
 from fedward_common.study.encoding import code_text, code_texts, decimal_number, encode_present
 from fedward_common.study.genotypes import Genotypes
-from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
 from fedward_common.study.notes import NotesData
-from fedward_common.study.row_encoding import cell
+from fedward_common.study.row_encoding import MISSING, cell
 from fedward_common.study.sequence import AMBIGUOUS, SequenceData
 from fedward_common.study.sequence_encoding import Fasta, sequence_text
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -88,8 +88,8 @@ def check_data(study: StudySpec, source: SiteSource) -> DataFound:
     if isinstance(study.data, Genotypes):
         return _genotypes(study, source)
     raise ProtocolError(
-        f"data: expected a table, clinical events, notes, sequences or genotypes, found "
-        f"{study.data.kind!r}"
+        "data: expected a table, clinical events, notes, sequences, molecules or genotypes, "
+        f"found {study.data.kind!r}"
     )
 
 
@@ -283,12 +283,32 @@ def _labelled(study: StudySpec, schema: LabelledRows, source: SiteSource) -> Dat
     features: Sequence[FeatureFound] = ()
     if isinstance(schema, SequenceData):
         features = _sequences(schema, rows, source.labelled.fasta(study))
+    elif isinstance(schema.label, SeveralAnswers):
+        features = [_measured(schema, name, rows) for name in schema.label.answers]
     return DataFound(
         people=len(rows) if schema.no_patient_key else len(keys),
         training=training.patients,
         held_out=held_out.patients,
         absent={"rows that do not fit": absent},
         features=features,
+    )
+
+
+def _measured(schema: LabelledRows, name: str, rows: Sequence[Mapping[str, str]]) -> FeatureFound:
+    """How many rows have an answer, and which."""
+    found = [(row, cell(row, name)) for row in rows if cell(row, name) not in MISSING]
+    known = [float(code_text(text)) for _, text in found if code_text(text) in ("0", "1")]
+    people = {
+        number if schema.no_patient_key else cell(row, schema.patient_key)
+        for number, (row, _) in enumerate(found)
+    }
+    return FeatureFound(
+        name=name,
+        unit="measured answers",
+        patients=len(people),
+        outside=0,
+        unmapped=len(found) - len(known),
+        values=tuple(known),
     )
 
 

@@ -189,6 +189,16 @@ class GenotypeFiles(Strict):
     family_key: str | None = Field(default=None, min_length=1, max_length=256)
 
 
+class MoleculeFile(Owned):
+    """Molecules as SMILES in one CSV table; a molecule is nobody's, unless `patient_key` is."""
+
+    kind: Literal["molecules"] = "molecules"
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+
+
+LabelledEntry = SequenceFiles | MoleculeFile
+
+
 def _data_kind(value: object) -> str:
     """The kind of a [[data]] table; without one it is a CSV table, as before there were others."""
     kind = value.get("kind", "csv") if isinstance(value, dict) else getattr(value, "kind", "csv")
@@ -204,6 +214,7 @@ DataEntry = Annotated[
     | Annotated[ImageFiles, Tag("images")]
     | Annotated[NotesFile, Tag("notes")]
     | Annotated[SequenceFiles, Tag("sequences")]
-    | Annotated[GenotypeFiles, Tag("genotypes")],
+    | Annotated[GenotypeFiles, Tag("genotypes")]
+    | Annotated[MoleculeFile, Tag("molecules")],
     Discriminator(_data_kind),
 ]

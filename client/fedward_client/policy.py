@@ -203,7 +203,8 @@ class SitePolicy:
             yield self._refused(
                 study,
                 "its epsilon is per record; NOT per patient, and no [[data]] of kind images, "
-                f"notes or sequences in {self.source} says no_patient_key = true. {STEWARD}",
+                f"notes, sequences or molecules in {self.source} says no_patient_key = true. "
+                f"{STEWARD}",
             )
         plan = _plan_of(study)
         if plan is None:

@@ -25,6 +25,7 @@ from fedward_client.data_entries import (
     GenotypeFiles,
     ImageFiles,
     Location,
+    MoleculeFile,
     NotesFile,
     OmopUrl,
     Owned,
@@ -329,7 +330,7 @@ class SiteSettings(Strict):
         found: list[Path | None] = []
         for one in self.data:
             match one:
-                case CsvFile() | FhirFolder() | ImageFiles():
+                case CsvFile() | FhirFolder() | ImageFiles() | MoleculeFile():
                     found.append(one.path)
                 case NotesFile():
                     found += [one.path, one.vocabulary]

@@ -51,7 +51,7 @@ class Role:
 
 ROLES = {
     "client": Role(
-        requirement="fedward-client[imaging,genomics]",
+        requirement="fedward-client[imaging,genomics,omics]",
         sources=("common", "client"),
         units="site",
         settings="site.toml",

@@ -82,6 +82,7 @@ def outcome(prepared: Prepared) -> Outcome:
         "survival",
         "tags",
         "sequences",
+        "molecules",
         pytest.param("regression", marks=pytest.mark.slow),
         pytest.param("series", marks=pytest.mark.slow),
     ],
@@ -89,6 +90,8 @@ def outcome(prepared: Prepared) -> Outcome:
 def test_a_study_s_sites_read_what_the_parent_read_and_its_figures_are_reported(
     name: str, tmp_path: Path
 ) -> None:
+    if name == "molecules":
+        pytest.importorskip("rdkit")
     prepared = made(tmp_path, name)
     ran = outcome(prepared)
 
@@ -133,12 +136,19 @@ def _sequences(shown: dict[str, Any], page: str) -> None:
     assert "per record; NOT per patient" in page
 
 
+def _molecules(shown: dict[str, Any], page: str) -> None:
+    assert shown["figures"]["auc: acid"]["pooled_no_privacy"] > 0.9
+    assert shown["figures"]["auc: aromatic"]["pooled_no_privacy"] > 0.9
+    assert "per record; NOT per patient" in page
+
+
 FIGURES = {
     "regression": _regression,
     "survival": _survival,
     "series": _series,
     "tags": _tags,
     "sequences": _sequences,
+    "molecules": _molecules,
 }
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from tests.support import synthea
 from tests.support.ehr_cohorts import bundles, table
-from tests.support.row_studies import SEQUENCES, sequences
+from tests.support.row_studies import MOLECULES, SEQUENCES, molecules, sequences
 from tests.support.studies import write_table
 
 SITES = ("north", "east", "south")
@@ -246,6 +246,12 @@ def sequence_sites(folder: Path) -> None:
         sequences(folder / site / "patients.csv", seed=seed)
 
 
+def molecule_sites(folder: Path) -> None:
+    """A table of molecules for each site."""
+    for seed, site in enumerate(SITES):
+        molecules(folder / site / "patients.csv", seed=seed)
+
+
 def write_study(folder: Path, text: str) -> Path:
     """The study file with its three sites."""
     text += "".join(f'\n[[sites]]\nid = "{site}"\npatients = 30\n' for site in SITES)
@@ -259,5 +265,6 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "survival": (SURVIVAL, table_sites),
     "series": (SERIES, event_sites),
     "tags": (TAGS, text_sites),
-    "sequences": (PER_RECORD + SEQUENCES, sequence_sites),
+    "sequences": ("genomic = true\n" + PER_RECORD + SEQUENCES, sequence_sites),
+    "molecules": (PER_RECORD + MOLECULES, molecule_sites),
 }

@@ -53,3 +53,49 @@ def sequences(path: Path, *, seed: int, count: int = 90) -> Path:
             }
         )
     return write_table(path, rows)
+
+
+MOLECULES = """
+[[releases]]
+kind = "class-scores"
+bins = 4
+classes = 2
+exclusive = false
+noise_multiplier = 2.0
+[task]
+kind = "molecule-property"
+[model]
+name = "mlp"
+hidden = [8]
+outputs = 2
+[data]
+kind = "molecule"
+no_patient_key = true
+[data.encoding]
+kind = "morgan"
+bits = 64
+[data.label]
+answers = ["acid", "aromatic"]
+[data.split]
+kind = "column"
+column = "split"
+"""
+
+
+def molecules(path: Path, *, seed: int, count: int = 120) -> Path:
+    """Small acids and alcohols, aromatic or not; every fifth answer was not measured."""
+    draws = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        acid, aromatic = number % 2, number // 2 % 2
+        chain = "C" * int(draws.integers(1, 6))
+        ring = "c1ccccc1" if aromatic else "C1CCCCC1"
+        rows.append(
+            {
+                "smiles": f"{ring}{chain}{'C(=O)O' if acid else 'CO'}",
+                "acid": "" if number % 5 == 0 else str(acid),
+                "aromatic": "" if number % 5 == 1 else str(aromatic),
+                "split": "test" if number // 4 % 2 else "train",
+            }
+        )
+    return write_table(path, rows)

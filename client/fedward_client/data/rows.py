@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from fedward_client.data.tabular import nobody, readable_lines
-from fedward_client.data_entries import Owned, SequenceFiles
+from fedward_client.data_entries import LabelledEntry, Owned, SequenceFiles
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.labelled_rows import LabelledRows
-from fedward_common.study.row_encoding import Features, encode_rows
-from fedward_common.study.sequence import SequenceData
-from fedward_common.study.sequence_encoding import Fasta, read_fasta, sequence_features
+from fedward_common.study.row_encoding import encode_rows
+from fedward_common.study.row_readers import readers_of
+from fedward_common.study.sequence_encoding import Fasta, read_fasta
 from fedward_common.study.spec import DpSgd, StudySpec
 
 _log = structlog.get_logger(__name__)
@@ -52,11 +52,13 @@ class LabelledSource:
     ) -> tuple[PatientRecords, int]:
         """The records of `part` and how many patients are absent. Raises: as `records`."""
         schema = labelled_schema(study)
+        readers = readers_of(schema, fasta=getattr(self._entry(schema), "fasta", None))
         return encode_rows(
             schema,
             self.rows(study),
-            self.features(study),
+            readers.features,
             part=part,
+            part_of=readers.part_of,
             strict=strict,
             one_record_per_patient=isinstance(study.dp, DpSgd)
             and study.dp.max_records_per_patient == 1
@@ -82,21 +84,19 @@ class LabelledSource:
         rows = [dict(zip(header, line, strict=True)) for line in lines]
         return [row for row in rows if row.get(schema.patient_key, "") not in excluded]
 
-    def features(self, study: StudySpec) -> Features:
-        """What makes numbers of a row. Raises: as `records`."""
-        schema = labelled_schema(study)
-        if isinstance(schema, SequenceData):
-            return sequence_features(schema, self.fasta(study))
-        raise ProtocolError(f"data: expected kind sequence, found {schema.kind!r}")
-
     def fasta(self, study: StudySpec) -> Fasta | None:
         """The records of the FASTA file, where there is one. Raises: as `records`."""
-        path = self._entry(labelled_schema(study)).fasta
+        entry = self._entry(labelled_schema(study))
+        path = entry.fasta if isinstance(entry, SequenceFiles) else None
         return None if path is None else read_fasta(path)
 
-    def _entry(self, schema: LabelledRows) -> SequenceFiles:
+    def _entry(self, schema: LabelledRows) -> LabelledEntry:
         """The one [[data]] of the schema's kind, whose patient key is the study's."""
-        fitting = [one for one in self._entries if isinstance(one, SequenceFiles)]
+        fitting = [
+            one
+            for one in self._entries
+            if isinstance(one, LabelledEntry) and one.kind == schema.what
+        ]
         if len(fitting) != 1:
             raise DataError(
                 f"{schema.what}: expected one [[data]] of kind {schema.what} in site.toml, found "

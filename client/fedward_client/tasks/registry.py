@@ -2,6 +2,7 @@
 
 from fedward_client.tasks.genotypes import genotype_task
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
+from fedward_client.tasks.molecules import molecule_task
 from fedward_client.tasks.notes import NoteAnswerTask, NoteTagsTask
 from fedward_client.tasks.sequences import sequence_task
 from fedward_client.tasks.survival import SurvivalTask
@@ -19,6 +20,7 @@ from fedward_common.study.imaging import (
     ImageSegmentation,
 )
 from fedward_common.study.inputs import input_size
+from fedward_common.study.molecule import MoleculeData, MoleculeProperty
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.sequence import SequenceClassification, SequenceData
 from fedward_common.study.spec import StudySpec
@@ -49,15 +51,19 @@ def task_of(study: StudySpec) -> Task:
             return SegmentationTask(study.task, study.data)
         case TextClassification() | TextNer() if isinstance(study.data, NotesData):
             return _note_task(study.data)
-        case SequenceClassification() if isinstance(study.data, SequenceData):
-            return sequence_task(study.task, study.data)
+        case SequenceClassification() | MoleculeProperty():
+            return _row_task(study)
         case GenotypeClassification() | GenotypeRegression() if isinstance(study.data, Genotypes):
             return genotype_task(study.task, study.data)
         case TabularRegression():
             return TabularRegressionTask(inputs=inputs)
         case Survival():
             return SurvivalTask(study.task, inputs=inputs)
-    raise ConfigError(
+    raise _unknown(study)
+
+
+def _unknown(study: StudySpec) -> ConfigError:
+    return ConfigError(
         f"study {study.id}: expected a task that this version can learn, found "
         f"{study.task.kind} on {study.data.kind}; install a newer fedward-client"
     )
@@ -67,6 +73,15 @@ def _note_task(data: NotesData) -> Task:
     if isinstance(data.label, TagLabel):
         return NoteTagsTask(data, data.label)
     return NoteAnswerTask(data)
+
+
+def _row_task(study: StudySpec) -> Task:
+    task, data = study.task, study.data
+    if isinstance(task, SequenceClassification) and isinstance(data, SequenceData):
+        return sequence_task(task, data)
+    if isinstance(task, MoleculeProperty) and isinstance(data, MoleculeData):
+        return molecule_task(task, data)
+    raise _unknown(study)
 
 
 def _image_task(spec: ImageClassification, data: ImageData) -> Task:

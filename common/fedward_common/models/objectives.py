@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from fedward_common.errors import ConfigError, ModelRefused
+from fedward_common.models.answer_objectives import AnswersObjective
 from fedward_common.models.image_objectives import (
     ClassesObjective,
     Labels,
@@ -32,12 +33,13 @@ from fedward_common.study.imaging import (
     ImageMasks,
     ImageSegmentation,
 )
-from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
+from fedward_common.study.molecule import MoleculeProperty
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.registry import TaskSpec
 from fedward_common.study.sequence import SequenceClassification
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.tabular import TabularClassification
+from fedward_common.study.tabular import NumberLabel, TabularClassification
 from fedward_common.study.tasks import Survival, TabularRegression, TimeseriesClassification
 
 _YEAR: Final = 365.25
@@ -241,7 +243,9 @@ def _row_classes(study: StudySpec) -> Objective:
     if isinstance(data.label, ClassLabel):
         targets = OneClassTargets(data.outputs)
         return ClassesObjective(targets, classes=data.outputs, weights=weights)
-    return BinaryObjective(weights)
+    if isinstance(data.label, SeveralAnswers):
+        return AnswersObjective(data.outputs, weights)
+    return ValueObjective() if isinstance(data.label, NumberLabel) else BinaryObjective(weights)
 
 
 def _segmentation(study: StudySpec) -> Objective:
@@ -267,4 +271,5 @@ for _classified in (ImageClassification, GenotypeClassification):
     register_objective(_classified, _classes)
 register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)
-register_objective(SequenceClassification, _row_classes)
+for _rows in (SequenceClassification, MoleculeProperty):
+    register_objective(_rows, _row_classes)

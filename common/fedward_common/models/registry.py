@@ -9,6 +9,7 @@ from torch import nn
 from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
 from fedward_common.models.feature_transformer import ft_transformer
+from fedward_common.models.graphs import graph_network
 from fedward_common.models.imaging import cnn, densenet121, resnet18, resnet50, unet
 from fedward_common.models.loci import locus_cnn
 from fedward_common.models.low_rank import adapt
@@ -40,6 +41,7 @@ _FACTORIES: dict[str, ModelFactory] = {
     "bilstm": bilstm,
     "text-transformer": text_transformer,
     "cnn1d": cnn1d,
+    "graph-network": graph_network,
     "sequence-transformer": sequence_transformer,
 }
 

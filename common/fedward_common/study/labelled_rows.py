@@ -8,10 +8,10 @@ from fedward_common.study.imaging import ClassLabel
 from fedward_common.study.registry import DataSpec, Strict
 from fedward_common.study.tabular import (
     ColumnSplit,
+    HashSplit,
     LabelRule,
     Name,
     NumberLabel,
-    Split,
     TimeLabel,
 )
 
@@ -38,6 +38,18 @@ class SeveralAnswers(Strict):
         return self
 
 
+class ScaffoldSplit(Strict):
+    """Molecules of one Murcko scaffold (Bemis and Murcko 1996) stay on one side.
+
+    Held out when SHA-256(salt, scaffold), as a fraction, is below `held_out`.
+    """
+
+    kind: Literal["scaffold"] = "scaffold"
+    salt: str = Field(min_length=1, max_length=64)
+    held_out: float = Field(gt=0, lt=1)
+
+
+RowSplit = Annotated[ColumnSplit | HashSplit | ScaffoldSplit, Field(discriminator="kind")]
 RowLabel = LabelRule | ClassLabel | SeveralAnswers | NumberLabel | TimeLabel
 
 
@@ -75,7 +87,7 @@ class LabelledRows(DataSpec):
     patient_key: Name = "patient_id"
     no_patient_key: bool = False
     label: AnyRowLabel
-    split: Split
+    split: RowSplit
 
     @property
     def input_size(self) -> int:
@@ -126,6 +138,12 @@ class LabelledRows(DataSpec):
     def _fitting(self) -> "LabelledRows":
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("expected every column name once")
+        if self.no_patient_key and isinstance(self.split, HashSplit):
+            raise ValueError(
+                "split: expected another than hash where no patient has an id to be hashed"
+            )
+        if isinstance(self.split, ScaffoldSplit) and self.what != "molecules":
+            raise ValueError("split: expected scaffold of molecules alone")
         if not isinstance(self.label, self.own_labels):
             raise ValueError(f"label: expected one that {self.what} can have, found another kind")
         return self

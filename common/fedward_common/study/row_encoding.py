@@ -17,12 +17,14 @@ from fedward_common.study.encoding import (
 )
 from fedward_common.study.imaging import ClassLabel
 from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
-from fedward_common.study.tabular import HashSplit, LabelRule, NumberLabel, TimeLabel
+from fedward_common.study.tabular import ColumnSplit, HashSplit, LabelRule, NumberLabel, TimeLabel
 
 Row = Mapping[str, str]
 Floats = npt.NDArray[np.float32]
 Features = Callable[[Row], Floats]
 """A row -> its inputs [inputs]. Raises DataError, without a value of the row."""
+PartOf = Callable[[Row], TablePart]
+"""A row -> the side of the split that its own content puts it on. Raises as `Features`."""
 
 NOT_MEASURED: Final = -1.0
 """The label of an answer that nobody measured."""
@@ -42,6 +44,7 @@ def encode_rows(
     features: Features,
     *,
     part: TablePart,
+    part_of: PartOf | None = None,
     strict: bool = False,
     one_record_per_patient: bool = False,
 ) -> tuple[PatientRecords, int]:
@@ -59,7 +62,8 @@ def encode_rows(
     for number, row in enumerate(rows):
         patient = f"#{number}" if schema.no_patient_key else cell(row, schema.patient_key)
         try:
-            groups.setdefault(patient, []).append(_record(schema, row, features, patient=patient))
+            record = _record(schema, row, features, patient=patient, part_of=part_of)
+            groups.setdefault(patient, []).append(record)
         except DataError:
             if strict:
                 raise
@@ -87,18 +91,28 @@ def cell(row: Row, column: str) -> str:
     return (row.get(column) or "").strip()
 
 
-def _record(schema: LabelledRows, row: Row, features: Features, *, patient: str) -> _Record:
+def _record(
+    schema: LabelledRows, row: Row, features: Features, *, patient: str, part_of: PartOf | None
+) -> _Record:
     if not patient:
         raise DataError(f"column {schema.patient_key!r}: expected a patient id in every row")
     label = _label(schema, row)
-    if isinstance(schema.split, HashSplit):
+    if part_of is not None:
+        part = part_of(row)
+    elif isinstance(schema.split, HashSplit):
         part = hash_part(schema.split, patient)
     else:
-        text = cell(row, schema.split.column)
-        if text not in ("train", "test"):
-            raise DataError(f"column {schema.split.column!r}: expected 'train' or 'test'")
-        part = "train" if text == "train" else "test"
+        part = _column_part(schema, row)
     return _Record(part=part, features=features(row), label=label)
+
+
+def _column_part(schema: LabelledRows, row: Row) -> TablePart:
+    if not isinstance(schema.split, ColumnSplit):
+        raise DataError("split: expected a column or a hash, found another")
+    text = cell(row, schema.split.column)
+    if text not in ("train", "test"):
+        raise DataError(f"column {schema.split.column!r}: expected 'train' or 'test'")
+    return "train" if text == "train" else "test"
 
 
 def _label(schema: LabelledRows, row: Row) -> tuple[float, ...]:

@@ -4,7 +4,7 @@ Alphabets are those of IUPAC (NC-IUB 1985; IUPAC-IUB 1984). Nothing is learned f
 sequences: length, alphabet and tokens are public constants of the study (rules 6).
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -76,6 +76,8 @@ class SequenceData(LabelledRows):
     with nothing. `ambiguous` codes (N, R, X, ...): `share` their letters in equal parts, count as
     `unknown`, or are refused. Small letters (masked repeats) are letters.
     """
+
+    is_genomic: ClassVar[bool] = True
 
     kind: Literal["sequence"] = "sequence"
     sequence: Name = "sequence"

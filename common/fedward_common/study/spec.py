@@ -107,7 +107,7 @@ class ModelSpec(Extensible):
         max_length=4,
         strict=False,
         description="of an image: channels, height, width; of notes: ids of a token, different "
-        "ids; of a sequence: numbers of a place, places",
+        "ids; of a sequence: numbers of a place, places; of a molecule: numbers of an atom, atoms",
     )
     weight_standardisation: bool = Field(
         default=False, description="every filter of a convolution centred and of length one"

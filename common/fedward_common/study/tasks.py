@@ -27,6 +27,7 @@ from fedward_common.study.imaging import (
     ImageSegmentation,
 )
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.molecule import MoleculeData, MoleculeProperty
 from fedward_common.study.notes import (
     EntityScores,
     NotesData,
@@ -100,6 +101,7 @@ KNOWN_TASKS: Final = (
     SequenceClassification,
     GenotypeClassification,
     GenotypeRegression,
+    MoleculeProperty,
 )
 
 
@@ -132,6 +134,14 @@ def value_range(data: DataSpec) -> tuple[float, float]:
     raise ConfigError("data: expected a label that is a measured value, found another")
 
 
+def is_regression(study: StudySpec) -> bool:
+    """Whether a measured value is learned, which has no class."""
+    data = study.data
+    return isinstance(study.task, TabularRegression | GenotypeRegression) or (
+        isinstance(data, LabelledRows) and isinstance(data.label, NumberLabel)
+    )
+
+
 def check_task(study: StudySpec) -> None:
     """Returns when task, label, model and releases of a study fit together.
 
@@ -151,6 +161,7 @@ def check_task(study: StudySpec) -> None:
         SequenceClassification: SequenceData,
         GenotypeClassification: Genotypes,
         GenotypeRegression: NumberLabel,
+        MoleculeProperty: MoleculeData,
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
@@ -160,6 +171,11 @@ def check_task(study: StudySpec) -> None:
         _check_sequences(study, study.data)
     else:
         _check_steps(study)
+    if isinstance(study.data, MoleculeData) and study.model.shape != study.data.encoding.shape:
+        raise ConfigError(
+            f"model.shape: expected {list(study.data.encoding.shape)}, as molecules have, found "
+            f"{list(study.model.shape)}"
+        )
     if study.model.outputs != outputs_of(study):
         raise ConfigError(
             f"model.outputs: expected {outputs_of(study)}, found {study.model.outputs}"
@@ -209,8 +225,7 @@ def _check_sequences(study: StudySpec, data: SequenceData) -> None:
 
 def _check_evaluation(study: StudySpec) -> None:
     """Returns when the study's evaluation is one for its task."""
-    release = evaluation_of(study)
-    regression = isinstance(study.task, TabularRegression | GenotypeRegression)
+    release, regression = evaluation_of(study), is_regression(study)
     if release is None:
         return
     if regression != isinstance(release, ValueScores):

@@ -18,14 +18,15 @@ from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model
 from fedward_common.study.encoding import PatientRecords
-from fedward_common.study.genotypes import GenotypeRegression
-from fedward_common.study.imaging import ImageData, ImageMasks, SeveralLabels
+from fedward_common.study.imaging import ImageMasks, SeveralLabels
+from fedward_common.study.labelled_rows import SeveralAnswers
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.tasks import Survival, TabularRegression, value_range
+from fedward_common.study.tasks import Survival, is_regression, value_range
 from fedward_server.sandbox.baselines import pool
 from fedward_server.sandbox.image_figures import (
     Judged,
     is_judged_here,
+    is_measured,
     judge,
     measures,
     positives,
@@ -127,8 +128,10 @@ def judged_figures(study: StudySpec, judged: Judged, *, draws: int = 0) -> Exact
     if positive.shape[1] == 1:
         answers = (judged.found[:, 0] > THRESHOLD) == positive[:, 0]
         own["accuracy"] = float(np.average(answers, weights=weights))
-    shares = np.average(positive, axis=0, weights=weights)
-    several = isinstance(study.data, ImageData) and isinstance(study.data.label, SeveralLabels)
+    measured = weights[:, None] * is_measured(judged.labels, answers=positive.shape[1])
+    shares = (positive * measured).sum(axis=0) / np.maximum(measured.sum(axis=0), 1.0)
+    label = getattr(study.data, "label", None)
+    several = isinstance(label, SeveralLabels | SeveralAnswers)
     majority = float(
         np.maximum(shares, 1.0 - shares).mean() if several or len(shares) == 1 else shares.max()
     )
@@ -176,7 +179,7 @@ def own_figures(
     if isinstance(study.task, Survival):
         concordant, comparable = concordance(predicted, records.labels)
         return {"c_index": concordant / comparable} if comparable else {}
-    if not isinstance(study.task, TabularRegression | GenotypeRegression):
+    if not is_regression(study):
         return {}
     low, high = value_range(study.data)
     weights = _weights(records)

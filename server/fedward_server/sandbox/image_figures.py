@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from fedward_common.arrays import Tensors
+from fedward_common.models.answer_objectives import AnswersObjective
 from fedward_common.models.image_objectives import ClassesObjective, Counted
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model
@@ -84,7 +85,13 @@ def measures(study: StudySpec, judged: Judged, *, draws: int) -> dict[str, Numbe
         return {}
     positive = positives(study, judged.labels)
     names = getattr(data.label, "names", ("",))
-    each = [class_measures(judged.found[:, k], positive[:, k], weights) for k in range(len(names))]
+    measured = is_measured(judged.labels, answers=len(names))
+    each = [
+        class_measures(
+            judged.found[measured[:, k], k], positive[measured[:, k], k], weights[:, measured[:, k]]
+        )
+        for k in range(len(names))
+    ]
     if names == ("",):
         return each[0]
     named = {
@@ -99,7 +106,7 @@ def measures(study: StudySpec, judged: Judged, *, draws: int) -> dict[str, Numbe
     right = (
         judged.found.argmax(axis=1) == judged.labels
         if isinstance(data.label, ClassLabel)
-        else ((judged.found > 0.5) == positive).mean(axis=1)
+        else np.average((judged.found > 0.5) == positive, axis=1, weights=_shares(measured))
     )
     return {"accuracy": mean_measure(right.astype(np.float64), weights), **macro, **named}
 
@@ -107,11 +114,25 @@ def measures(study: StudySpec, judged: Judged, *, draws: int) -> dict[str, Numbe
 def positives(study: StudySpec, labels: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
     """Which classes each record has, [records, classes]."""
     objective = objective_of(study)
+    if isinstance(objective, AnswersObjective):
+        return labels > 0.5
     if isinstance(objective, ClassesObjective):
         return np.array([objective.positive(int(code)) for code in labels], dtype=bool).reshape(
             len(labels), -1
         )
     return (labels > 0.5)[:, None]
+
+
+def is_measured(labels: npt.NDArray[np.float32], *, answers: int) -> npt.NDArray[np.bool_]:
+    """Which answers each record has, [records, answers]: all, unless a label below 0 says none."""
+    if labels.ndim == 1:
+        return np.ones((len(labels), answers), dtype=bool)
+    return labels > -0.5
+
+
+def _shares(measured: npt.NDArray[np.bool_]) -> Numbers:
+    """The weight of each answer of a record; equal ones where nothing was measured."""
+    return np.where(measured.any(axis=1, keepdims=True), measured, True).astype(np.float64)
 
 
 def image_intervals(study: StudySpec, judged: Judged, *, draws: int) -> Mapping[str, object]:

@@ -4,13 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from fedward_common.errors import ConfigError, DataError
+from fedward_common.errors import DataError
 from fedward_common.ids import SiteId
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.labelled_rows import LabelledRows
-from fedward_common.study.row_encoding import Features, encode_rows
-from fedward_common.study.sequence import SequenceData
-from fedward_common.study.sequence_encoding import read_fasta, sequence_features
+from fedward_common.study.row_encoding import encode_rows
+from fedward_common.study.row_readers import readers_of
 
 Rows = Sequence[Mapping[str, str]]
 
@@ -37,15 +36,11 @@ def all_rows(
         if absent:
             raise DataError(f"{site}: expected the columns {', '.join(absent)} in its table")
         try:
-            features = _features(schema, files[site])
-            found[site] = encode_rows(schema, rows, features, part=part, strict=True)[0]
+            fasta = files[site].with_name(FASTA)
+            readers = readers_of(schema, fasta=fasta if fasta.is_file() else None)
+            found[site] = encode_rows(
+                schema, rows, readers.features, part=part, part_of=readers.part_of, strict=True
+            )[0]
         except DataError as error:
             raise DataError(f"{site}: {error}") from error
     return found
-
-
-def _features(schema: LabelledRows, table: Path) -> Features:
-    if isinstance(schema, SequenceData):
-        fasta = table.with_name(FASTA)
-        return sequence_features(schema, read_fasta(fasta) if fasta.is_file() else None)
-    raise ConfigError(f"sandbox: expected sequences, found {schema.kind!r}")

@@ -37,6 +37,7 @@ def study(model: str = "linear", *, binary: bool = False, **changes: Any) -> Stu
     words = model == "sequence-transformer"
     release = {"kind": "class-scores", "classes": 3, "exclusive": True}
     settings = {
+        "genomic": True,
         "task": {"kind": "sequence-classification"},
         "model": {"name": model, "outputs": 1 if binary else 3} | MODELS[model],
         "data": {
