@@ -6,7 +6,10 @@ import threading
 from types import SimpleNamespace
 from typing import Any
 
+import flwr.common.constant as constant
+import flwr.supercore.heartbeat as heartbeat
 import flwr.superlink.grid.http_grid as http_grid
+import flwr.supernode.fleet_http_connection as connection
 import flwr.supernode.runtime.run_clientapp as run_clientapp
 import flwr.supernode.servicer.runtime.runtime_handlers as runtime_handlers
 import flwr.supernode.start_client_internal as start_client
@@ -20,7 +23,13 @@ from flwr.supercore.routers.runtime.router import acquire_task
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from flwr.supernode.nodestate.nodestate_factory import NodeStateFactory
 
-from fedward_client.adapters.flower_supernode import NodeClock, OpenQuestion, Wakeup
+from fedward_client.adapters.flower_supernode import (
+    HEARTBEAT_SECONDS,
+    LEASE_SECONDS,
+    NodeClock,
+    OpenQuestion,
+    Wakeup,
+)
 from fedward_server.adapters import reply_pulls
 
 
@@ -122,3 +131,16 @@ def test_a_task_is_offered_only_when_its_message_is_stored() -> None:
     assert not question(SimpleNamespace(), SimpleNamespace()).HasField("task")
     question.stored_message()
     assert question(SimpleNamespace(), SimpleNamespace()).task.task_id == 7
+
+
+def test_a_nodes_lease_and_its_heartbeats_come_from_the_names_that_are_replaced() -> None:
+    assert inspect.getsource(connection).count("heartbeat_interval=HEARTBEAT_DEFAULT_INTERVAL") == 2
+    assert "HEARTBEAT_DEFAULT_INTERVAL - HEARTBEAT_CALL_TIMEOUT" in inspect.getsource(heartbeat)
+    sent_after = (HEARTBEAT_SECONDS - constant.HEARTBEAT_CALL_TIMEOUT) * (
+        constant.HEARTBEAT_BASE_MULTIPLIER + max(constant.HEARTBEAT_RANDOM_RANGE)
+    )
+
+    assert LEASE_SECONDS >= constant.HEARTBEAT_MIN_INTERVAL
+    assert (
+        sent_after + constant.HEARTBEAT_CALL_TIMEOUT < constant.HEARTBEAT_PATIENCE * LEASE_SECONDS
+    )

@@ -12,8 +12,10 @@ import threading
 import time
 from typing import Any, Final
 
+import flwr.supernode.fleet_http_connection as connection
 import flwr.supernode.start_client_internal as start_client
 from flwr.proto.runtime_pb2 import AcquireTaskResponse
+from flwr.supercore import heartbeat
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supernode.cli import flower_supernode
@@ -26,6 +28,12 @@ EMPTY_POLL_SECONDS: Final = 0.1
 """The edge holds a poll open by itself; this only bounds how often one that does not is asked."""
 LOOK_AGAIN_SECONDS: Final = 1.0
 """Finds a task that came back because the worker that had taken it died."""
+LEASE_SECONDS: Final = 10
+"""SuperLink lets nobody take a node's place until twice this has passed since its last heartbeat:
+so long a SuperNode that was killed waits when it is there again (as shipped: 60 s). Flower's
+least."""
+HEARTBEAT_SECONDS: Final = 20
+"""Flower sends a heartbeat after (this - 5 s) x 0.8: every 12 s, well within the 20 s."""
 TASK_SECONDS: Final = 4.0
 """How long a worker's question for a task stays open: its supervisor sees by its waking that it
 lives (`fedward_common.processes.AWAKE`)."""
@@ -107,7 +115,8 @@ def quicken() -> None:
 
     Private names: `start_client_internal.time`, `runtime_handlers.acquire_task`,
     `InMemoryNodeState.create_task` and `.store_message`, `InMemoryObjectStore.put`,
-    `pull_objects.__kwdefaults__["initial_backoff"]`.
+    `pull_objects.__kwdefaults__["initial_backoff"]`, and `HEARTBEAT_DEFAULT_INTERVAL` of
+    `fleet_http_connection` and `heartbeat`.
     """
     changed = Wakeup()
     question = OpenQuestion(runtime_handlers.acquire_task)
@@ -137,6 +146,10 @@ def quicken() -> None:
     if defaults is None or "initial_backoff" not in defaults:
         raise RuntimeError("flower: expected pull_objects with a default initial_backoff")
     defaults["initial_backoff"] = OBJECT_BACKOFF_SECONDS
+    for module, seconds in ((connection, LEASE_SECONDS), (heartbeat, HEARTBEAT_SECONDS)):
+        if not hasattr(module, "HEARTBEAT_DEFAULT_INTERVAL"):
+            raise RuntimeError("flower: expected a module with HEARTBEAT_DEFAULT_INTERVAL")
+        setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", seconds)  # noqa: B010
     setattr(start_client, "time", NodeClock(changed))  # noqa: B010 - a name of Flower's module
     setattr(runtime_handlers, "acquire_task", question)  # noqa: B010
     setattr(InMemoryNodeState, "create_task", make)  # noqa: B010

@@ -138,6 +138,13 @@ class Outbox:
         if not any(_belongs(pushed, released) for released in self._released.values()):
             raise ProtocolError("object: expected one of a released reply, found another")
 
+    @property
+    def works_until(self) -> float:
+        """When the last instruction that has no reply yet is over, in Unix time; 0 without one."""
+        return max(
+            (_ends(one) for one in self._instructions.values() if not one.answered_as), default=0.0
+        )
+
     def snapshot(self, *, now: float) -> dict[str, Any]:
         """What of this a gateway that is started again needs to know, as a JSON value.
 

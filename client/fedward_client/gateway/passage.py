@@ -87,6 +87,7 @@ class Gateway:
         self._pulse = NoPulse() if pulse is None else pulse
         self._kept = kept
         self._outbox = Outbox() if kept is None else kept.load()
+        self._pulse.works(self._outbox.works_until)
         self._spool = spool
         self._delivering: asyncio.Task[None] | None = None
         # One thread: the guard answers one question at a time and the journal keeps its order.
@@ -158,6 +159,7 @@ class Gateway:
                 run=incoming.addressing.run_id,
             )
             self._outbox.received(incoming, now=self._clock())
+            self._pulse.works(self._outbox.works_until)
             self._keep_outbox()
         return answer
 
