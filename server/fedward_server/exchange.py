@@ -59,6 +59,8 @@ PASSING: Final = frozenset({"paused", "hours", "internal"})
 """Refusals that time may mend."""
 MAX_COOL_DOWN_SECONDS: Final = 3600.0
 MAX_PAUSE_SECONDS: Final = 14 * 86400.0
+AWAY_SECONDS: Final = 10.0
+"""So long a site has to be gone until a step of a secret sum goes on without it."""
 RETURN_SECONDS: Final = 60.0
 """How long the cohort of a round that goes on may take to be there: SuperNode tries every 20 s."""
 
@@ -114,6 +116,7 @@ class Exchanges:
     _known: Mapping[SiteId, Head] = field(default_factory=dict)
     _tries: Counter[SiteId] = field(default_factory=Counter)
     _waiting: set[SiteId] = field(default_factory=set)
+    _gone: dict[SiteId, float] = field(default_factory=dict)
     _late_in_round: set[SiteId] = field(default_factory=set)
     _slow: Counter[SiteId] = field(default_factory=Counter)
     _abandoned: int = 0
@@ -153,12 +156,14 @@ class Exchanges:
         self._known = self.heads.newest()
         envelopes = self._envelopes(ask, instruction, asked)
         self.fleet.send(envelopes)
-        self._tries = Counter()
+        self._tries, self._gone = Counter(), {}
         while not state.closed(now := self.clock.now()):
             answers = self.fleet.receive(timeout_seconds=min(POLL_SECONDS, state.seconds_left(now)))
             while answers:  # each is dropped before the next is looked at
                 self._take(state, instruction, answers.pop(0), take)
             self._send_again(state, envelopes)
+            if ask.kind in CONTROL_KINDS:
+                self._give_up_the_gone(state, ask.kind)
         self._note_pace(state)
         for site in state.missing:
             state.lose(site, "deadline")
@@ -185,6 +190,25 @@ class Exchanges:
             for site in sorted(there):
                 self.fleet.send_again(site, envelopes[site])
             self._waiting -= there
+
+    def _give_up_the_gone(self, state: RoundState, kind: Kind) -> None:
+        """Loses who is not connected any more, once the quorum is there.
+
+        Steps of a secret sum take moments, and their secrets lie in memory: a site that ended
+        cannot answer when it is back. A training is waited for: its answer may come after a cut.
+        """
+        now = self.clock.now()
+        if not state.has_quorum or not state.missing:
+            self._gone.clear()
+            return
+        gone = set(state.missing) - self.fleet.online()
+        self._gone = {site: self._gone.get(site, now) for site in gone}
+        for site in sorted(gone):
+            if now - self._gone[site] > AWAY_SECONDS:
+                state.lose(site, "not connected")
+                self.events.emit(
+                    "site.lost", kind=kind, round=state.number, site=site, reason="not connected"
+                )
 
     def _note_pace(self, state: RoundState) -> None:
         """Reports a site that took most of the deadline, or all of it, in SLOW_ROUNDS in a row."""
