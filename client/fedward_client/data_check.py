@@ -382,7 +382,7 @@ def _genotypes(study: StudySpec, source: SiteSource) -> DataFound:
 
 
 def _tabular(study: StudySpec, schema: TabularData, source: SiteSource) -> DataFound:
-    rows = source.rows(study)
+    rows = source.tables.rows(study)
     single = isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
     sizes = {}
     for part in ("train", "test"):

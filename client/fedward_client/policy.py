@@ -18,6 +18,7 @@ from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, Table
 from fedward_common.study.tabular import TabularData
+from fedward_common.study.variant_statistics import VariantRelease
 
 STEWARD: Final = "Ask the data steward or choose another study."
 OUTPUTS: Final[Mapping[str, str]] = {
@@ -292,12 +293,15 @@ class SitePolicy:
                 study, f"one release of binned scores is allowed, it asks for more. {STEWARD}"
             )
         for release in study.releases:
-            if not isinstance(release, EvaluationRelease | ColumnStatistics):
+            if not isinstance(release, EvaluationRelease | ColumnStatistics | VariantRelease):
                 yield self._refused(
                     study, f"its release {release.kind} is none that is known here. {STEWARD}"
                 )
             least = self.rules.min_cell_size
-            if isinstance(release, ColumnStatistics) and release.min_cell_size < least:
+            if (
+                isinstance(release, ColumnStatistics | VariantRelease)
+                and release.min_cell_size < least
+            ):
                 yield self._refused(
                     study,
                     f"it shows numbers of patients from {release.min_cell_size} on, the least "

@@ -10,11 +10,11 @@ from fedward_client.held_out import HeldOut
 from fedward_client.training.trainer import ExecutedPlan, LocalTrainer
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
-from fedward_common.privacy.statistics import exact_sums
+from fedward_common.privacy.statistics import StatisticsRow, exact_sums
 from fedward_common.secagg.sums import SumPlan, flat, is_distributed
-from fedward_common.study.encoding import PatientRecords, Row
+from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.statistics import ColumnStatistics
+from fedward_common.study.statistics import StatisticsRelease
 
 LARGEST = 2.0**62
 
@@ -52,7 +52,7 @@ def evaluation_numbers(held_out: HeldOut, *, plan: SumPlan) -> bytes:
 
 
 def statistics_numbers(
-    study: StudySpec, release: ColumnStatistics, rows: list[Row], *, plan: SumPlan
+    study: StudySpec, release: StatisticsRelease, rows: list[StatisticsRow], *, plan: SumPlan
 ) -> bytes:
     """The sums of a release over the site's patients, in units of the sum's grid."""
     exact = exact_sums(release, study.data, rows, scale=plan.grid.scale)

@@ -7,18 +7,24 @@ from fedward_client.data.tabular import DataSource
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ProtocolError
 from fedward_common.privacy.randomness import RandomSource
-from fedward_common.privacy.statistics import IntegerSource, exact_sums, noised, withheld
-from fedward_common.study.encoding import Row
+from fedward_common.privacy.statistics import (
+    IntegerSource,
+    StatisticsRow,
+    exact_sums,
+    noised,
+    withheld,
+)
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.statistics import ColumnStatistics, statistics_releases
+from fedward_common.study.statistics import StatisticsRelease, statistics_releases
 from fedward_common.wire import Instruction
 
 
 class RowSource(DataSource, Protocol):
     """A `DataSource` that also yields a table's rows as they are (port)."""
 
-    def rows(self, study: StudySpec) -> Sequence[Row]:
-        """Every readable row of the one table with the study's columns, excluded patients left out.
+    def rows(self, study: StudySpec) -> Sequence[StatisticsRow]:
+        """Every readable row of the one table with the study's columns, or every person with
+        genotypes; excluded patients left out.
 
         Raises:
             DataError: no or more than one such table; never because of a patient's cells.
@@ -26,7 +32,7 @@ class RowSource(DataSource, Protocol):
         ...
 
 
-def release_of(instruction: Instruction, study: StudySpec) -> ColumnStatistics:
+def release_of(instruction: Instruction, study: StudySpec) -> StatisticsRelease:
     """The release that a statistics instruction asks for: its round counts them from 1.
 
     Raises:
@@ -43,9 +49,9 @@ def release_of(instruction: Instruction, study: StudySpec) -> ColumnStatistics:
 
 
 def statistics_payload(
-    release: ColumnStatistics,
+    release: StatisticsRelease,
     study: StudySpec,
-    rows: Sequence[Row],
+    rows: Sequence[StatisticsRow],
     *,
     noise: RandomSource,
     integers: IntegerSource,

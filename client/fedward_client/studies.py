@@ -37,6 +37,7 @@ from fedward_common.study.tabular import (
     TabularData,
     TimeLabel,
 )
+from fedward_common.study.variant_statistics import VariantRelease
 from fedward_common.trust.words import words
 
 FORMAT: Final = "fedward-study-report/1"
@@ -332,6 +333,8 @@ def _leaves(study: StudySpec) -> Iterator[dict[str, Any]]:
                 "what": f"{release.counted}, with noise",
                 "times": 1,
             }
+        elif isinstance(release, VariantRelease):
+            yield {"what": f"{release.said}, with noise", "times": 1}
         elif isinstance(release, ColumnStatistics):
             yield {
                 "what": f"{', '.join(release.statistics)} of {', '.join(release.columns)}, with "

@@ -19,7 +19,13 @@ from fedward_common.privacy.statistics import check_values, noise_deviation, wit
 from fedward_common.secagg.sums import noise_share
 from fedward_common.study.registry import DataSpec
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.statistics import ColumnStatistics, Part, cells, columns_of
+from fedward_common.study.statistics import (
+    ColumnStatistics,
+    Part,
+    StatisticsRelease,
+    cells,
+    columns_of,
+)
 from fedward_common.study.tabular import NumberColumn
 from fedward_common.wire import Octets
 from fedward_server.aggregation import PlainSum, SecureSum
@@ -72,7 +78,7 @@ class StatisticsSum:
     """Adds the sites' payloads of one release; only their total can be asked for."""
 
     def __init__(
-        self, study: StudySpec, release: ColumnStatistics, total: SecureSum | None = None
+        self, study: StudySpec, release: StatisticsRelease, total: SecureSum | None = None
     ) -> None:
         self._study, self._release = study, release
         # Every patient counts once, so every site has the weight 1.
@@ -107,7 +113,7 @@ class StatisticsSum:
 
 
 def opened_totals(
-    study: StudySpec, release: ColumnStatistics, values: Numbers, *, answered: int
+    study: StudySpec, release: StatisticsRelease, values: Numbers, *, answered: int
 ) -> Totals:
     """The totals of a release whose sum was secret until it was opened.
 
@@ -124,7 +130,7 @@ def opened_totals(
 
 
 def parse_values(
-    payload: bytes, *, release: ColumnStatistics, data: DataSpec
+    payload: bytes, *, release: StatisticsRelease, data: DataSpec
 ) -> list[float | int | None]:
     """The numbers of a statistics payload. Raises ProtocolError for anything else."""
     try:

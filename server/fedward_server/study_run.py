@@ -23,7 +23,7 @@ from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import (
-    ColumnStatistics,
+    StatisticsRelease,
     is_statistics,
     statistics_releases,
 )
@@ -261,7 +261,7 @@ class StudyRun:
         )
 
     def _release(
-        self, number: int, release: ColumnStatistics, opened: Opened | None
+        self, number: int, release: StatisticsRelease, opened: Opened | None
     ) -> tuple[RoundState, Totals] | None:
         """The totals of one release and who is in them; None where it was abandoned."""
         nothing = tensors_to_bytes({})

@@ -15,6 +15,7 @@ from fedward_common.study.notes import NotesData
 from fedward_common.study.registry import ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, declared, is_statistics
+from fedward_common.study.variant_statistics import VariantRelease
 from fedward_server.report.figures import delta_text, epsilon_number, unit_text
 from fedward_server.study_files import key_words
 
@@ -112,6 +113,8 @@ def _updates(study: StudySpec) -> str:
 def _release(release: ReleaseSpec) -> str:
     if isinstance(release, EvaluationRelease):
         return f"once: {release.counted}, with noise of {release.noise_std:g}"
+    if isinstance(release, VariantRelease):
+        return f"once: {release.said}, with noise of {release.noise_multiplier:g} x sensitivity"
     if isinstance(release, ColumnStatistics):
         return (
             f"once: {', '.join(release.statistics)} of {', '.join(release.columns)}, with "

@@ -9,7 +9,12 @@ from fedward_client.data.vcf import read_vcf
 from fedward_client.data_entries import GenotypeFiles
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.genotypes.alignment import Calls
-from fedward_common.genotypes.encoding import GenotypeTally, encode_genotypes
+from fedward_common.genotypes.encoding import (
+    GenotypeTally,
+    Person,
+    encode_genotypes,
+    present_people,
+)
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.spec import StudySpec
@@ -47,6 +52,12 @@ class GenotypeSource:
             # Stays in the worker's own log; which patients is for `fedward-client rehearse`.
             _log.warning("data.patients-absent", count=tally.absent.total())
         return records
+
+    def people(self, study: StudySpec) -> list[Person]:
+        """Everybody who fits, for statistics. Raises: as `records`."""
+        schema, tally = genotype_schema(study), GenotypeTally()
+        calls, rows = self.read(schema)
+        return present_people(schema, calls, rows, strict=False, tally=tally)
 
     def checked_records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """As `records`, for the site's own eyes: what does not fit is an error. Raises: as such."""

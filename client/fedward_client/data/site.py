@@ -23,6 +23,7 @@ from fedward_client.data_entries import (
 )
 from fedward_client.settings import SiteSettings
 from fedward_common.errors import DataError
+from fedward_common.privacy.statistics import StatisticsRow
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
@@ -72,8 +73,12 @@ class SiteSource:
             return self.genotypes.records(study, part=part)
         return self.tables.records(study, part=part)
 
-    def rows(self, study: StudySpec) -> list[dict[str, str]]:
-        """Every readable row of the one table with the study's columns. Raises: as `records`."""
+    def rows(self, study: StudySpec) -> Sequence[StatisticsRow]:
+        """Every readable row of the one table with the study's columns, or every person with
+        genotypes. Raises: as `records`.
+        """
+        if isinstance(study.data, Genotypes):
+            return self.genotypes.people(study)
         return self.tables.rows(study)
 
     def checked_records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:

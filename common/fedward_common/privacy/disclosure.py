@@ -22,6 +22,7 @@ from fedward_common.privacy.mechanism import encode_event, study_event
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, weight
+from fedward_common.study.variant_statistics import VariantRelease
 
 FORMAT: Final = "fedward-disclosure/1"
 Status = Literal["configured", "measured", "declared", "missing"]
@@ -321,7 +322,7 @@ def _contribution(study: StudySpec) -> dict[str, Any] | None:
 
 
 def _sensitivity(release: object, study: StudySpec) -> str | None:
-    if not isinstance(release, ColumnStatistics):
+    if not isinstance(release, ColumnStatistics | VariantRelease):
         return None
     heavy = weight(release, study.data)
     if release.mechanism == "gaussian":
@@ -393,7 +394,7 @@ def _release(study: StudySpec, number: int) -> Entry:
             "sensitivity": f"L2: {release.sensitivity:g}",
             "when": "once, the final model, on held-out patients",
         }
-    elif isinstance(release, ColumnStatistics):
+    elif isinstance(release, ColumnStatistics | VariantRelease):
         facts |= {"sensitivity": _sensitivity(release, study), "when": "once"}
     else:
         raise ConfigError(f"disclosure: expected a known release, found {release.kind!r}")

@@ -27,6 +27,7 @@ from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.registry import DpSpec, ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly
+from fedward_common.study.variant_statistics import VariantRelease
 
 MIN_NOISE: Final = 0.05
 MAX_NOISE: Final = 1e4
@@ -91,6 +92,11 @@ def _(release: ColumnStatistics) -> DpEvent:
     moved = release.counts_weight
     scale = release.noise_multiplier * moved
     return SelfComposedDpEvent(DiscreteLaplaceDpEvent(1.0 / scale, 1), moved)
+
+
+@release_event.register
+def _(release: VariantRelease) -> DpEvent:
+    return GaussianDpEvent(release.noise_multiplier)
 
 
 def study_event(study: StudySpec) -> DpEvent:

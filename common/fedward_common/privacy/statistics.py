@@ -20,19 +20,23 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.errors import ConfigError, ProtocolError
+from fedward_common.genotypes.encoding import Person
 from fedward_common.privacy.randomness import RandomSource
+from fedward_common.privacy.variant_statistics import exact_variant_sums
 from fedward_common.study.encoding import Row, code_text, code_texts, decimal_number
 from fedward_common.study.registry import DataSpec
 from fedward_common.study.statistics import (
     COUNTS,
     Cell,
     ColumnStatistics,
+    StatisticsRelease,
     Table,
     cells,
     columns_of,
     weight,
 )
 from fedward_common.study.tabular import CategoryColumn, NumberColumn, TabularData
+from fedward_common.study.variant_statistics import VariantRelease
 
 GRID: Final = 1024.0
 """Numbers with Gaussian noise are rounded to 1/1024, as `privacy/histogram` does."""
@@ -42,6 +46,8 @@ LARGEST: Final = 2.0**40
 Value = float | int | None
 """A released number; None where it is withheld."""
 Exact = npt.NDArray[np.float64]
+StatisticsRow = Row | Person
+"""A row of a table, or a person with genotypes."""
 _Read = Callable[[str], float | None]
 """A cell -> the scaled number or the code's position; None where there is no readable value."""
 
@@ -65,7 +71,11 @@ class SystemIntegers:
 
 
 def exact_sums(
-    release: ColumnStatistics, data: DataSpec, rows: Iterable[Row], *, scale: float | None = None
+    release: StatisticsRelease,
+    data: DataSpec,
+    rows: Iterable[StatisticsRow],
+    *,
+    scale: float | None = None,
 ) -> Exact:
     """The sums over all patients in `rows`, one for each of `cells(release, data)`. Private.
 
@@ -81,11 +91,14 @@ def exact_sums(
     Raises:
         ConfigError: the release does not fit the data's schema.
     """
+    if isinstance(release, VariantRelease):
+        people = (row for row in rows if isinstance(row, Person))
+        return exact_variant_sums(release, data, people, scale=scale)
     known, layout = columns_of(data), cells(release, data)
     place = {cell: number for number, cell in enumerate(layout)}
     readers = {name: _reader(known[name], data) for name in release.columns}
     sums = np.zeros(len(layout), dtype=np.float64)
-    for own in _by_patient(rows, data):
+    for own in _by_patient((row for row in rows if not isinstance(row, Person)), data):
         for name, read in readers.items():
             values = [v for row in own if (v := read((row.get(name) or "").strip())) is not None]
             column = known[name]
@@ -102,7 +115,7 @@ def exact_sums(
 
 
 def noised(
-    release: ColumnStatistics,
+    release: StatisticsRelease,
     data: DataSpec,
     exact: Exact,
     *,
@@ -122,7 +135,7 @@ def noised(
     return [round(x) + discrete_laplace(parameter, integers=integers) for x in exact.tolist()]
 
 
-def noise_spread(release: ColumnStatistics, data: DataSpec) -> float:
+def noise_spread(release: StatisticsRelease, data: DataSpec) -> float:
     """The noise of each number: standard deviation, or scale of the discrete Laplace noise.
 
     Raises:
@@ -133,7 +146,7 @@ def noise_spread(release: ColumnStatistics, data: DataSpec) -> float:
     return release.noise_multiplier * release.counts_weight
 
 
-def noise_deviation(release: ColumnStatistics, data: DataSpec) -> float:
+def noise_deviation(release: StatisticsRelease, data: DataSpec) -> float:
     """The standard deviation of the noise of each number, under either mechanism."""
     spread = noise_spread(release, data)
     if release.mechanism == "gaussian":
@@ -142,7 +155,7 @@ def noise_deviation(release: ColumnStatistics, data: DataSpec) -> float:
 
 
 def withheld(
-    release: ColumnStatistics, data: DataSpec, values: Sequence[float | int]
+    release: StatisticsRelease, data: DataSpec, values: Sequence[float | int]
 ) -> list[Value]:
     """`values`, already noised, without small cells: None where a number stays at the site.
 
@@ -158,12 +171,14 @@ def withheld(
     }
 
     def stays(cell: Cell, value: float) -> bool:
+        if cell.part == "sum":  # of many patients, and no number of them
+            return False
         return value < least if cell.part in COUNTS else cell.column in small
 
     return [None if stays(c, v) else v for c, v in zip(layout, values, strict=True)]
 
 
-def check_values(release: ColumnStatistics, data: DataSpec, values: object) -> list[Value]:
+def check_values(release: StatisticsRelease, data: DataSpec, values: object) -> list[Value]:
     """`values` as what `withheld` returns; each number in the one form it may have.
 
     Raises:
@@ -187,6 +202,8 @@ def check_values(release: ColumnStatistics, data: DataSpec, values: object) -> l
     for cell, value in zip(layout, values, strict=True):
         if cell.part in COUNTS:
             right = value is None or value >= least
+        elif cell.part == "sum":
+            right = value is not None
         else:
             right = (value is None) == (cell.column not in shown)
         if not right:

@@ -21,8 +21,14 @@ from fedward_common.study.tabular import (
     NumberColumn,
     TabularData,
 )
+from fedward_common.study.variant_statistics import (
+    VariantRelease,
+    genotypes_of,
+    variant_sums,
+)
 
-Part = Literal["count", "missing", "mean", "variance", "histogram"]
+Part = Literal["count", "missing", "mean", "variance", "histogram", "sum"]
+ColumnPart = Literal["count", "missing", "mean", "variance", "histogram"]
 COUNTS: Final[frozenset[Part]] = frozenset({"count", "missing", "histogram"})
 """Parts in which a patient counts 1 or 0: numbers of patients, under the minimum cell size."""
 NO_MODEL: Final = "none"
@@ -92,7 +98,7 @@ class ColumnStatistics(ReleaseSpec):
 
     kind: Literal["column-statistics"] = "column-statistics"
     columns: tuple[Name, ...] = Field(min_length=1, max_length=256, strict=False)
-    statistics: tuple[Part, ...] = Field(min_length=1, max_length=5, strict=False)
+    statistics: tuple[ColumnPart, ...] = Field(min_length=1, max_length=5, strict=False)
     bins: int = Field(default=10, ge=2, le=64)
     quantiles: tuple[Annotated[float, Field(gt=0, lt=1)], ...] = Field(
         default=(0.25, 0.5, 0.75), max_length=32, strict=False
@@ -125,9 +131,12 @@ class ColumnStatistics(ReleaseSpec):
         return self
 
 
+StatisticsRelease = ColumnStatistics | VariantRelease
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
-    """One number of a release; `index` counts the cells of a histogram."""
+    """One number of a release; `index` counts the cells of a histogram, or sums of genotypes."""
 
     column: str
     part: Part
@@ -145,7 +154,7 @@ def columns_of(data: DataSpec) -> dict[str, NumberColumn | CategoryColumn]:
     return {column.name: column for column in data.columns}
 
 
-def cells(release: ColumnStatistics, data: DataSpec) -> tuple[Cell, ...]:
+def cells(release: StatisticsRelease, data: DataSpec) -> tuple[Cell, ...]:
     """The numbers of a release in their order on the wire: column by column.
 
     A category has no mean and no variance; the rest is released for it all the same.
@@ -153,6 +162,9 @@ def cells(release: ColumnStatistics, data: DataSpec) -> tuple[Cell, ...]:
     Raises:
         ConfigError: a column that the data do not have, or too many numbers.
     """
+    if isinstance(release, VariantRelease):
+        count = variant_sums(release, data)
+        return tuple(Cell(column=release.kind, part="sum", index=n) for n in range(count))
     known = columns_of(data)
     unknown = [name for name in release.columns if name not in known]
     if unknown:
@@ -172,13 +184,16 @@ def cells(release: ColumnStatistics, data: DataSpec) -> tuple[Cell, ...]:
     return tuple(found)
 
 
-def weight(release: ColumnStatistics, data: DataSpec) -> int:
+def weight(release: StatisticsRelease, data: DataSpec) -> int:
     """In how many numbers of the release one patient may count: its L1 sensitivity, and the square
     of its L2 sensitivity, because no single number moves by more than 1.
 
     Raises:
         ConfigError: as `cells`.
     """
+    if isinstance(release, VariantRelease):
+        variant_sums(release, data)
+        return release.weight(genotypes_of(data))
     known = columns_of(data)
     cells(release, data)
     total = 0
@@ -190,14 +205,14 @@ def weight(release: ColumnStatistics, data: DataSpec) -> int:
     return total
 
 
-def statistics_releases(study: StudySpec) -> tuple[ColumnStatistics, ...]:
+def statistics_releases(study: StudySpec) -> tuple[StatisticsRelease, ...]:
     """The releases of a statistics study, in order; the instruction's round counts them from 1.
 
     Raises:
         ConfigError: the study is not a whole statistics study: another task, plan, data or kind of
             release, other rounds than its releases, or a delta above what rules 9 allow.
     """
-    releases = [r for r in study.releases if isinstance(r, ColumnStatistics)]
+    releases = [r for r in study.releases if isinstance(r, ColumnStatistics | VariantRelease)]
     if not isinstance(study.task, FederatedStatistics) or not isinstance(study.dp, ReleasesOnly):
         raise ConfigError(
             f"study {study.id}: expected task federated-statistics with dp releases-only, found "
@@ -205,7 +220,7 @@ def statistics_releases(study: StudySpec) -> tuple[ColumnStatistics, ...]:
         )
     if len(releases) != len(study.releases) or not 0 < len(releases) <= MAX_RELEASES:
         raise ConfigError(
-            f"study {study.id}: expected 1 to {MAX_RELEASES} releases of kind column-statistics, "
+            f"study {study.id}: expected 1 to {MAX_RELEASES} releases of statistics, "
             f"found {len(releases)} among {len(study.releases)}"
         )
     if (study.rounds, study.local_steps) != (len(releases), 1) or study.model.name != NO_MODEL:

@@ -14,19 +14,22 @@ from fedward_common.errors import ConfigError
 from fedward_common.privacy.statistics import noise_deviation, noise_spread
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import (
-    ColumnStatistics,
+    StatisticsRelease,
     columns_of,
     declared,
     statistics_releases,
     weight,
 )
 from fedward_common.study.tabular import CategoryColumn, NumberColumn
+from fedward_common.study.variant_statistics import VariantRelease, genotypes_of
 from fedward_server.report.figures import DASH, delta_text, epsilon_number, unit_text
 from fedward_server.statistics import ColumnFigures, Figure, Totals, column_figures
+from fedward_server.variant_figures import variant_figures
 
 FORMAT: Final = "fedward-statistics/1"
 WIDE: Final = 3.0
 """Constants for a next study reach this many standard deviations to both sides of the mean."""
+MOST_LOCI: Final = 20
 WITHHELD: Final = "withheld"
 
 
@@ -64,7 +67,7 @@ def statistics_json(
 
 
 def _release(
-    study: StudySpec, release: ColumnStatistics, totals: Totals | None, *, exact: bool
+    study: StudySpec, release: StatisticsRelease, totals: Totals | None, *, exact: bool
 ) -> dict[str, Any]:
     heavy = weight(release, study.data)
     return {
@@ -76,13 +79,26 @@ def _release(
         "noise_deviation_per_site": noise_deviation(release, study.data),
         "min_cell_size": release.min_cell_size,
         "sites_answered": 0 if totals is None else totals.answered,
+        **_about_genotypes(study, release, totals),
         "columns": []
-        if totals is None
+        if totals is None or isinstance(release, VariantRelease)
         else [
             _column(found, columns_of(study.data)[found.column])
             for found in column_figures(release, study.data, totals, exact=exact)
         ],
     }
+
+
+def _about_genotypes(
+    study: StudySpec, release: StatisticsRelease, totals: Totals | None
+) -> dict[str, Any]:
+    """What a release about genotypes says; nothing of one about columns."""
+    if not isinstance(release, VariantRelease):
+        return {}
+    found = None
+    if totals is not None:
+        found = variant_figures(release, genotypes_of(study.data), totals.values)
+    return {"kind": release.kind, "variants": found}
 
 
 def _column(found: ColumnFigures, column: NumberColumn | CategoryColumn) -> dict[str, Any]:
@@ -172,6 +188,8 @@ def _release_lines(number: int, release: Mapping[str, Any], *, sites: int) -> li
         f"{release['sites_answered']} of {sites} sites; numbers of patients below "
         f"{release['min_cell_size']} stay at the site"
     )
+    if release.get("variants"):
+        return [head, *_variant_lines(release)]
     if not release["columns"]:
         return [head, "  no figures: fewer sites answered than the study's quorum"]
     rows = [["column", "patients", "missing", "mean", "SD", "quartiles or codes", WITHHELD]]
@@ -183,6 +201,24 @@ def _release_lines(number: int, release: Mapping[str, Any], *, sites: int) -> li
             "  " + "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True))
             for row in rows
         ),
+    ]
+
+
+def _variant_lines(release: Mapping[str, Any]) -> list[str]:
+    """The loci with the smallest p values, the first frequencies, or the eigenvalues."""
+    found = release["variants"]
+    if "eigenvalues" in found:
+        shown = ", ".join(f"{value:.4g}" for value in found["eigenvalues"])
+        return [f"  eigenvalues: {shown}; loadings of every locus are in statistics.json"]
+    loci = [one for one in found["loci"] if None not in one.values()]
+    lines = [f"  {len(loci)} of {len(found['loci'])} loci; all are in statistics.json"]
+    if release["kind"] == "allele-frequencies":
+        return lines + [f"  {one['id']}: {one['frequency']:.4f}" for one in loci[:MOST_LOCI]]
+    best = sorted(loci, key=lambda one: float(one["p"]))[:MOST_LOCI]
+    return lines + [
+        f"  {one['id']}: beta {one['beta']:.4g} ± {one['standard_error']:.3g} without the noise, "
+        f"p {one['p']:.3g} as if there were none"
+        for one in best
     ]
 
 

@@ -13,7 +13,12 @@ import numpy as np
 
 from fedward_common.errors import DataError
 from fedward_common.genotypes.alignment import Calls, Record, aligned, plain_chrom
-from fedward_common.genotypes.encoding import encode_genotypes
+from fedward_common.genotypes.encoding import (
+    GenotypeTally,
+    Person,
+    encode_genotypes,
+    present_people,
+)
 from fedward_common.ids import SiteId
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
@@ -29,6 +34,15 @@ def read_genotypes(schema: Genotypes, site: SiteId, path: Path, part: TablePart)
     try:
         calls, rows = read_site(schema, path)
         return encode_genotypes(schema, calls, rows, part=part, strict=True)
+    except DataError as error:
+        raise DataError(f"{site}: {error}") from error
+
+
+def read_people(schema: Genotypes, site: SiteId, path: Path) -> list[Person]:
+    """A site's people for statistics. Raises DataError naming the site."""
+    try:
+        calls, rows = read_site(schema, path)
+        return present_people(schema, calls, rows, strict=False, tally=GenotypeTally())
     except DataError as error:
         raise DataError(f"{site}: {error}") from error
 

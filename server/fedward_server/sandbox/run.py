@@ -41,6 +41,7 @@ from fedward_server.runs import follow, require_finished, run_folder, start_run
 from fedward_server.sandbox.board import Header
 from fedward_server.sandbox.clinical import EVENTS_TABLE
 from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fed_heart
+from fedward_server.sandbox.datasets_genotypes import deal_ancestry
 from fedward_server.sandbox.datasets_images import IMAGES, deal_pneumonia
 from fedward_server.sandbox.datasets_masks import deal_hippocampus
 from fedward_server.sandbox.federation import Federation
@@ -63,6 +64,7 @@ from fedward_server.settings import load_coordinator_settings
 KNOWN_DATA: Final = {
     "fed_heart_disease": ("heart.toml", import_fed_heart),
     "pneumoniamnist": ("pneumonia.toml", deal_pneumonia),
+    "kg_eur_chr20": ("ancestry.toml", deal_ancestry),
     "hippocampus_msd": ("hippocampus.toml", deal_hippocampus),
 }
 DEMO_STUDY: Final = "breast-cancer.toml"
@@ -124,7 +126,7 @@ def _named_folder(text: str) -> tuple[SiteId, Path]:
     if not sign or not _data_file(Path(folder)).is_file():
         raise ConfigError(
             f"--site {text}: expected NAME=FOLDER with {TABLE} (and {EVENTS_TABLE} beside it for "
-            f"clinical events) {IMAGES} or {GENOTYPES} in it, found none"
+            f"clinical events), {IMAGES} or {GENOTYPES} in it, found none"
         )
     return parse_site_id(name), Path(folder)
 

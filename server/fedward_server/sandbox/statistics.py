@@ -11,8 +11,9 @@ import numpy as np
 
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
-from fedward_common.privacy.statistics import exact_sums
-from fedward_common.study.encoding import Row, check_columns
+from fedward_common.privacy.statistics import StatisticsRow, exact_sums
+from fedward_common.study.encoding import check_columns
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import Table, statistics_releases
 from fedward_common.study.tabular import TabularData
@@ -22,10 +23,11 @@ from fedward_server.report.statistics import constants_toml, statistics_json, st
 from fedward_server.report.statistics_figure import statistics_svg
 from fedward_server.runs import follow, require_finished, start_run
 from fedward_server.sandbox.federation import Federation
+from fedward_server.sandbox.genotypes import read_people
 from fedward_server.sandbox.progress import View
 from fedward_server.statistics import Totals
 
-Tables = Mapping[SiteId, Sequence[Row]]
+Tables = Mapping[SiteId, Sequence[StatisticsRow]]
 
 RESULT: Final = "statistics.json"
 TEXT: Final = "statistics.txt"
@@ -39,6 +41,8 @@ def read_tables(study: StudySpec, files: Mapping[SiteId, Path]) -> Tables:
     Raises:
         DataError: a table is missing, cannot be read or lacks a column of the study.
     """
+    if isinstance(study.data, Genotypes):
+        return {site: read_people(study.data, site, path) for site, path in files.items()}
     if not isinstance(study.data, Table | TabularData):
         raise ConfigError(f"sandbox: expected a table, found {study.data.kind!r}")
     tables = {}
