@@ -2,9 +2,9 @@
 
     python -m benchmarks.genomics_variants --data ../shared/data/kg_eur_chr20 [--plink2 PATH]
 
-Ancestry is deploy/studies/ancestry.toml as shipped: its VCF files read by the site's own reader, the
-sites' clipped sums and noise of the sum as in distributed mode (each site's share is of the size
-that leaves the declared noise when one is lost and one colludes), in this process. Channel, guard
+Ancestry is deploy/studies/ancestry.toml as shipped: its VCF files read by the site's own reader,
+clipped sums and the noise of the sum as in distributed mode (each site's share is of the size that
+leaves the declared noise when one is lost and one colludes), in this process. Channel, guard
 and Flower are left out: they change no number. Association and components are of the 503 Europeans
 in chr20 with a simulated phenotype (there is no real one), by the releases' own sums over the five
 populations as sites. plink2 (GPL) is an oracle of this benchmark and no part of Fedward.
@@ -145,8 +145,7 @@ def private_run(study: StudySpec, train: Tables) -> Mapping[str, Any]:
     document["dp"]["noise_multiplier"] *= factor
     one = StudySpec.model_validate(document)
     site = SiteId(one.sites[0].id)
-    flags = PerformanceFlags(backend="bookkeeping")
-    trainer = LocalTrainer(one, site, sampling=Csprng(), noise=Csprng(), flags=flags)
+    trainer = LocalTrainer(one, site, sampling=Csprng(), noise=Csprng(), flags=PerformanceFlags())
     records, optimiser, tail = pool(list(train.values())), server_optimiser(one), _tail(one)
     model: Mapping[str, Any] = initial_tensors(one.model, records.features.shape[1])
     for _ in range(one.rounds):
@@ -380,14 +379,13 @@ def _plink(
     (folder / "loci").write_text("".join(f"{one['id']}\n" for one in loci))
     lines = [f"{r['sample']}\t{r['height']}\t{r['sex']}\n" for r in rows]
     (folder / "ph").write_text("#IID\theight\tsex01\n" + "".join(lines))
-    for options in (
-        ["--freq"],
-        ["--pheno", "ph", "--pheno-name", "height", "--covar", "ph", "--covar-name", "sex01", "--glm", "hide-covar", "omit-ref"],
-        ["--pca", "10"],
-    ):
+    tested = (
+        "--pheno ph --pheno-name height --covar ph --covar-name sex01 --glm hide-covar omit-ref"
+    )
+    for options in ("--freq", tested, "--pca 10"):
         command = [program, "--vcf", str(source.resolve()), "--extract", "loci", "--out", "o"]
-        subprocess.run([*command, "--threads", "1", *options], cwd=folder, check=True,
-                       capture_output=True)  # fmt: skip
+        command += ["--threads", "1", *options.split()]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True)
     by_name = {one["id"]: number for number, one in enumerate(loci)}
     frequencies, linear = np.zeros(len(loci)), np.zeros(len(loci))
     for row in _table(folder / "o.afreq"):

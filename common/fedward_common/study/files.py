@@ -220,7 +220,7 @@ def _check_model(study: StudySpec, *, source: str) -> None:
     from fedward_common.study.units import check_unit  # noqa: PLC0415
 
     learned = TabularData | ClinicalData | Pictures | NotesData | LabelledRows | Genotypes
-    if isinstance(study.data, learned):
+    if isinstance(study.data, learned) and not is_statistics(study):
         try:
             if type(study.task) in KNOWN_TASKS:
                 check_task(study)

@@ -220,8 +220,8 @@ def statistics_releases(study: StudySpec) -> tuple[StatisticsRelease, ...]:
         )
     if len(releases) != len(study.releases) or not 0 < len(releases) <= MAX_RELEASES:
         raise ConfigError(
-            f"study {study.id}: expected 1 to {MAX_RELEASES} releases of statistics, "
-            f"found {len(releases)} among {len(study.releases)}"
+            f"study {study.id}: expected 1 to {MAX_RELEASES} releases of kind column-statistics or "
+            f"about genotypes, found {len(releases)} among {len(study.releases)}"
         )
     if (study.rounds, study.local_steps) != (len(releases), 1) or study.model.name != NO_MODEL:
         raise ConfigError(
