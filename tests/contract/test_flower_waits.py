@@ -27,6 +27,7 @@ from fedward_client.adapters.flower_supernode import (
     HEARTBEAT_SECONDS,
     LEASE_SECONDS,
     NodeClock,
+    OneAtATime,
     OpenQuestion,
     Wakeup,
 )
@@ -144,3 +145,45 @@ def test_a_nodes_lease_and_its_heartbeats_come_from_the_names_that_are_replaced(
     assert (
         sent_after + constant.HEARTBEAT_CALL_TIMEOUT < constant.HEARTBEAT_PATIENCE * LEASE_SECONDS
     )
+
+
+def message(number: int, *, reply_to: str = "") -> Any:
+    metadata = SimpleNamespace(message_id=str(number), reply_to_message_id=reply_to, run_id=1)
+    return SimpleNamespace(metadata=metadata)
+
+
+def test_a_reply_to_an_ignored_instruction_is_not_taken_for_that_to_the_next() -> None:
+    """Flower's push ends with the first replies that are there, whatever they answer."""
+    state, asked = NodeStateFactory(ObjectStoreFactory()).state(), iter([2, 4])
+    assert isinstance(state, InMemoryNodeState)
+    pushed: list[str] = []
+
+    def push(*, state: InMemoryNodeState) -> None:
+        number = next(asked)  # the worker is done with one instruction
+        state.store_message(message(number, reply_to=str(number - 1)))
+        for one in state.get_messages_legacy(is_reply=True):
+            pushed.append(one.metadata.reply_to_message_id)
+            state.delete_messages(
+                message_ids=[one.metadata.message_id, one.metadata.reply_to_message_id]
+            )
+
+    replies = OneAtATime(push)
+    for number in (1, 3):  # the run of the first ended while it was received
+        state.store_message(message(number))
+        replies.stored(str(number))
+
+    replies(state=state)
+
+    assert pushed == ["1", "3"]
+
+
+def test_supernode_takes_an_instruction_whose_run_ended_for_ignored_though_its_task_is_there() -> (
+    None
+):
+    """The slip that OneAtATime mends: where it is gone, so can OneAtATime be."""
+    source = inspect.getsource(start_client._pull_and_store_message)
+    ignored = source[source.index("except RunNotRunningException") :]
+
+    assert source.index("state.store_message(message)") < source.index("confirm_message_received(")
+    assert "delete_messages" not in ignored
+    assert "            _push_messages(\n" in inspect.getsource(start_client.start_client_internal)

@@ -2,14 +2,16 @@
 
 As shipped SuperNode sleeps 3 s after an empty poll, looks every 0.5 s for a reply and its objects,
 and a worker has to ask again and again for a task. Here each of these waits ends when what it waits
-for is there. Nothing else is changed: no message, no order, no retry. The private names that this
-takes are listed in `quicken` and pinned by tests/contract/test_flower_waits.py.
+for is there, and a slip in its counting of replies is mended (`OneAtATime`). Nothing else is
+changed: no message, no order, no retry. The private names that this takes are listed in `quicken`
+and pinned by tests/contract/test_flower_waits.py.
 
 `python -m fedward_client.adapters.flower_supernode ARGUMENTS OF flower-supernode` is the program.
 """
 
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 import flwr.supernode.fleet_http_connection as connection
@@ -110,16 +112,44 @@ class OpenQuestion:
         return answer
 
 
-def quicken() -> None:
-    """Replaces SuperNode's pauses in this process.
+class OneAtATime:
+    """Pushes replies until the instruction that came last is answered.
 
-    Private names: `start_client_internal.time`, `runtime_handlers.acquire_task`,
-    `InMemoryNodeState.create_task` and `.store_message`, `InMemoryObjectStore.put`,
+    As shipped SuperNode takes one instruction, pushes what replies there are, and takes the next.
+    When a run ends in the very moment in which its instruction is received, SuperNode says that it
+    ignores it, but the task is there and is done. Its reply is then taken for that to the next
+    instruction, that one's for the one after, and so on: each reply leaves an instruction late,
+    which is after its round.
+    """
+
+    def __init__(self, push: Callable[..., None]) -> None:
+        self._push = push
+        self._last = ""
+
+    def stored(self, message_id: str) -> None:
+        """An instruction was stored."""
+        self._last = message_id
+
+    def __call__(self, *, state: InMemoryNodeState, **named: Any) -> None:
+        """Returns when the instruction stored last is no longer in the state: it is answered."""
+        while True:
+            self._push(state=state, **named)
+            if self._last not in state.msg_store:
+                return
+
+
+def quicken() -> None:
+    """Replaces SuperNode's pauses in this process, and how it counts replies.
+
+    Private names: `start_client_internal.time` and `._push_messages`,
+    `runtime_handlers.acquire_task`, `InMemoryNodeState.create_task`, `.store_message` and
+    `.msg_store`, `InMemoryObjectStore.put`,
     `pull_objects.__kwdefaults__["initial_backoff"]`, and `HEARTBEAT_DEFAULT_INTERVAL` of
     `fleet_http_connection` and `heartbeat`.
     """
     changed = Wakeup()
     question = OpenQuestion(runtime_handlers.acquire_task)
+    replies = OneAtATime(start_client._push_messages)
     create_task = InMemoryNodeState.create_task
     store_message, put = InMemoryNodeState.store_message, InMemoryObjectStore.put
 
@@ -135,6 +165,7 @@ def quicken() -> None:
         if message.metadata.reply_to_message_id:
             changed.ring()
         else:
+            replies.stored(message.metadata.message_id)
             question.stored_message()
         return stored
 
@@ -151,6 +182,7 @@ def quicken() -> None:
             raise RuntimeError("flower: expected a module with HEARTBEAT_DEFAULT_INTERVAL")
         setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", seconds)  # noqa: B010
     setattr(start_client, "time", NodeClock(changed))  # noqa: B010 - a name of Flower's module
+    setattr(start_client, "_push_messages", replies)  # noqa: B010
     setattr(runtime_handlers, "acquire_task", question)  # noqa: B010
     setattr(InMemoryNodeState, "create_task", make)  # noqa: B010
     setattr(InMemoryNodeState, "store_message", store)  # noqa: B010
