@@ -1,0 +1,124 @@
+"""Runs of one study in this process: federated averaging without noise, and distributed noise.
+
+The second is what sites and coordinator do with `noise = "distributed"`: each site's trainer gives
+its clipped whole-number sum, its share of the noise is added on the grid, and the coordinator takes
+one step of the pooled data. The channel, the guard, Flower and the masks are left out: they change
+no number.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from fedward_client.tasks.registry import task_of
+from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
+from fedward_common.arrays import Array, Tensors
+from fedward_common.ids import SiteId
+from fedward_common.models.averages import released_models
+from fedward_common.models.registry import build_model, initial_tensors, model_shapes, model_tensors
+from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
+from fedward_common.privacy.mechanism import study_event
+from fedward_common.privacy.randomness import Csprng
+from fedward_common.secagg.fixedpoint import FixedPoint
+from fedward_common.secagg.sums import summed
+from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.inputs import input_size
+from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_server.pooled_descent import PooledDescent
+
+Tables = Mapping[SiteId, PatientRecords]
+
+
+def averaged(
+    study: StudySpec,
+    training: Tables,
+    *,
+    rounds: int,
+    rate: float,
+    decay: float,
+    batch: int = 64,
+    seed: int = 1,
+) -> dict[str, Array]:
+    """Federated averaging, a pass of Adam over a site's records a round; nothing clipped, no noise.
+
+    Rates fall along a cosine over the rounds.
+    """
+    task = task_of(study)
+    spec = study.model.model_copy(update={"initial_seed": seed})
+    inputs = input_size(study.data)
+    shared = build_model(spec, inputs).train()
+    order = torch.Generator().manual_seed(seed)
+    total = sum(records.patients for records in training.values())
+    for number in range(rounds):
+        here = rate * (0.5 * (1 + np.cos(np.pi * number / rounds)) + 0.01)
+        mean = {name: torch.zeros_like(t) for name, t in shared.state_dict().items()}
+        for records in training.values():
+            local = build_model(spec, inputs).train()
+            local.load_state_dict(shared.state_dict())
+            features = torch.from_numpy(records.features)
+            labels = torch.from_numpy(records.labels)
+            optimiser = torch.optim.AdamW(local.parameters(), lr=here, weight_decay=decay)
+            for rows in torch.randperm(len(labels), generator=order).split(batch):
+                optimiser.zero_grad()
+                task.losses(local(features[rows]), labels[rows]).mean().backward()
+                optimiser.step()
+            for name, tensor in local.state_dict().items():
+                mean[name] += tensor * (records.patients / total)
+        shared.load_state_dict(mean)
+    return model_tensors(shared)
+
+
+def distributed(study: StudySpec, training: Tables) -> Tensors:
+    """The study's model by steps of the pooled data with distributed noise."""
+    dp = study.dp
+    if not isinstance(dp, DpSgd):
+        raise TypeError("expected a dp-sgd study")
+    std = dp.noise_multiplier * dp.clip_norm * study.thresholds.site_noise_factor
+    sites = len(study.sites)
+    grid = FixedPoint.fitting(clip_norm=dp.clip_norm, sites=sites, noise_std=std)
+    grid.check(sites=sites, noise_std=std)
+    source = Csprng()
+    flags = PerformanceFlags(backend="bookkeeping")
+    trainers = {
+        site: LocalTrainer(study, site, sampling=source, noise=source, flags=flags)
+        for site in training
+    }
+    inputs = input_size(study.data)
+    parts = summed(study, model_shapes(study.model, inputs))
+    descent, kept = PooledDescent(study.training), released_models(study)
+    model: dict[str, Array] = initial_tensors(study.model, inputs)
+    for _ in range(study.rounds):
+        total: Any = 0
+        for site, trainer in trainers.items():
+            vector = trainer.integer_sum(model, training[site], grid=grid).vector
+            noise = grid.noise(len(vector), std=std, source=source)
+            total = total + grid.to_ring(grid.saturate(vector) + noise)
+        mean = grid.from_ring(total) / (dp.sampling_probability * study.public_patients)
+        gradient, start = {}, 0
+        for name, shape in parts:
+            size = int(np.prod(shape, dtype=int))
+            gradient[name] = mean[start : start + size].reshape(shape)
+            start += size
+        model = descent.step(model, gradient)
+        kept.add(model)
+    return kept.mean()
+
+
+def privacy(study: StudySpec) -> dict[str, Any]:
+    """What the study's training costs, for the table."""
+    dp = study.dp
+    if not isinstance(dp, DpSgd):
+        raise TypeError("expected a dp-sgd study")
+    event = study_event(study)
+    return {
+        "unit": "per record; NOT per patient" if dp.unit == "record" else "per patient of a site",
+        "placement": dp.placement,
+        "delta": dp.delta,
+        "epsilon_admission": epsilon_admission([event], delta=dp.delta),
+        "epsilon_pld": epsilon_pld(event, delta=dp.delta),
+        "noise_multiplier": dp.noise_multiplier,
+        "steps": dp.steps,
+        "sampling_probability": dp.sampling_probability,
+    }
