@@ -15,7 +15,7 @@ import numpy as np
 from fedward_client.data.fhir_schema import SchemaFindings
 from fedward_client.data.site import SAMPLE_EVERY, SiteSource, fhir_resources
 from fedward_client.settings import SiteSettings
-from fedward_common.errors import ProtocolError
+from fedward_common.errors import DataError, ProtocolError
 from fedward_common.genotypes.alignment import Why
 from fedward_common.notes.recall import NOTES, measured_recall
 from fedward_common.study.clinical import ClinicalData, Feature, Measured, Present
@@ -24,6 +24,8 @@ from fedward_common.study.encoding import code_text, code_texts, decimal_number,
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
 from fedward_common.study.notes import NotesData
+from fedward_common.study.profile_encoding import LayerReader
+from fedward_common.study.profiles import ProfileData
 from fedward_common.study.row_encoding import MISSING, cell
 from fedward_common.study.sequence import AMBIGUOUS, SequenceData
 from fedward_common.study.sequence_encoding import Fasta, sequence_text
@@ -283,6 +285,8 @@ def _labelled(study: StudySpec, schema: LabelledRows, source: SiteSource) -> Dat
     features: Sequence[FeatureFound] = ()
     if isinstance(schema, SequenceData):
         features = _sequences(schema, rows, source.labelled.fasta(study))
+    elif isinstance(schema, ProfileData):
+        features = _layers(schema, rows, source.labelled.layers(study))
     elif isinstance(schema.label, SeveralAnswers):
         features = [_measured(schema, name, rows) for name in schema.label.answers]
     return DataFound(
@@ -310,6 +314,39 @@ def _measured(schema: LabelledRows, name: str, rows: Sequence[Mapping[str, str]]
         unmapped=len(found) - len(known),
         values=tuple(known),
     )
+
+
+def _layers(
+    schema: ProfileData, rows: Sequence[Mapping[str, str]], layers: Sequence[LayerReader]
+) -> list[FeatureFound]:
+    """For each layer how many patients it has, and how many of them are not on its scale."""
+    patients = {cell(row, schema.patient_key) for row in rows}
+    found = []
+    for layer in layers:
+        there, unfit = 0, 0
+        values: list[float] = []
+        for patient in sorted(patients):
+            try:
+                inputs = layer.inputs(patient)
+            except DataError:
+                unfit += layer.has(patient)
+                continue
+            there += layer.has(patient)
+            values.append(float(inputs.mean()))
+        spec = layer.layer
+        found.append(
+            FeatureFound(
+                name=spec.name,
+                unit=f"{len(spec.genes)} genes, {spec.scale}; a patient's mean, scaled",
+                patients=there,
+                outside=0,
+                unmapped=unfit,
+                low=-1.0,
+                high=1.0,
+                values=tuple(values),
+            )
+        )
+    return found
 
 
 def _sequences(

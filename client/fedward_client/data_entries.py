@@ -18,6 +18,8 @@ from pydantic import (
     model_validator,
 )
 
+from fedward_common.study.profile_encoding import LayerFile
+from fedward_common.study.profiles import Identifiers, Scale
 from fedward_common.study.registry import Strict
 
 FOLDER = "folder"
@@ -196,7 +198,42 @@ class MoleculeFile(Owned):
     delimiter: str = Field(default=",", min_length=1, max_length=1)
 
 
-LabelledEntry = SequenceFiles | MoleculeFile
+class MatrixFile(Strict):
+    """A matrix of patients by genes: CSV, TSV, Parquet or .h5ad by its ending.
+
+    `scale` and `identifiers` say what the values and the genes' names are; `mapping` is the table
+    that a study names by digest, for a study with the other identifiers.
+    """
+
+    layer: str = Field(min_length=1, max_length=64)
+    path: Location
+    scale: Scale
+    identifiers: Identifiers = "hgnc"
+    mapping: Location | None = None
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+
+    @property
+    def file(self) -> LayerFile:
+        """The same as a value for the encoding."""
+        return LayerFile(
+            layer=self.layer,
+            path=self.path,
+            scale=self.scale,
+            identifiers=self.identifiers,
+            mapping=self.mapping,
+            delimiter=self.delimiter,
+        )
+
+
+class ProfileFiles(Owned):
+    """Molecular profiles: a CSV table of the patients, and a matrix for each layer."""
+
+    kind: Literal["profiles"] = "profiles"
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    matrices: tuple[MatrixFile, ...] = Field(default=(), max_length=16, strict=False)
+
+
+LabelledEntry = SequenceFiles | MoleculeFile | ProfileFiles
 
 
 def _data_kind(value: object) -> str:
@@ -215,6 +252,7 @@ DataEntry = Annotated[
     | Annotated[NotesFile, Tag("notes")]
     | Annotated[SequenceFiles, Tag("sequences")]
     | Annotated[GenotypeFiles, Tag("genotypes")]
-    | Annotated[MoleculeFile, Tag("molecules")],
+    | Annotated[MoleculeFile, Tag("molecules")]
+    | Annotated[ProfileFiles, Tag("profiles")],
     Discriminator(_data_kind),
 ]

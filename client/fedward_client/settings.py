@@ -29,6 +29,7 @@ from fedward_client.data_entries import (
     NotesFile,
     OmopUrl,
     Owned,
+    ProfileFiles,
     SequenceFiles,
     known_zone_name,
 )
@@ -334,6 +335,10 @@ class SiteSettings(Strict):
                     found.append(one.path)
                 case NotesFile():
                     found += [one.path, one.vocabulary]
+                case ProfileFiles():
+                    found.append(one.path)
+                    for matrix in one.matrices:
+                        found += [matrix.path, matrix.mapping]
                 case SequenceFiles():
                     found += [one.path, one.fasta]
                 case GenotypeFiles():

@@ -28,6 +28,7 @@ from fedward_common.study.imaging import Pictures
 from fedward_common.study.kept import kept_words
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
+from fedward_common.study.profiles import ProfileData
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, Table
@@ -288,6 +289,8 @@ def _owned_fields(data: Pictures | NotesData | LabelledRows) -> Iterator[dict[st
                 yield {"name": name, "use": use}
         return
     if isinstance(data, LabelledRows):
+        for layer in data.layers if isinstance(data, ProfileData) else ():
+            yield {"name": layer.name, "use": f"{layer.scale} of {len(layer.genes)} genes"}
         for name in data.columns:
             own = name in data.own_columns
             use = f"{data.what}, in numbers; never leaves" if own else "patient, label or held out"

@@ -12,6 +12,7 @@ from fedward_common.study.imaging import Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.notes import NotesData
+from fedward_common.study.profiles import ProfileData
 from fedward_common.study.registry import ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, declared, is_statistics
@@ -60,7 +61,8 @@ def reads(study: StudySpec) -> list[str]:
     if isinstance(study.data, Pictures):
         return ["images", *study.data.columns]
     if isinstance(study.data, NotesData | LabelledRows):
-        return list(study.data.columns)
+        layers = study.data.layers if isinstance(study.data, ProfileData) else ()
+        return [*(f"{one.name} ({len(one.genes)} genes)" for one in layers), *study.data.columns]
     if isinstance(study.data, Genotypes):
         return [f"genotypes at {len(study.data.loci)} loci", *study.data.table_columns]
     return [column.name for column in getattr(study.data, "columns", ())]

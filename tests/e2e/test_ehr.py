@@ -84,3 +84,17 @@ def test_classes_of_sequences_are_learned_per_record(tmp_path: Path) -> None:
     assert result["unit"] == "record"
     assert result["figures"]["auc: donor"]["pooled_no_privacy"] > 0.9
     assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+
+
+def test_answers_about_molecules_are_learned_per_record(tmp_path: Path) -> None:
+    result = run(tmp_path, "molecules")
+
+    assert result["unit"] == "record"
+    assert result["figures"]["auc: acid"]["pooled_no_privacy"] > 0.9
+
+
+def test_survival_is_learned_from_profiles(tmp_path: Path) -> None:
+    result = run(tmp_path, "profiles")
+
+    assert result["figures"]["c_index"]["pooled_no_privacy"] > 0.65
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())

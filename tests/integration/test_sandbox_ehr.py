@@ -83,6 +83,7 @@ def outcome(prepared: Prepared) -> Outcome:
         "tags",
         "sequences",
         "molecules",
+        "profiles",
         pytest.param("regression", marks=pytest.mark.slow),
         pytest.param("series", marks=pytest.mark.slow),
     ],
@@ -142,6 +143,11 @@ def _molecules(shown: dict[str, Any], page: str) -> None:
     assert "per record; NOT per patient" in page
 
 
+def _profiles(shown: dict[str, Any], page: str) -> None:
+    assert shown["figures"]["c_index"]["pooled_no_privacy"] > 0.65
+    assert "C-index" in page
+
+
 FIGURES = {
     "regression": _regression,
     "survival": _survival,
@@ -149,6 +155,7 @@ FIGURES = {
     "tags": _tags,
     "sequences": _sequences,
     "molecules": _molecules,
+    "profiles": _profiles,
 }
 
 

@@ -7,7 +7,14 @@ import numpy as np
 
 from tests.support import synthea
 from tests.support.ehr_cohorts import bundles, table
-from tests.support.row_studies import MOLECULES, SEQUENCES, molecules, sequences
+from tests.support.row_studies import (
+    MOLECULES,
+    PROFILES,
+    SEQUENCES,
+    molecules,
+    profiles,
+    sequences,
+)
 from tests.support.studies import write_table
 
 SITES = ("north", "east", "south")
@@ -252,6 +259,12 @@ def molecule_sites(folder: Path) -> None:
         molecules(folder / site / "patients.csv", seed=seed)
 
 
+def profile_sites(folder: Path) -> None:
+    """A table of patients and two matrices for each site."""
+    for seed, site in enumerate(SITES):
+        profiles(folder / site / "patients.csv", seed=seed)
+
+
 def write_study(folder: Path, text: str) -> Path:
     """The study file with its three sites."""
     text += "".join(f'\n[[sites]]\nid = "{site}"\npatients = 30\n' for site in SITES)
@@ -267,4 +280,5 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "tags": (TAGS, text_sites),
     "sequences": ("genomic = true\n" + PER_RECORD + SEQUENCES, sequence_sites),
     "molecules": (PER_RECORD + MOLECULES, molecule_sites),
+    "profiles": ("genomic = true\n" + STUDY + PROFILES, profile_sites),
 }

@@ -99,3 +99,67 @@ def molecules(path: Path, *, seed: int, count: int = 120) -> Path:
             }
         )
     return write_table(path, rows)
+
+
+PROFILES = """
+[task]
+kind = "survival"
+likelihood = "proportional-hazards"
+cuts = [365.0, 730.0, 1460.0]
+horizon_days = 730.0
+[model]
+name = "proportional-hazards"
+outputs = 3
+[[releases]]
+kind = "binned-scores"
+bins = 4
+noise_multiplier = 4.0
+[data]
+kind = "profiles"
+[[data.layers]]
+name = "rna"
+scale = "z-score"
+genes = ["G0", "G1", "G2", "G3"]
+weight = 0.5
+[[data.layers]]
+name = "cn"
+scale = "copy-number"
+genes = ["G0", "G1"]
+[[data.clinical]]
+name = "age"
+type = "number"
+unit = "years"
+low = 20.0
+high = 100.0
+[data.label]
+column = "days"
+event_column = "dead"
+longest_days = 1460.0
+[data.split]
+kind = "column"
+column = "split"
+"""
+
+
+def profiles(path: Path, *, seed: int, patients: int = 60) -> Path:
+    """patients.csv, rna.csv and cn.csv: the first gene shortens the time to the event."""
+    draws = np.random.default_rng(seed)
+    table, rna, copies = [], [], []
+    for number in range(patients):
+        patient, values = f"p{number}", draws.normal(size=5)
+        days = float(draws.exponential(700 * np.exp(-1.2 * values[1])))
+        followed = float(draws.uniform(300, 1460))
+        table.append(
+            {
+                "patient_id": patient,
+                "age": f"{draws.uniform(30, 90):.1f}",
+                "days": f"{max(1.0, min(days, followed)):.1f}",
+                "dead": str(int(days <= followed)),
+                "split": "test" if number % 2 else "train",
+            }
+        )
+        rna.append({"id": patient} | {f"G{k - 1}": f"{values[k]:.3f}" for k in (4, 3, 2, 1)})
+        copies.append({"id": patient} | {f"G{k}": str(draws.integers(-2, 3)) for k in range(3)})
+    write_table(path.with_name("rna.csv"), rna)
+    write_table(path.with_name("cn.csv"), copies)
+    return write_table(path, table)

@@ -5,10 +5,12 @@ from collections.abc import Callable, Sequence
 import structlog
 
 from fedward_client.data.tabular import nobody, readable_lines
-from fedward_client.data_entries import LabelledEntry, Owned, SequenceFiles
+from fedward_client.data_entries import LabelledEntry, Owned, ProfileFiles, SequenceFiles
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.profile_encoding import LayerFile, LayerReader, layer_readers
+from fedward_common.study.profiles import ProfileData
 from fedward_common.study.row_encoding import encode_rows
 from fedward_common.study.row_readers import readers_of
 from fedward_common.study.sequence_encoding import Fasta, read_fasta
@@ -52,7 +54,12 @@ class LabelledSource:
     ) -> tuple[PatientRecords, int]:
         """The records of `part` and how many patients are absent. Raises: as `records`."""
         schema = labelled_schema(study)
-        readers = readers_of(schema, fasta=getattr(self._entry(schema), "fasta", None))
+        entry = self._entry(schema)
+        readers = readers_of(
+            schema,
+            fasta=entry.fasta if isinstance(entry, SequenceFiles) else None,
+            layers=_files(entry),
+        )
         return encode_rows(
             schema,
             self.rows(study),
@@ -90,6 +97,13 @@ class LabelledSource:
         path = entry.fasta if isinstance(entry, SequenceFiles) else None
         return None if path is None else read_fasta(path)
 
+    def layers(self, study: StudySpec) -> list[LayerReader]:
+        """The matrices of profiles, by layer; none of other data. Raises: as `records`."""
+        schema = labelled_schema(study)
+        if not isinstance(schema, ProfileData):
+            return []
+        return layer_readers(schema, _files(self._entry(schema)))
+
     def _entry(self, schema: LabelledRows) -> LabelledEntry:
         """The one [[data]] of the schema's kind, whose patient key is the study's."""
         fitting = [
@@ -111,6 +125,11 @@ class LabelledSource:
                 "one patient, and no_patient_key as there, found another"
             )
         return entry
+
+
+def _files(entry: LabelledEntry) -> list[LayerFile]:
+    matrices = entry.matrices if isinstance(entry, ProfileFiles) else ()
+    return [matrix.file for matrix in matrices]
 
 
 def labelled_schema(study: StudySpec) -> LabelledRows:

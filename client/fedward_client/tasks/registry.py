@@ -4,6 +4,7 @@ from fedward_client.tasks.genotypes import genotype_task
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
 from fedward_client.tasks.molecules import molecule_task
 from fedward_client.tasks.notes import NoteAnswerTask, NoteTagsTask
+from fedward_client.tasks.profiles import profile_task
 from fedward_client.tasks.sequences import sequence_task
 from fedward_client.tasks.survival import SurvivalTask
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
@@ -22,6 +23,7 @@ from fedward_common.study.imaging import (
 from fedward_common.study.inputs import input_size
 from fedward_common.study.molecule import MoleculeData, MoleculeProperty
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
+from fedward_common.study.profiles import ExpressionClassification, ProfileData
 from fedward_common.study.sequence import SequenceClassification, SequenceData
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
@@ -51,7 +53,7 @@ def task_of(study: StudySpec) -> Task:
             return SegmentationTask(study.task, study.data)
         case TextClassification() | TextNer() if isinstance(study.data, NotesData):
             return _note_task(study.data)
-        case SequenceClassification() | MoleculeProperty():
+        case SequenceClassification() | MoleculeProperty() | ExpressionClassification():
             return _row_task(study)
         case GenotypeClassification() | GenotypeRegression() if isinstance(study.data, Genotypes):
             return genotype_task(study.task, study.data)
@@ -81,6 +83,8 @@ def _row_task(study: StudySpec) -> Task:
         return sequence_task(task, data)
     if isinstance(task, MoleculeProperty) and isinstance(data, MoleculeData):
         return molecule_task(task, data)
+    if isinstance(task, ExpressionClassification) and isinstance(data, ProfileData):
+        return profile_task(task, data)
     raise _unknown(study)
 
 

@@ -36,6 +36,7 @@ from fedward_common.study.imaging import (
 from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
 from fedward_common.study.molecule import MoleculeProperty
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
+from fedward_common.study.profiles import ExpressionClassification
 from fedward_common.study.registry import TaskSpec
 from fedward_common.study.sequence import SequenceClassification
 from fedward_common.study.spec import StudySpec
@@ -149,11 +150,11 @@ class SurvivalObjective:
             )
         ends, starts = self._ends.to(outputs.device), self._starts.to(outputs.device)
         days = labels.abs().clamp(min=_SOONEST).unsqueeze(-1)
-        event = (labels > 0).unsqueeze(-1) & (days > starts) & (days <= ends)
+        inside = torch.logical_and(days > starts, days <= ends)
+        event = torch.logical_and((labels > 0).unsqueeze(-1), inside)
         if self._spec.likelihood == "discrete-hazard":
             # An interval is survived when its end was seen; censored inside, it says nothing.
-            survived = days >= ends
-            survived = survived & ~event
+            survived = torch.logical_and(days >= ends, torch.logical_not(event))
             terms = survived * functional.softplus(outputs) + event * functional.softplus(-outputs)
         else:
             at_risk = (torch.minimum(days, ends) - starts).clamp(min=0.0) / _YEAR
@@ -271,5 +272,5 @@ for _classified in (ImageClassification, GenotypeClassification):
     register_objective(_classified, _classes)
 register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)
-for _rows in (SequenceClassification, MoleculeProperty):
+for _rows in (SequenceClassification, MoleculeProperty, ExpressionClassification):
     register_objective(_rows, _row_classes)

@@ -1,5 +1,6 @@
 """What makes numbers of a study's labelled rows, whichever kind they are of."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from fedward_common.errors import ConfigError
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.molecule import MoleculeData
 from fedward_common.study.molecule_encoding import molecule_features, scaffold_part
+from fedward_common.study.profile_encoding import LayerFile, profile_features
+from fedward_common.study.profiles import ProfileData
 from fedward_common.study.row_encoding import Features, PartOf
 from fedward_common.study.sequence import SequenceData
 from fedward_common.study.sequence_encoding import read_fasta, sequence_features
@@ -20,15 +23,23 @@ class Readers:
     part_of: PartOf | None = None
 
 
-def readers_of(schema: LabelledRows, *, fasta: Path | None = None) -> Readers:
-    """The readers of `schema`; `fasta` holds the sequences that a table names.
+def readers_of(
+    schema: LabelledRows, *, fasta: Path | None = None, layers: Sequence[LayerFile] = ()
+) -> Readers:
+    """The readers of `schema`.
+
+    `fasta` holds the sequences that a table names, `layers` are the matrices of profiles.
 
     Raises:
-        DataError: the FASTA file cannot be read. ConfigError: another kind of data, or a package
-            that it needs is not installed.
+        DataError: a file beside the table cannot be read or is not as the study says.
+        ConfigError: another kind of data, or a package that it needs is not installed.
     """
     if isinstance(schema, SequenceData):
         return Readers(features=sequence_features(schema, read_fasta(fasta) if fasta else None))
     if isinstance(schema, MoleculeData):
         return Readers(features=molecule_features(schema), part_of=scaffold_part(schema))
-    raise ConfigError(f"data.kind: expected sequences or molecules, found {schema.kind!r}")
+    if isinstance(schema, ProfileData):
+        return Readers(features=profile_features(schema, layers))
+    raise ConfigError(
+        f"data.kind: expected sequences, molecules or profiles, found {schema.kind!r}"
+    )

@@ -35,6 +35,7 @@ from fedward_common.study.notes import (
     TextClassification,
     TextNer,
 )
+from fedward_common.study.profiles import ExpressionClassification, ProfileData
 from fedward_common.study.registry import DataSpec, TaskSpec, register
 from fedward_common.study.sequence import OneHot, SequenceClassification, SequenceData
 from fedward_common.study.spec import StudySpec
@@ -102,6 +103,7 @@ KNOWN_TASKS: Final = (
     GenotypeClassification,
     GenotypeRegression,
     MoleculeProperty,
+    ExpressionClassification,
 )
 
 
@@ -162,6 +164,7 @@ def check_task(study: StudySpec) -> None:
         GenotypeClassification: Genotypes,
         GenotypeRegression: NumberLabel,
         MoleculeProperty: MoleculeData,
+        ExpressionClassification: ProfileData,
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")

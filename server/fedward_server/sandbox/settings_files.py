@@ -144,7 +144,7 @@ def _data(study: StudySpec, site: SiteFolder) -> dict[str, Any]:
     if isinstance(data, Pictures):
         return {"kind": "images", "path": files[0], **owner}
     if isinstance(data, LabelledRows):
-        beside = row_files(site.data_file)
+        beside = row_files(data, site.data_file)
         return {"kind": data.what, "path": files[0], **owner, **beside}
     vocabulary = site.data_file.with_name(VOCABULARY).absolute()
     beside = {"vocabulary": str(vocabulary)} if vocabulary.is_file() else {}
@@ -202,7 +202,16 @@ def _filled(template: str, **values: Any) -> str:
 
     def text(value: Any) -> str:
         if isinstance(value, dict):
-            return "".join(f"{key} = {json.dumps(one)}\n" for key, one in value.items())
+            return "".join(f"{key} = {_inline(one)}\n" for key, one in value.items())
         return json.dumps(value)
 
     return template.format(**{name: text(value) for name, value in values.items()})
+
+
+def _inline(value: Any) -> str:
+    """A value as TOML in one line; JSON but for tables."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{key} = {_inline(one)}" for key, one in value.items()) + " }"
+    if isinstance(value, list):
+        return "[" + ", ".join(_inline(one) for one in value) + "]"
+    return json.dumps(value)
