@@ -147,7 +147,7 @@ def profiles(path: Path, *, seed: int, patients: int = 60) -> Path:
     table, rna, copies = [], [], []
     for number in range(patients):
         patient, values = f"p{number}", draws.normal(size=5)
-        days = float(draws.exponential(700 * np.exp(-1.2 * values[1])))
+        days = float(draws.exponential(700 * np.exp(-1.6 * values[1])))
         followed = float(draws.uniform(300, 1460))
         table.append(
             {

@@ -70,7 +70,8 @@ def fit(
 
     Without `penalty` it is chosen by `choose_penalty`. Deterministic.
     """
-    if isinstance(study.data, Pictures | NotesData | LabelledRows) or study.model.steps:
+    rows = isinstance(study.data, LabelledRows) and study.model.hidden
+    if isinstance(study.data, Pictures | NotesData) or rows or study.model.steps:
         return model_tensors(descend(study, records))
     if penalty is None:
         penalty = choose_penalty(study, records)
