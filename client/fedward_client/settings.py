@@ -343,6 +343,8 @@ class SiteSettings(Strict):
                     found += [one.path, one.fasta]
                 case GenotypeFiles():
                     found += [one.path, one.people]
+                    if one.path.suffix == ".bed":
+                        found += [one.path.with_suffix(end) for end in (".bim", ".fam")]
                 case EventFiles():
                     found += [one.patients, one.events]
                 case OmopUrl():

@@ -1,9 +1,11 @@
 """A site's genotypes: a file of variants, joined to the table that says whose a sample is."""
 
 from collections.abc import Callable, Sequence
+from typing import Final
 
 import structlog
 
+from fedward_client.data.plink import read_plink
 from fedward_client.data.tabular import nobody, readable_lines
 from fedward_client.data.vcf import read_vcf
 from fedward_client.data_entries import GenotypeFiles
@@ -18,6 +20,8 @@ from fedward_common.genotypes.encoding import (
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.spec import StudySpec
+
+PLINK: Final = ".bed"
 
 _log = structlog.get_logger(__name__)
 
@@ -90,7 +94,8 @@ class GenotypeSource:
                 f"genotypes: expected a study of {found.build}, as [[data]] says of the file, "
                 f"found one of {schema.build}"
             )
-        return read_vcf(found.path, schema), self._rows(found, schema)
+        read = read_plink if found.path.suffix == PLINK else read_vcf
+        return read(found.path, schema), self._rows(found, schema)
 
     def _rows(self, found: GenotypeFiles, schema: Genotypes) -> list[dict[str, str]]:
         lines = readable_lines(found.people, delimiter=found.delimiter)
