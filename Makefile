@@ -61,6 +61,9 @@ bench-ehr: $(STAMP)  ## EHR studies and FHIR speed (SHARED=folder of the data se
 	@$(BIN)/python -m benchmarks.ehr_ner --data $(SHARED)/ner_corpora --out runs/bench-ehr-ner.json
 	@$(BIN)/python -m benchmarks.ehr fhir --data $(SHARED)/synthea_fhir_r4 --out runs/bench-ehr-fhir.json
 
+bench-genomics: $(STAMP)  ## genotypes: ancestry, GWAS and PCA (SHARED=folder of the data sets, PLINK2=program)
+	@$(BIN)/python -m benchmarks.genomics_variants --data $(SHARED)/kg_eur_chr20 $(if $(PLINK2),--plink2 $(PLINK2)) --out runs/bench-genomics-variants.json
+
 bench-ledger: $(STAMP)  ## what one charge of the budget ledger costs
 	@$(BIN)/python -m benchmarks.ledger --out runs/bench-ledger.json
 
@@ -111,4 +114,4 @@ ci-deps:  ## Debian and npm packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-ehr bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean bench-rounds
+.PHONY: help setup demo check test soak bundle bench-ehr bench-genomics bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean bench-rounds

@@ -18,6 +18,7 @@ from fedward_common.study.genotypes import Genotypes
 WINDOW: Final = 50_000
 """Loci that are nearer than this are read in one go."""
 _INDEXES: Final = (".tbi", ".csi")
+_EVERYWHERE: Final = (None, range(1, 1 << 40))
 
 
 def read_vcf(path: Path, schema: Genotypes) -> Calls:
@@ -75,13 +76,19 @@ def _lengths(file: Any) -> dict[str, int]:
 def _records(
     file: Any, path: Path, schema: Genotypes, *, names: Mapping[str, int]
 ) -> Iterator[Record]:
+    """The records at the panel's places, each once."""
+    wanted = {(locus.chrom, locus.pos) for locus in schema.loci}
     indexed = any(path.with_name(path.name + end).is_file() for end in _INDEXES)
-    regions = _regions(schema, names) if indexed else [None]
-    for region in regions:
+    regions = _regions(schema, names) if indexed else [_EVERYWHERE]
+    for region, places in regions:
         variants = iter(file if region is None else file(region))
         while True:
             try:
-                record = _record(next(variants), samples=len(file.samples))
+                variant = next(variants)
+                place = plain_chrom(str(variant.CHROM)), int(variant.POS)
+                # A region also gives the deletions that reach into it from the one before.
+                here = place in wanted and place[1] in places
+                record = _record(variant, samples=len(file.samples)) if here else None
             except StopIteration:
                 break
             except Exception as error:  # noqa: BLE001 - cyvcf2 raises nothing more special
@@ -89,10 +96,11 @@ def _records(
                     "VCF: expected lines as VCF 4.x says, found one that cannot be read "
                     f"({type(error).__name__}); look at it with `bcftools view`"
                 ) from None
-            yield record
+            if record is not None:
+                yield record
 
 
-def _regions(schema: Genotypes, names: Mapping[str, int]) -> list[str]:
+def _regions(schema: Genotypes, names: Mapping[str, int]) -> list[tuple[str | None, range]]:
     """Stretches of the file's own contigs that hold all loci, each a whole number of windows."""
     own = {plain_chrom(name): name for name in names}
     windows = sorted(
@@ -102,10 +110,11 @@ def _regions(schema: Genotypes, names: Mapping[str, int]) -> list[str]:
             if locus.chrom in own
         }
     )
-    return [
-        f"{own[str(chrom)]}:{number * WINDOW + 1}-{(number + 1) * WINDOW}"
-        for chrom, number in windows
-    ]
+    found: list[tuple[str | None, range]] = []
+    for chrom, number in windows:
+        first, last = number * WINDOW + 1, (number + 1) * WINDOW
+        found.append((f"{own[str(chrom)]}:{first}-{last}", range(first, last + 1)))
+    return found
 
 
 def _record(variant: Any, *, samples: int) -> Record:

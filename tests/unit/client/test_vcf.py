@@ -8,7 +8,7 @@ import pysam
 import pytest
 
 from fedward_client.data.genotypes import GenotypeSource
-from fedward_client.data.vcf import read_vcf
+from fedward_client.data.vcf import WINDOW, read_vcf
 from fedward_client.data_entries import GenotypeFiles
 from fedward_common.errors import DataError
 from fedward_common.genotypes.alignment import Calls
@@ -17,6 +17,7 @@ from tests.support.genotype_studies import (
     HEADER,
     LOCI,
     genotype_study,
+    loci,
     people,
     schema,
     simple_lines,
@@ -48,6 +49,8 @@ def site(folder: Path, *, lines: list[list[str]] | None = None, count: int = 3) 
 def same(one: Calls, other: Calls) -> None:
     np.testing.assert_array_equal(one.alleles, other.alleles)
     np.testing.assert_array_equal(one.dosage, other.dosage)
+    there = (one.alleles >= 0).all(axis=2)
+    np.testing.assert_array_equal(one.phased[there], other.phased[there])
     assert (one.found, one.refused) == (other.found, other.refused)
 
 
@@ -77,6 +80,21 @@ def test_with_an_index_the_same_is_read_by_regions(tmp_path: Path) -> None:
 
     assert indexed.with_name(indexed.name + ".tbi").is_file()
     same(read_vcf(indexed, schema()), read_vcf(plain, schema()))
+
+
+def test_a_deletion_that_reaches_into_the_next_region_is_found_once(tmp_path: Path) -> None:
+    rows = [
+        ("rs1", "1", WINDOW, "ATTTT", "A", 0.3),
+        ("rs2", "1", WINDOW + 3, "C", "T", 0.5),
+    ]
+    lines = simple_lines([["0/0", "0/1", "1/1"], ["0/1"] * 3], rows)
+    text = write_vcf(tmp_path / "a.vcf", lines, samples=SAMPLES)
+    data = schema(loci=loci(rows))
+    plain = read_vcf(text, data)
+    indexed = Path(pysam.tabix_index(str(text), preset="vcf", force=True))
+
+    same(read_vcf(indexed, data), plain)
+    assert not plain.refused
 
 
 def test_records_are_those_of_the_people_in_the_table(tmp_path: Path) -> None:
