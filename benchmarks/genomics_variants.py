@@ -53,6 +53,7 @@ from fedward_server.variant_figures import variant_figures
 
 ROOT = Path(__file__).parents[1]
 FOLDS: Final = 5
+FLAGS: Final = PerformanceFlags(backend="opacus")
 DRAWS: Final = 10
 LOCI: Final = 500
 SMALL_PANEL: Final = 50
@@ -145,7 +146,7 @@ def private_run(study: StudySpec, train: Tables) -> Mapping[str, Any]:
     document["dp"]["noise_multiplier"] *= factor
     one = StudySpec.model_validate(document)
     site = SiteId(one.sites[0].id)
-    trainer = LocalTrainer(one, site, sampling=Csprng(), noise=Csprng(), flags=PerformanceFlags())
+    trainer = LocalTrainer(one, site, sampling=Csprng(), noise=Csprng(), flags=FLAGS)
     records, optimiser, tail = pool(list(train.values())), server_optimiser(one), _tail(one)
     model: Mapping[str, Any] = initial_tensors(one.model, records.features.shape[1])
     for _ in range(one.rounds):
