@@ -61,8 +61,11 @@ bench-ehr: $(STAMP)  ## EHR studies and FHIR speed (SHARED=folder of the data se
 	@$(BIN)/python -m benchmarks.ehr_ner --data $(SHARED)/ner_corpora --out runs/bench-ehr-ner.json
 	@$(BIN)/python -m benchmarks.ehr fhir --data $(SHARED)/synthea_fhir_r4 --out runs/bench-ehr-fhir.json
 
-bench-genomics: $(STAMP)  ## genotypes: ancestry, GWAS and PCA (SHARED=folder of the data sets, PLINK2=program)
+bench-genomics: $(STAMP)  ## genotypes, sequences, molecules, omics of TCGA (SHARED=folder of the data sets, PLINK2=program)
 	@$(BIN)/python -m benchmarks.genomics_variants --data $(SHARED)/kg_eur_chr20 $(if $(PLINK2),--plink2 $(PLINK2)) --out runs/bench-genomics-variants.json
+	@$(BIN)/python -m benchmarks.genomics_omics splice --data $(SHARED)/splice_junction --out runs/bench-genomics-splice.json
+	@$(BIN)/python -m benchmarks.genomics_omics tox21 --data $(SHARED)/moleculenet --out runs/bench-genomics-tox21.json
+	@$(BIN)/python -m benchmarks.genomics_tcga --data $(SHARED)/tcga_multiomics --out runs/bench-genomics-tcga.json
 
 bench-ledger: $(STAMP)  ## what one charge of the budget ledger costs
 	@$(BIN)/python -m benchmarks.ledger --out runs/bench-ledger.json

@@ -177,7 +177,7 @@ def study_of(
     rows: Rows,
     plan: Plan,
     *,
-    task: str,
+    task: str | Mapping[str, Any],
     data: Mapping[str, Any],
     unit: str = "record",
     **more: Any,
@@ -198,7 +198,7 @@ def study_of(
         {
             "id": name,
             "title": name,
-            "task": {"kind": task},
+            "task": {"kind": task} if isinstance(task, str) else task,
             "model": model | {"initial_seed": 1},
             "data": {**data, **(plan.data or {})},
             "dp": {
