@@ -65,7 +65,7 @@ SPLICE: Final = {
         rounds=40,
         rate=5e-3,
         decay=1e-2,
-        private={"rounds": 100, "q": 0.25, "clip": 1.0, "rate": 0.02},
+        private={"rounds": 200, "q": 0.25, "clip": 1.0, "rate": 0.03},
     ),
     "1-D CNN": Plan(
         model={"name": "cnn1d", "hidden": [32, 32], "shape": [4, 60], "outputs": 3},

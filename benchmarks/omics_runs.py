@@ -78,14 +78,12 @@ def pooled(
     model = build_model(study.model, inputs).train()
     optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
     total = sum(records.patients for records in training.values())
-    tables = [
-        (torch.from_numpy(records.features), torch.from_numpy(records.labels))
-        for records in training.values()
-    ]
+    # Gradients add up: the sum over all patients is the sum over the sites' sums.
+    features = torch.from_numpy(np.concatenate([one.features for one in training.values()]))
+    labels = torch.from_numpy(np.concatenate([one.labels for one in training.values()]))
     for _ in range(steps):
         optimiser.zero_grad()
-        for features, labels in tables:  # gradients add up, as sums over sites do
-            (task.losses(model(features), labels).sum() / total).backward()
+        (task.losses(model(features), labels).sum() / total).backward()
         optimiser.step()
     return model_tensors(model)
 

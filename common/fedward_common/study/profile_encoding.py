@@ -20,6 +20,10 @@ from fedward_common.study.row_encoding import Row, cell
 _VERSION: Final = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 LARGEST_LOG: Final = 30.0
 """log2 of what no sequencer counts: larger values are on no logarithmic scale."""
+LARGEST_Z: Final = 1e6
+"""Genes that hardly vary in the reference have z-scores of thousands; their limits clip them."""
+MANY: Final = 100
+"""So many z-scores without a negative one are another scale."""
 WHOLE: Final = 1e-4
 SHOWN: Final = 5
 CONVERTIBLE: Final[frozenset[tuple[Scale, Scale]]] = frozenset({("tpm", "log2-tpm")})
@@ -128,7 +132,7 @@ def check_scale(values: npt.NDArray[np.float64], scale: Scale, *, layer: str) ->
         "counts": whole and not negative,
         "tpm": not negative and largest <= 1e6 + 1,
         "log2-tpm": not negative and largest <= LARGEST_LOG,
-        "z-score": largest <= 1e3,
+        "z-score": largest <= LARGEST_Z and (negative or len(values) < MANY),
         "copy-number": whole and largest <= 2,
         "beta": not negative and largest <= 1,
     }
