@@ -14,8 +14,10 @@ import flwr.supernode.runtime.run_clientapp as run_clientapp
 import flwr.supernode.servicer.runtime.runtime_handlers as runtime_handlers
 import flwr.supernode.start_client_internal as start_client
 import pytest
+from flwr.common.constant import Status
 from flwr.proto.runtime_pb2 import AcquireTaskResponse
 from flwr.proto.task_pb2 import Task
+from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable import inflatable_utils
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
 from flwr.supercore.object_store.object_store_factory import ObjectStoreFactory
@@ -27,8 +29,8 @@ from fedward_client.adapters.flower_supernode import (
     HEARTBEAT_SECONDS,
     LEASE_SECONDS,
     NodeClock,
-    OneAtATime,
     OpenQuestion,
+    Reception,
     Wakeup,
 )
 from fedward_server.adapters import reply_pulls
@@ -119,7 +121,7 @@ def test_a_short_pause_ends_with_the_ring_of_another_thread() -> None:
     assert not waiting.is_alive()
 
 
-def test_a_task_is_offered_only_when_its_message_is_stored() -> None:
+def test_a_task_is_offered_only_when_its_message_was_received() -> None:
     tasks: list[Task] = []
 
     def answer(_request: object, _state: object) -> AcquireTaskResponse:
@@ -130,7 +132,7 @@ def test_a_task_is_offered_only_when_its_message_is_stored() -> None:
     tasks.append(Task(task_id=7))
 
     assert not question(SimpleNamespace(), SimpleNamespace()).HasField("task")
-    question.stored_message()
+    question.received()
     assert question(SimpleNamespace(), SimpleNamespace()).task.task_id == 7
 
 
@@ -147,43 +149,44 @@ def test_a_nodes_lease_and_its_heartbeats_come_from_the_names_that_are_replaced(
     )
 
 
-def message(number: int, *, reply_to: str = "") -> Any:
-    metadata = SimpleNamespace(message_id=str(number), reply_to_message_id=reply_to, run_id=1)
-    return SimpleNamespace(metadata=metadata)
-
-
-def test_a_reply_to_an_ignored_instruction_is_not_taken_for_that_to_the_next() -> None:
-    """Flower's push ends with the first replies that are there, whatever they answer."""
-    state, asked = NodeStateFactory(ObjectStoreFactory()).state(), iter([2, 4])
+@pytest.mark.parametrize("run", [None, 1])
+def test_an_instruction_is_received_whole_or_leaves_nothing_behind(run: int | None) -> None:
+    """A run that ends while its instruction is received: Flower leaves message and task there."""
+    store = ObjectStoreFactory().store()
+    state = NodeStateFactory(ObjectStoreFactory()).state()
     assert isinstance(state, InMemoryNodeState)
-    pushed: list[str] = []
+    question = OpenQuestion(lambda _request, state: offered(state), seconds=0.05)
 
-    def push(*, state: InMemoryNodeState) -> None:
-        number = next(asked)  # the worker is done with one instruction
-        state.store_message(message(number, reply_to=str(number - 1)))
-        for one in state.get_messages_legacy(is_reply=True):
-            pushed.append(one.metadata.reply_to_message_id)
-            state.delete_messages(
-                message_ids=[one.metadata.message_id, one.metadata.reply_to_message_id]
-            )
+    def receive(*, state: InMemoryNodeState, object_store: object) -> int | None:
+        question.making_task()
+        task = state.create_task(TaskType.CLIENT_APP, 1)
+        reception.made_task(task)
+        metadata = SimpleNamespace(message_id="m", reply_to_message_id="", run_id=1)
+        state.store_message(SimpleNamespace(metadata=metadata))  # type: ignore[arg-type]
+        reception.stored("m")
+        assert not question(None, state).HasField("task")  # not while it is received
+        return run
 
-    replies = OneAtATime(push)
-    for number in (1, 3):  # the run of the first ended while it was received
-        state.store_message(message(number))
-        replies.stored(str(number))
+    reception = Reception(receive, question)
 
-    replies(state=state)
+    assert reception(state=state, object_store=store) == run
+    assert ("m" in state.msg_store) == (run is not None)
+    assert question(None, state).HasField("task") == (run is not None)
 
-    assert pushed == ["1", "3"]
+
+def offered(state: InMemoryNodeState) -> AcquireTaskResponse:
+    """The first task that nobody has finished."""
+    open_ones = [one for one in state.get_tasks() if one.status.status == Status.PENDING]
+    return AcquireTaskResponse(task=open_ones[0]) if open_ones else AcquireTaskResponse()
 
 
 def test_supernode_takes_an_instruction_whose_run_ended_for_ignored_though_its_task_is_there() -> (
     None
 ):
-    """The slip that OneAtATime mends: where it is gone, so can OneAtATime be."""
+    """The slip that Reception mends: where it is gone, so can Reception be."""
     source = inspect.getsource(start_client._pull_and_store_message)
     ignored = source[source.index("except RunNotRunningException") :]
 
     assert source.index("state.store_message(message)") < source.index("confirm_message_received(")
     assert "delete_messages" not in ignored
-    assert "            _push_messages(\n" in inspect.getsource(start_client.start_client_internal)
+    assert "run_id = _pull_and_store_message(\n" in inspect.getsource(start_client)

@@ -2,7 +2,7 @@
 
 As shipped SuperNode sleeps 3 s after an empty poll, looks every 0.5 s for a reply and its objects,
 and a worker has to ask again and again for a task. Here each of these waits ends when what it waits
-for is there, and a slip in its counting of replies is mended (`OneAtATime`). Nothing else is
+for is there, and a slip in its receiving is mended (`Reception`). Nothing else is
 changed: no message, no order, no retry. The private names that this takes are listed in `quicken`
 and pinned by tests/contract/test_flower_waits.py.
 
@@ -16,10 +16,12 @@ from typing import Any, Final
 
 import flwr.supernode.fleet_http_connection as connection
 import flwr.supernode.start_client_internal as start_client
+from flwr.common.constant import SubStatus
 from flwr.proto.runtime_pb2 import AcquireTaskResponse
 from flwr.supercore import heartbeat
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.object_store.in_memory_object_store import InMemoryObjectStore
+from flwr.supercore.object_store.object_store import ObjectStore
 from flwr.supernode.cli import flower_supernode
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from flwr.supernode.servicer.runtime import runtime_handlers
@@ -80,24 +82,24 @@ class NodeClock:
 class OpenQuestion:
     """A worker's question for a task, held open until there is one.
 
-    A task is offered only when its message is stored: Flower makes the task first, and a worker
+    A task is offered only when its message was received: Flower makes the task first, and a worker
     that came in between would find no message and fail.
     """
 
     def __init__(self, answer: Any, *, seconds: float = TASK_SECONDS) -> None:
         self._answer = answer
         self._seconds = seconds
-        self._stored = Wakeup()
+        self._received = Wakeup()
         self._half_made = threading.Event()
 
     def making_task(self) -> None:
-        """A task is about to be made whose message is not stored yet."""
+        """A task is about to be made whose message is not received yet."""
         self._half_made.set()
 
-    def stored_message(self) -> None:
-        """A message for a task was stored."""
+    def received(self) -> None:
+        """The message of the last task was received, or given up with its task."""
         self._half_made.clear()
-        self._stored.ring()
+        self._received.ring()
 
     def __call__(self, request: Any, state: Any) -> Any:
         """Flower's answer: a task as soon as there is one, or none after a while."""
@@ -108,40 +110,51 @@ class OpenQuestion:
                 answer = self._answer(request, state)
             if answer.HasField("task"):
                 break
-            self._stored.wait(min(left, LOOK_AGAIN_SECONDS))
+            self._received.wait(min(left, LOOK_AGAIN_SECONDS))
         return answer
 
 
-class OneAtATime:
-    """Pushes replies until the instruction that came last is answered.
+class Reception:
+    """Receives an instruction whole or not at all, and only then offers its task to a worker.
 
-    As shipped SuperNode takes one instruction, pushes what replies there are, and takes the next.
-    When a run ends in the very moment in which its instruction is received, SuperNode says that it
-    ignores it, but the task is there and is done. Its reply is then taken for that to the next
-    instruction, that one's for the one after, and so on: each reply leaves an instruction late,
-    which is after its round.
+    As shipped SuperNode stores the instruction, makes its task, and then confirms it. Where its run
+    ends in that very moment SuperNode says that it ignores it, but the task is there and is done.
+    Its reply is then taken for that to the next instruction, that one's for the one after, and so
+    on: each reply leaves an instruction late, which is after its round.
     """
 
-    def __init__(self, push: Callable[..., None]) -> None:
-        self._push = push
-        self._last = ""
+    def __init__(self, receive: Callable[..., int | None], question: OpenQuestion) -> None:
+        self._receive = receive
+        self._question = question
+        self._task: int | None = None
+        self._message = ""
+
+    def made_task(self, task: int | None) -> None:
+        """The task of the instruction that is received now was made."""
+        self._task = task
 
     def stored(self, message_id: str) -> None:
-        """An instruction was stored."""
-        self._last = message_id
+        """The instruction that is received now was stored."""
+        self._message = message_id
 
-    def __call__(self, *, state: InMemoryNodeState, **named: Any) -> None:
-        """Returns when the instruction stored last is no longer in the state: it is answered."""
-        while True:
-            self._push(state=state, **named)
-            if self._last not in state.msg_store:
-                return
+    def __call__(
+        self, *, state: InMemoryNodeState, object_store: ObjectStore, **named: Any
+    ) -> int | None:
+        """The run whose instruction was received; None leaves no instruction and no task."""
+        self._task, self._message = None, ""
+        run = self._receive(state=state, object_store=object_store, **named)
+        if run is None and self._message in state.msg_store and self._task is not None:
+            state.delete_messages(message_ids=[self._message])
+            object_store.delete(self._message)
+            state.finish_task(self._task, sub_status=SubStatus.FAILED, details="run ended")
+        self._question.received()
+        return run
 
 
 def quicken() -> None:
-    """Replaces SuperNode's pauses in this process, and how it counts replies.
+    """Replaces SuperNode's pauses in this process, and how it receives.
 
-    Private names: `start_client_internal.time` and `._push_messages`,
+    Private names: `start_client_internal.time` and `._pull_and_store_message`,
     `runtime_handlers.acquire_task`, `InMemoryNodeState.create_task`, `.store_message` and
     `.msg_store`, `InMemoryObjectStore.put`,
     `pull_objects.__kwdefaults__["initial_backoff"]`, and `HEARTBEAT_DEFAULT_INTERVAL` of
@@ -149,15 +162,14 @@ def quicken() -> None:
     """
     changed = Wakeup()
     question = OpenQuestion(runtime_handlers.acquire_task)
-    replies = OneAtATime(start_client._push_messages)
+    reception = Reception(start_client._pull_and_store_message, question)
     create_task = InMemoryNodeState.create_task
     store_message, put = InMemoryNodeState.store_message, InMemoryObjectStore.put
 
     def make(self: Any, *arguments: Any, **named: Any) -> Any:
         question.making_task()
         made = create_task(self, *arguments, **named)
-        if made is None:  # Flower goes on without the task, and stores no message
-            question.stored_message()
+        reception.made_task(made)
         return made
 
     def store(self: Any, message: Any) -> Any:
@@ -165,8 +177,7 @@ def quicken() -> None:
         if message.metadata.reply_to_message_id:
             changed.ring()
         else:
-            replies.stored(message.metadata.message_id)
-            question.stored_message()
+            reception.stored(message.metadata.message_id)
         return stored
 
     def put_object(self: Any, object_id: str, object_content: bytes) -> None:
@@ -182,7 +193,7 @@ def quicken() -> None:
             raise RuntimeError("flower: expected a module with HEARTBEAT_DEFAULT_INTERVAL")
         setattr(module, "HEARTBEAT_DEFAULT_INTERVAL", seconds)  # noqa: B010
     setattr(start_client, "time", NodeClock(changed))  # noqa: B010 - a name of Flower's module
-    setattr(start_client, "_push_messages", replies)  # noqa: B010
+    setattr(start_client, "_pull_and_store_message", reception)  # noqa: B010
     setattr(runtime_handlers, "acquire_task", question)  # noqa: B010
     setattr(InMemoryNodeState, "create_task", make)  # noqa: B010
     setattr(InMemoryNodeState, "store_message", store)  # noqa: B010
