@@ -141,7 +141,7 @@ class Reception:
         self, *, state: InMemoryNodeState, object_store: ObjectStore, **named: Any
     ) -> int | None:
         """The run whose instruction was received; None leaves no instruction and no task."""
-        self._task, self._message = None, ""
+        self.stored("")
         run = self._receive(state=state, object_store=object_store, **named)
         if run is None and self._message in state.msg_store and self._task is not None:
             state.delete_messages(message_ids=[self._message])
