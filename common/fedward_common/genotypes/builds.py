@@ -63,14 +63,14 @@ LENGTHS: Final[Mapping[Build, Mapping[str, int]]] = {
 
 
 def check_lengths(build: Build, lengths: Mapping[str, int]) -> None:
-    """Returns unless a contig has the length of another build; a length of 0 says nothing.
+    """Returns unless a contig has another length; 0 and -1 stand for a header that says none.
 
     Raises:
         DataError: names the builds.
     """
     for name, length in lengths.items():
         expected = LENGTHS[build].get(plain_chrom(name))
-        if not length or expected is None or length == expected:
+        if length <= 0 or expected is None or length == expected:
             continue
         other = next((b for b in LENGTHS if LENGTHS[b].get(plain_chrom(name)) == length), None)
         raise DataError(

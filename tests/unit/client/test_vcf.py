@@ -187,6 +187,13 @@ def test_a_header_of_another_build_is_refused(tmp_path: Path) -> None:
         read_vcf(path, schema())
 
 
+def test_a_contig_without_a_length_says_nothing_of_the_build(tmp_path: Path) -> None:
+    header = [line.replace(",length=63025520", "") for line in HEADER]
+    path = write_vcf(tmp_path / "a.vcf", simple_lines(MIXED), samples=SAMPLES, header=header)
+
+    assert not read_vcf(path, schema()).refused
+
+
 def test_strict_reading_names_the_locus_and_no_person(tmp_path: Path) -> None:
     site(tmp_path, lines=simple_lines(MIXED[:3], LOCI[:3]))
     source = GenotypeSource([entry(tmp_path)])
