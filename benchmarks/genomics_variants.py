@@ -337,7 +337,7 @@ def _common_loci(source: Path) -> list[dict[str, Any]]:
             pair = {ref, alt}
             if len(ref) != 1 or len(alt) != 1 or pair in ({"A", "T"}, {"C", "G"}):
                 continue
-            genotypes = cells.replace("/", "|")
+            genotypes = "".join(cell.partition(":")[0] for cell in cells.split("\t"))
             share = genotypes.count("1") / (genotypes.count("1") + genotypes.count("0"))
             if 0.1 <= share <= 0.9 and name.startswith("rs") and ";" not in name:
                 place = {"id": name, "chrom": chrom, "pos": int(pos), "ref": ref, "alt": alt}
