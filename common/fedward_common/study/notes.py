@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from fedward_common.ids import DIGEST
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.registry import DataSpec, Strict, TaskSpec, register
-from fedward_common.study.tabular import ColumnSplit, LabelRule, Name, Split
+from fedward_common.study.tabular import ColumnSplit, LabelRule, Name, Split, require_hashable
 
 MAX_TOKENS: Final = 4096
 Tokens = Annotated[int, Field(ge=4, le=MAX_TOKENS, description="what is longer is cut off")]
@@ -161,6 +161,7 @@ class NotesData(DataSpec):
     def _consistent(self) -> "NotesData":
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("expected every column name once")
+        require_hashable(self.split, no_patient_key=self.no_patient_key)
         if isinstance(self.label, TagLabel) and not isinstance(self.tokeniser, HashedWords):
             raise ValueError("tokeniser: expected hashed-words with tags, which are of words")
         return self

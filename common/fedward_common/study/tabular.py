@@ -143,6 +143,21 @@ class HashSplit(Strict):
 Split = Annotated[ColumnSplit | HashSplit, Field(discriminator="kind")]
 
 
+def require_hashable(split: object, *, no_patient_key: bool) -> None:
+    """Returns when a split by hash has a patient's id to hash.
+
+    Without one the row's number would be hashed, and a patient who is removed would move others
+    between the parts (rules 6).
+
+    Raises:
+        ValueError: it has none.
+    """
+    if no_patient_key and isinstance(split, HashSplit):
+        raise ValueError(
+            "split: expected another than hash where no patient has an id to be hashed"
+        )
+
+
 @register
 class TabularData(DataSpec):
     """One CSV table, one or more rows per patient."""

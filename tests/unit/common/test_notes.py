@@ -171,3 +171,12 @@ def test_the_loss_of_a_text_is_the_mean_over_its_own_words() -> None:
 
     expected = torch.nn.functional.cross_entropy(outputs[0, :2], torch.tensor([0, 1]))
     assert losses[0] == pytest.approx(float(expected))
+
+
+def test_a_row_number_is_not_hashed_for_want_of_a_patient() -> None:
+    """A patient who is removed would move others between the parts (rules 6)."""
+    split = {"kind": "hash", "salt": "s", "held_out": 0.2}
+    data(split=split)
+
+    with pytest.raises(ValueError, match="no patient has an id to be hashed"):
+        data(split=split, no_patient_key=True)
