@@ -100,6 +100,7 @@ class PhaseFleet:
     member: Callable[[SiteId], bool] = lambda _site: True
     _present: set[SiteId] = field(default_factory=set)
     _pending: dict[SiteId, _Pending] = field(default_factory=dict)
+    _came: list[Answer] = field(default_factory=list)
     _by_message: set[SiteId] = field(default_factory=set)
     _joined: set[SiteId] = field(default_factory=set)
     _opening: dict[SiteId, float] = field(default_factory=dict)
@@ -113,7 +114,7 @@ class PhaseFleet:
 
     def online(self) -> frozenset[SiteId]:
         """The study's sites with a stream, and those that Flower sees connected."""
-        self._hear(0.0)
+        self._came += self._hear(0.0)
         present = frozenset(site for site in self._present if self.member(site))
         if len(present) == len(self.study.sites):
             return present
@@ -125,6 +126,7 @@ class PhaseFleet:
         """Hands one envelope to each site; forgets what earlier rounds left unanswered."""
         self._pending.clear()
         self._by_message.clear()
+        self._came.clear()
         if not envelopes:
             self.messages.send(envelopes)
             return
@@ -149,6 +151,9 @@ class PhaseFleet:
         """The answers that arrived; waits up to the timeout for a first one. Each comes once."""
         limit = self.clock() + timeout_seconds
         while True:
+            if self._came:
+                answers, self._came = self._came, []
+                return answers
             left = max(0.0, limit - self.clock())
             if self._began is None:
                 answers = self._from_messages(left)

@@ -330,3 +330,25 @@ def test_who_is_no_member_is_not_online_though_its_stream_is_there() -> None:
     world.messages.online = lambda: frozenset({NORTH, SOUTH})  # type: ignore[method-assign]
 
     assert world.fleet.online() == {NORTH, SOUTH}
+
+
+def test_an_answer_that_comes_while_it_is_asked_who_is_there_is_not_dropped() -> None:
+    world = World()
+    world.send(1)
+    world.link.answer(NORTH)
+
+    assert world.fleet.online() == set(SITES)
+    world.link.answer(SOUTH)
+
+    assert world.collect() == [(NORTH, b"a"), (SOUTH, b"a")]
+
+
+def test_such_an_answer_belongs_to_its_round_alone() -> None:
+    world = World()
+    world.send(1)
+    world.link.answer(NORTH)
+    world.fleet.online()
+
+    world.send(2)
+
+    assert world.collect() == []
