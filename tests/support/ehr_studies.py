@@ -81,7 +81,7 @@ kind = "tabular-regression"
 name = "linear"
 [[releases]]
 kind = "value-scores"
-bins = 10
+bins = 5
 noise_multiplier = 2.0
 """
 )
