@@ -13,16 +13,14 @@ from fedward_client.data_check_page import report_text
 from fedward_client.held_out import HeldOut
 from fedward_client.settings import load_site_settings
 from fedward_client.tasks.registry import task_of
-from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.errors import ConfigError, DataError
-from fedward_common.ids import SiteId
-from fedward_common.models.registry import build_model, initial_tensors
-from fedward_common.privacy.randomness import Csprng
+from fedward_common.models.registry import build_model
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tasks import check_task
 from tests.support.guard_site import make_site
 from tests.support.studies import make_dp, make_spec, write_table
+from tests.support.trained import trained
 
 WORDS = {"kind": "hashed-words", "max_tokens": 6, "buckets": 64}
 TAGS = {"column": "tags", "types": ["Disease"]}
@@ -74,25 +72,12 @@ def test_a_model_of_notes_trains_on_the_patient_engine(
     tags: bool, model: str, backend: Any, tmp_path: Path
 ) -> None:
     spec = study(tags=tags, model=model)
-    check_task(spec)
     site = make_site(tmp_path, top={"data": [notes_entry(tmp_path)]})
     source = SiteSource(load_site_settings(site.folder / "site.toml"))
-    start = initial_tensors(spec.model, input_size(spec.data))
-    trainer = LocalTrainer(
-        spec,
-        SiteId(spec.sites[0].id),
-        sampling=Csprng(),
-        noise=Csprng(),
-        flags=PerformanceFlags(backend=backend),
-    )
 
-    update = trainer.train(start, source.records(spec, part="train"))
+    weights = trained(spec, source, backend)
 
-    assert update.executed.steps == 2
-    assert all((update.tensors[name] != start[name]).any() for name in start)
-    held_out = HeldOut(
-        study=spec, weights=update.tensors, records=source.records(spec, part="test")
-    )
+    held_out = HeldOut(study=spec, weights=weights, records=source.records(spec, part="test"))
     assert held_out.counts().sum() == (12 if tags else 4)
 
 

@@ -10,17 +10,14 @@ from fedward_client.data.site import SiteSource
 from fedward_client.data_check import check_data
 from fedward_client.held_out import HeldOut
 from fedward_client.settings import SiteSettings, load_site_settings
-from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
-from fedward_common.models.registry import initial_tensors
-from fedward_common.privacy.randomness import Csprng
-from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tasks import check_task
 from fedward_server.sandbox.figures import model_figures
 from tests.support.guard_site import make_site
 from tests.support.studies import make_dp, make_spec, write_table
+from tests.support.trained import trained
 
 GENES = [f"G{number}" for number in range(15)]
 TASKS: dict[str, dict[str, Any]] = {
@@ -111,24 +108,13 @@ def test_profiles_are_learned_on_the_patient_engine(
     name: str, backend: Any, tmp_path: Path
 ) -> None:
     spec = study(name)
-    check_task(spec)
     source = SiteSource(settings_of(tmp_path))
-    start = initial_tensors(spec.model, input_size(spec.data))
-    trainer = LocalTrainer(
-        spec,
-        SiteId(spec.sites[0].id),
-        sampling=Csprng(),
-        noise=Csprng(),
-        flags=PerformanceFlags(backend=backend),
-    )
 
-    update = trainer.train(start, source.records(spec, part="train"))
+    weights = trained(spec, source, backend)
 
-    assert update.executed.steps == 2
-    assert all((update.tensors[name] != start[name]).any() for name in start)
     held_out = source.records(spec, part="test")
-    assert HeldOut(study=spec, weights=update.tensors, records=held_out).counts().sum() > 0
-    assert model_figures(spec, update.tensors, {SiteId("north"): held_out}).pooled.held_out == 8
+    assert HeldOut(study=spec, weights=weights, records=held_out).counts().sum() > 0
+    assert model_figures(spec, weights, {SiteId("north"): held_out}).pooled.held_out == 8
 
 
 def test_a_patient_in_no_matrix_is_counted_as_absent(tmp_path: Path) -> None:

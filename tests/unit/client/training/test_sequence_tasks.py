@@ -9,18 +9,15 @@ from fedward_client.data.site import SiteSource
 from fedward_client.data_check import check_data
 from fedward_client.held_out import HeldOut
 from fedward_client.settings import SiteSettings, load_site_settings
-from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
-from fedward_common.models.registry import initial_tensors
-from fedward_common.privacy.randomness import Csprng
-from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tasks import check_task
 from fedward_server.private_measures import private_measures
 from fedward_server.sandbox.figures import model_figures
 from tests.support.guard_site import make_site
 from tests.support.studies import make_dp, make_spec, write_table
+from tests.support.trained import trained
 
 WORDS = {"kind": "k-mers", "k": 2}
 CLASSES = ["donor", "acceptor", "neither"]
@@ -104,25 +101,14 @@ def test_a_transformer_of_words_trains_on_the_patient_engine(
 
 
 def trains(spec: StudySpec, backend: Any, folder: Path) -> None:
-    check_task(spec)
     source = SiteSource(settings_of(folder))
-    start = initial_tensors(spec.model, input_size(spec.data))
-    trainer = LocalTrainer(
-        spec,
-        SiteId(spec.sites[0].id),
-        sampling=Csprng(),
-        noise=Csprng(),
-        flags=PerformanceFlags(backend=backend),
-    )
 
-    update = trainer.train(start, source.records(spec, part="train"))
+    weights = trained(spec, source, backend)
 
-    assert update.executed.steps == 2
-    assert all((update.tensors[name] != start[name]).any() for name in start)
     held_out = source.records(spec, part="test")
-    counts = HeldOut(study=spec, weights=update.tensors, records=held_out).counts()
+    counts = HeldOut(study=spec, weights=weights, records=held_out).counts()
     assert counts.sum() == 9 * spec.releases[0].marks  # type: ignore[attr-defined]
-    figures = model_figures(spec, update.tensors, {SiteId("north"): held_out}).pooled
+    figures = model_figures(spec, weights, {SiteId("north"): held_out}).pooled
     assert figures.held_out == 9
     assert 0 <= float(figures.accuracy or 0) <= 1
     assert private_measures(spec, spec.releases[0], counts, noise=3.0) == {}  # type: ignore[arg-type]
