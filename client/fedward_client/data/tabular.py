@@ -20,6 +20,7 @@ from fedward_common.study.encoding import (
     check_columns,
     encode_present,
     encode_table,
+    readable_cells,
     required_columns,
 )
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -214,22 +215,15 @@ def readable_lines(path: Path, *, delimiter: str) -> list[list[str]]:
         lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
         raise DataError(f"{FILE}: expected a readable table, found: {error.strerror}") from error
-    cells = [row for line in lines if (row := _row(line, delimiter=delimiter)) is not None]
+    cells = [
+        row for line in lines if (row := readable_cells(line, delimiter=delimiter)) is not None
+    ]
     first = next((line for line in lines if line.strip()), b"")
-    header = _row(first, delimiter=delimiter)
+    header = readable_cells(first, delimiter=delimiter)
     if header is None:
         raise DataError(f"{FILE}: expected a header line, found none that can be read")
     _check_header(header)
     return [row for row in cells if len(row) == len(header)]
-
-
-def _row(line: bytes, *, delimiter: str) -> list[str] | None:
-    """The cells of one line; None for a blank line and for one that cannot be read."""
-    try:
-        cells = next(csv.reader([line.decode("utf-8")], delimiter=delimiter, strict=True), [])
-    except (UnicodeDecodeError, csv.Error):
-        return None
-    return [cell.strip() for cell in cells] or None
 
 
 def _lines(table: CsvTable) -> Iterator[list[str]]:

@@ -4,6 +4,7 @@ Every row becomes numbers by itself: no statistic of the table enters (rules 6),
 one patient leaves every other patient's numbers bit-identical.
 """
 
+import csv
 import hashlib
 import math
 import re
@@ -321,6 +322,18 @@ def decimal_number(text: str) -> float | None:
     """A plain decimal number; None for anything else, also for what only Python calls a number."""
     value = float(text) if _DECIMAL.fullmatch(text) else math.nan
     return value if math.isfinite(value) else None
+
+
+def readable_cells(line: bytes, *, delimiter: str) -> list[str] | None:
+    """The cells of one line of a table; None for a blank line and for one that cannot be read.
+
+    By itself: a broken quote or foreign bytes in one patient's line must not touch another's.
+    """
+    try:
+        cells = next(csv.reader([line.decode("utf-8")], delimiter=delimiter, strict=True), [])
+    except (UnicodeDecodeError, csv.Error):
+        return None
+    return [cell.strip() for cell in cells] or None
 
 
 def code_text(text: str) -> str:

@@ -2,10 +2,12 @@
 
 Rows are patients and columns genes. The first column of a table holds the patients' ids; of an
 AnnData file they are the names of obs, and the genes those of var. Only numbers and names are read
-of a .h5ad: no `uns`, no pickle.
+of a .h5ad: no `uns`, no pickle, nothing that lies in another file, and nothing before its size is
+known.
 """
 
-import csv
+import codecs
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.errors import ConfigError, DataError
+from fedward_common.study.encoding import readable_cells
 
 Floats = npt.NDArray[np.float32]
 CHUNK: Final = 4096
+MOST_VALUES: Final = 1 << 31
+"""Patients times genes: 8 GiB. A few bytes of HDF5 can say that they are more than any memory."""
+MOST_NAMES: Final = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -57,7 +63,14 @@ def read_matrix(path: Path, *, delimiter: str = ",") -> Matrix:
         raise DataError(
             "profiles: expected the matrix that [[data]] in site.toml names, found no such file"
         ) from None
-    except (OSError, UnicodeDecodeError, csv.Error, KeyError, ValueError, TypeError) as error:
+    except (
+        OSError,
+        UnicodeDecodeError,
+        LookupError,
+        ValueError,
+        TypeError,
+        RuntimeError,  # h5py, of a file whose structures are broken
+    ) as error:
         raise DataError(
             f"profiles: expected a matrix of patients by genes, found none that can be read "
             f"({type(error).__name__})"
@@ -65,24 +78,30 @@ def read_matrix(path: Path, *, delimiter: str = ",") -> Matrix:
 
 
 def _table(path: Path, delimiter: str) -> Matrix:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        lines = csv.reader(file, delimiter=delimiter)
-        header = next(lines, [])
-        patients: list[str] = []
-        rows: list[Floats] = []
-        for cells in lines:
-            if len(cells) != len(header):
-                continue  # by itself: a broken row must not touch another patient's
-            patients.append(cells[0].strip())
+    """Line by line: a broken quote or foreign bytes in one patient's row touch no other's."""
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
+    first = next((line for line in lines if line.strip()), b"")
+    header = readable_cells(first, delimiter=delimiter)
+    if header is None:
+        raise ValueError("expected a header")
+    patients: list[str] = []
+    rows: list[Floats] = []
+    for line in lines[lines.index(first) + 1 :]:
+        cells = readable_cells(line, delimiter=delimiter)
+        if cells is not None and len(cells) == len(header):
+            patients.append(cells[0])
             rows.append(np.array([_number(cell) for cell in cells[1:]], dtype=np.float32))
-    return _checked(patients, [name.strip() for name in header[1:]], rows)
+    return _checked(patients, header[1:], rows)
 
 
 def _number(text: str) -> float:
+    """A finite decimal number, else NaN; as `decimal_number`, and quick enough for every gene."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
-        return float("nan")
+        return math.nan
+    plain = math.isfinite(value) and text.isascii() and "_" not in text
+    return value if plain else math.nan
 
 
 def _parquet(path: Path) -> Matrix:
@@ -120,21 +139,52 @@ def _h5ad(path: Path) -> Matrix:
     if not path.is_file():
         raise FileNotFoundError(path.name)
     with h5py.File(path, "r") as file:
-        patients, genes = _names(file["obs"]), _names(file["var"])
+        patients, genes = _names(_own(file, "obs")), _names(_own(file, "var"))
         shape = (len(patients), len(genes))
-        stored = file["X"]
-        values = _sparse(stored, shape) if isinstance(stored, h5py.Group) else stored[...]
-    values = np.asarray(values, dtype=np.float32)
-    if values.shape != shape:
-        raise ValueError("X: expected patients by genes")
+        if shape[0] * shape[1] > MOST_VALUES:
+            raise ValueError("X: expected fewer values")
+        stored = _own(file, "X")
+        values = _sparse(stored, shape) if isinstance(stored, h5py.Group) else _dense(stored, shape)
     return _checked(patients, genes, values)
+
+
+def _own(group: Any, name: str) -> Any:
+    """What `name` is in this file itself: a link to another file, or numbers that lie in one, are
+    refused, so that nobody who hands over a .h5ad chooses what else is read.
+    """
+    import h5py  # noqa: PLC0415 - an extra
+
+    for part in name.strip("/").split("/"):
+        if not isinstance(group, h5py.Group) or not isinstance(
+            group.get(part, getlink=True), h5py.HardLink
+        ):
+            raise ValueError("expected everything in the file itself")
+        group = group[part]
+    if isinstance(group, h5py.Dataset) and (group.external or group.is_virtual):
+        raise ValueError("expected everything in the file itself")
+    return group
+
+
+def _all(group: Any, name: str, *, most: int) -> Any:
+    """The whole vector `name`, where it is no longer than `most`."""
+    stored = _own(group, name)
+    if len(stored.shape) != 1 or stored.shape[0] > most:
+        raise ValueError("expected a vector of fewer entries")
+    return stored[...]
 
 
 def _names(frame: Any) -> list[str]:
     """The index of a data frame as AnnData writes it."""
     key = frame.attrs["_index"]
     key = key.decode() if isinstance(key, bytes) else str(key)
-    return [one.decode() if isinstance(one, bytes) else str(one) for one in frame[key][...]]
+    found = _all(frame, key, most=MOST_NAMES)
+    return [one.decode() if isinstance(one, bytes) else str(one) for one in found]
+
+
+def _dense(stored: Any, shape: tuple[int, int]) -> Floats:
+    if tuple(stored.shape) != shape:
+        raise ValueError("X: expected patients by genes")
+    return np.asarray(stored[...], dtype=np.float32)
 
 
 def _sparse(group: Any, shape: tuple[int, int]) -> Floats:
@@ -143,13 +193,25 @@ def _sparse(group: Any, shape: tuple[int, int]) -> Floats:
     if kind not in ("csr_matrix", "csc_matrix"):
         raise ValueError("X: expected a matrix")
     rows = kind == "csr_matrix"
-    data, indices, starts = (group[name][...] for name in ("data", "indices", "indptr"))
     values = np.zeros(shape if rows else shape[::-1], dtype=np.float32)
-    if len(starts) != len(values) + 1:
-        raise ValueError("X: expected one start for each row")
+    starts = _all(group, "indptr", most=len(values) + 1)
+    data, indices = (_all(group, name, most=values.size) for name in ("data", "indices"))
+    if not (starts.dtype.kind in "iu" and indices.dtype.kind in "iu"):
+        raise ValueError("X: expected whole numbers for places")
+    if (
+        len(starts) != len(values) + 1
+        or starts[0] != 0
+        or starts[-1] != len(data)
+        or len(data) != len(indices)
+        or (starts[1:] < starts[:-1]).any()
+    ):
+        raise ValueError("X: expected one start for each row, none before the last one's")
+    # A place below 0 would count from the end: another patient's or another gene's.
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < values.shape[1]:
+        raise ValueError("X: expected places inside the matrix")
     for number in range(len(values)):
         some = slice(int(starts[number]), int(starts[number + 1]))
-        values[number, indices[some]] = data[some]
+        np.add.at(values[number], indices[some], data[some])  # a place twice is their sum, as SciPy
     return values if rows else values.T
 
 

@@ -63,28 +63,30 @@ def encode_sequence(schema: SequenceData, text: str) -> Floats:
 def read_fasta(path: Path) -> dict[str, str | None]:
     """The records of a FASTA file by the first word of their headers.
 
-    A name that stands there twice has no letters: whose they are cannot be known.
+    A name that stands there twice has no letters: whose they are cannot be known. Bytes that are
+    no text stay in the record where they are, which they make unreadable, and touch no other.
 
     Raises:
-        DataError: no such file, other bytes than text, or letters before the first header; no word
-            of a header or letter is in it.
+        DataError: no such file, or letters before the first header; no word of a header or letter
+            is in it.
     """
     try:
-        lines = path.read_text(encoding="ascii").splitlines()
+        lines = path.read_bytes().splitlines()
     except FileNotFoundError as error:
         raise DataError(
             "sequences: expected the FASTA file that [[data]] in site.toml names, found no such "
             "file"
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(
-            f"sequences: expected a FASTA file of plain text, found {type(error).__name__}"
+            f"sequences: expected a readable FASTA file, found {type(error).__name__}"
         ) from None
     parts: dict[str, list[str]] = {}
     twice: set[str] = set()
     here: list[str] | None = None
     for line in lines:
-        text = line.strip()
+        # Reversible, so that two names that are no text do not become one.
+        text = line.decode("utf-8", "surrogateescape").strip()
         if text.startswith(">"):
             name = (text[1:].split() or [""])[0]
             if name in parts:

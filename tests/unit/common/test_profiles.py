@@ -218,6 +218,117 @@ def test_a_parquet_file_has_the_numbers_of_a_table(tmp_path: Path) -> None:
     assert one.values.tobytes() == two.values.tobytes()
 
 
+@pytest.mark.parametrize("broken", [b'b,"16,0', b"b\xff,16,0", b"b," + b"1" * 200_000 + b",0"])
+def test_a_line_that_cannot_be_read_touches_no_other_patient(broken: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_bytes(b"id,TP53,BRCA1\na,16,0\n" + broken + b"\nc,0,16\n")
+
+    records, absent = encoded(data(), file(path), "a", "b", "c")
+
+    assert absent == 1
+    assert records.features.tolist() == [[0.0, 1.0, -1.0], [0.0, -1.0, 1.0]]
+
+
+@pytest.mark.parametrize("text", ["1_6", "inf", "nan", "\u0661", ""])
+def test_what_only_python_calls_a_number_is_none(text: str, tmp_path: Path) -> None:
+    path = matrix(tmp_path / "m.csv", ["id,TP53,BRCA1", f"a,{text},0", "b,16,0"])
+
+    assert np.isnan(read_matrix(path).values[0, 0])
+    assert encoded(data(), file(path), "a", "b")[1] == 1
+
+
+def anndata(path: Path, **parts: Any) -> Path:
+    """A sparse AnnData file [2, 2] whose parts of X, or obs, are replaced by `parts`."""
+    h5py = pytest.importorskip("h5py")
+    values: dict[str, Any] = {
+        "data": [16.0, 1.0, 2.0], "indices": [0, 0, 1], "indptr": [0, 1, 3],
+    }  # fmt: skip
+    with h5py.File(path, "w") as out:
+        for frame, names in (("obs", ["a", "b"]), ("var", list(GENES))):
+            group = out.create_group(frame)
+            group.attrs["_index"] = "_index"
+            group["_index"] = names
+        group = out.create_group("X")
+        group.attrs["encoding-type"] = "csr_matrix"
+        for name, found in (values | parts).items():
+            group[name] = found
+    return path
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"indices": [0, 0, -1]},
+        {"indices": [0, 0, 2]},
+        {"indices": [0.0, 0.0, 1.0]},
+        {"indices": [0, 0]},
+        {"indptr": [0, 3, 1]},
+        {"indptr": [-1, 1, 3]},
+        {"indptr": [0, 1, 30]},
+        {"indptr": [0, 1]},
+        {"indptr": [[0, 1, 3]]},
+    ],
+)
+def test_a_sparse_matrix_whose_places_are_none_of_its_own_is_refused(
+    parts: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="none that can be read"):
+        read_matrix(anndata(tmp_path / "m.h5ad", **parts))
+
+
+def test_a_place_that_stands_twice_in_a_sparse_matrix_is_the_sum(tmp_path: Path) -> None:
+    found = read_matrix(anndata(tmp_path / "m.h5ad", indices=[0, 1, 1]))
+
+    assert found.values.tolist() == [[16.0, 0.0], [0.0, 3.0]]
+
+
+@pytest.mark.parametrize("what", ["link", "soft", "external", "virtual"])
+def test_nothing_is_read_that_lies_in_another_file(what: str, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    other = anndata(tmp_path / "other.h5ad")
+    path = anndata(tmp_path / "m.h5ad")
+    (tmp_path / "secret").write_bytes(np.full(4, 7.0, dtype=np.float32).tobytes())
+    with h5py.File(other, "a") as out:
+        out["dense"] = np.full((2, 2), 7.0, dtype=np.float32)
+    with h5py.File(path, "a") as out:
+        del out["X"]
+        match what:
+            case "link":
+                out["X"] = h5py.ExternalLink(str(other), "/dense")
+            case "soft":
+                out["X"] = h5py.SoftLink("/obs/_index")
+            case "external":
+                out.create_dataset(
+                    "X", (2, 2), "f4", external=[(str(tmp_path / "secret"), 0, h5py.h5f.UNLIMITED)]
+                )
+            case _:
+                layout = h5py.VirtualLayout((2, 2), "f4")
+                layout[...] = h5py.VirtualSource(str(other), "dense", (2, 2), "f4")
+                out.create_virtual_dataset("X", layout)
+
+    with pytest.raises(DataError, match="none that can be read"):
+        read_matrix(path)
+
+
+@pytest.mark.parametrize("of", ["obs", "X"])
+def test_a_small_file_that_claims_more_than_fits_is_refused_before_it_is_read(
+    of: str, tmp_path: Path
+) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = anndata(tmp_path / "m.h5ad")
+    with h5py.File(path, "a") as out:
+        if of == "X":
+            del out["X"]
+            out.create_dataset("X", (1 << 40, 2), "f4", chunks=(1024, 2), compression="gzip")
+        else:
+            del out["obs/_index"]
+            out.create_dataset("obs/_index", (1 << 40,), "i8", chunks=(1024,), compression="gzip")
+    assert path.stat().st_size < 1 << 16
+
+    with pytest.raises(DataError, match="none that can be read"):
+        read_matrix(path)
+
+
 @pytest.mark.parametrize("name", ["m.csv", "m.h5ad", "m.parquet"])
 def test_what_is_no_matrix_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file|Parquet"):

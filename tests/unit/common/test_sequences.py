@@ -164,6 +164,23 @@ def test_a_fasta_file_has_its_records_by_name_and_a_name_twice_is_nobody_s(tmp_p
     assert (records.features[0] == encode_sequence(schema, "ACGT")).all()
 
 
+def test_bytes_that_are_no_text_make_one_record_unreadable_and_touch_no_other(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "x.fasta"
+    path.write_bytes(b">a M\xfcller\nACGT\n>b\nAC\xffT\n>\xfc1\nACGT\n>\xfd1\nACGT\n>c\nTTTT\n")
+    schema = data()
+
+    records, absent = encode_rows(
+        schema,
+        [row("p", "a"), row("q", "b"), row("r", "c")],
+        sequence_features(schema, read_fasta(path)),
+        part="train",
+    )
+
+    assert (records.patients, absent) == (2, 1)
+
+
 @pytest.mark.parametrize("content", [b"ACGT\n", b"\xff\xfe"])
 def test_what_is_no_fasta_file_is_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.fasta"
