@@ -75,6 +75,9 @@ def _oriented(loci: list[Locus], named: tuple[str, str], counts: np.ndarray) -> 
             first, second = (other if one == _NO_ALLELE else one for one in named)
         if (first, second) == (locus.ref, locus.alt):
             return _record(locus, locus.ref, locus.alt, np.where(copies >= 0, 2 - copies, copies))
+    if first in {locus.ref for locus in loci}:
+        # A third allele of a site that was split: its other one is the panel's.
+        return _record(loci[0], first, second, np.where(copies >= 0, 2 - copies, copies))
     return _record(loci[0], second, first, copies)
 
 

@@ -4,6 +4,7 @@ Names of samples and what a header says of paths and commands stay in here: samp
 table of people that the site keeps, and no message has either.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -47,7 +48,10 @@ def read_vcf(path: Path, schema: Genotypes) -> Calls:
             raise DataError("VCF: expected samples with a name each, found none or one name twice")
         lengths = _lengths(file)
         check_lengths(schema.build, lengths)
-        return aligned(schema, samples, _records(file, path, schema, names=lengths))
+        with warnings.catch_warnings():
+            # cyvcf2 warns of a region without records, and writes the file's path.
+            warnings.simplefilter("ignore")
+            return aligned(schema, samples, _records(file, path, schema, names=lengths))
     finally:
         file.close()
 
@@ -102,18 +106,16 @@ def _records(
 
 def _regions(schema: Genotypes, names: Mapping[str, int]) -> list[tuple[str | None, range]]:
     """Stretches of the file's own contigs that hold all loci, each a whole number of windows."""
-    own = {plain_chrom(name): name for name in names}
-    windows = sorted(
-        {
-            (int(locus.chrom), (locus.pos - 1) // WINDOW)
-            for locus in schema.loci
-            if locus.chrom in own
-        }
-    )
+    # A header may have a chromosome by both of its names (1 and chr1).
+    own: dict[str, list[str]] = {}
+    for name in names:
+        own.setdefault(plain_chrom(name), []).append(name)
+    windows = sorted({(int(locus.chrom), (locus.pos - 1) // WINDOW) for locus in schema.loci})
     found: list[tuple[str | None, range]] = []
     for chrom, number in windows:
         first, last = number * WINDOW + 1, (number + 1) * WINDOW
-        found.append((f"{own[str(chrom)]}:{first}-{last}", range(first, last + 1)))
+        for name in own.get(str(chrom), ()):
+            found.append((f"{name}:{first}-{last}", range(first, last + 1)))
     return found
 
 

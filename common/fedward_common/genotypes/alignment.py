@@ -84,7 +84,7 @@ def matched(locus: Locus, ref: str, alts: Sequence[str]) -> tuple[How, Int8] | N
 
     if ref == locus.ref and locus.alt in alts:
         return "as in the panel", coded(locus.ref, locus.alt)
-    if ref == locus.ref and set(alts) <= _NO_ALLELE:
+    if ref == locus.ref and set(alts) <= _NO_ALLELE and alts != ["*"]:
         return "nobody has alt", coded(locus.ref, locus.alt)
     if locus.ambiguous:
         return None
@@ -112,6 +112,8 @@ def aligned(schema: Genotypes, samples: Sequence[str], records: Iterable[Record]
     dosage = np.full(shape, np.nan, dtype=np.float32)
     found: dict[str, How] = {}
     refused: dict[str, Why] = {}
+    used: dict[int, Record] = {}
+    beside: dict[int, list[Record]] = {}
     for record in records:
         for number in places.get((plain_chrom(record.chrom), record.pos), ()):
             locus = schema.loci[number]
@@ -119,15 +121,21 @@ def aligned(schema: Genotypes, samples: Sequence[str], records: Iterable[Record]
             if match is None:
                 if locus.id not in found:
                     refused.setdefault(locus.id, "other alleles than the panel")
+                beside.setdefault(number, []).append(record)
                 continue
             if locus.id in found:
                 refused[locus.id] = "twice in the file"
                 continue
             refused.pop(locus.id, None)
-            found[locus.id] = match[0]
+            found[locus.id], used[number] = match[0], record
             alleles[:, number] = _copies(schema, record, match[1])
             phased[:, number] = record.phased
             dosage[:, number] = _expected(record, match[1], alleles[:, number])
+    for number, others in beside.items():
+        if number in used:
+            split = _third_alleles(used[number], others)
+            alleles[:, number][split] = MISSING
+            dosage[split.any(axis=1), number] = np.nan
     for number, locus in enumerate(schema.loci):
         if locus.id not in found:
             refused.setdefault(locus.id, "not in the file")
@@ -142,6 +150,18 @@ def aligned(schema: Genotypes, samples: Sequence[str], records: Iterable[Record]
         found=found,
         refused=refused,
     )
+
+
+def _third_alleles(record: Record, others: Sequence[Record]) -> Bools:
+    """The haplotypes [samples, 2] with an allele of `others`, split off the site of `record`.
+
+    A record that was split says the reference for them (`bcftools norm -m-`): which they have not.
+    """
+    found = np.zeros(record.alleles.shape, dtype=np.bool_)
+    for other in others:
+        if other.ref.upper() == record.ref.upper():
+            found |= other.alleles > 0
+    return found
 
 
 def _copies(schema: Genotypes, record: Record, codes: Int8) -> Int8:

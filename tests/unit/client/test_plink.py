@@ -73,6 +73,25 @@ def test_a_locus_at_which_all_are_alike_is_known_by_its_one_letter(
     assert read_plink(path, schema()).dosage[:, 0].tolist() == [copies] * 3
 
 
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_third_allele_in_a_variant_of_its_own_is_missing_for_who_has_it(
+    swap: bool, tmp_path: Path
+) -> None:
+    rows = [("rs1", "1", 1000, "A", "G", 0.3)]
+    names = {"sid": ["rs1", "rs1b"], "chromosome": ["1", "1"], "bp_position": [1000, 1000]}
+    copies = np.array([[1, 0], [1, 1], [0, 1]])
+    first, second = ["G", "T"], ["A", "A"]
+    alleles = (second, first) if swap else (first, second)
+    path = bed(
+        tmp_path, swap=swap, copies=copies, allele_1=alleles[0], allele_2=alleles[1], **names
+    )
+
+    found = read_plink(path, schema(loci=loci(rows)))
+
+    assert not found.refused
+    assert [one[0].min() >= 0 for one in found.alleles] == [True, False, False]
+
+
 def test_an_ambiguous_locus_is_told_by_its_letters_on_the_forward_strand(tmp_path: Path) -> None:
     rows = [("rs1", "1", 1000, "A", "T", 0.3), *LOCI[1:]]
     path = bed(tmp_path, allele_1=["A", *(row[4] for row in LOCI[1:])],

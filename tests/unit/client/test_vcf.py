@@ -1,5 +1,6 @@
 """A site's variant file and its table of people: what is read, refused, and never shown."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,59 @@ def test_with_an_index_the_same_is_read_by_regions(tmp_path: Path) -> None:
 
     assert indexed.with_name(indexed.name + ".tbi").is_file()
     same(read_vcf(indexed, schema()), read_vcf(plain, schema()))
+
+
+def test_a_region_without_records_shows_no_path(tmp_path: Path) -> None:
+    text = write_vcf(tmp_path / "secret.vcf", simple_lines(MIXED[:1], LOCI[:1]), samples=SAMPLES)
+    indexed = Path(pysam.tabix_index(str(text), preset="vcf", force=True))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_vcf(indexed, schema())
+
+    assert found.refused == dict.fromkeys(("rs2", "rs3", "rs4"), "not in the file")
+
+
+@pytest.mark.parametrize("used", ["1", "chr1"])
+def test_a_header_with_both_names_of_a_chromosome_hides_no_record(
+    used: str, tmp_path: Path
+) -> None:
+    rows = [("rs1", "1", 1000, "A", "G", 0.3)]
+    header = [
+        *HEADER[:3],
+        "##contig=<ID=1,length=249250621>",
+        "##contig=<ID=chr1,length=249250621>",
+        *HEADER[6:],
+    ]
+    lines = [[used, "1000", "A", "G", "PASS", "GT", "0/0", "0/1", "1/1"]]
+    text = write_vcf(tmp_path / "a.vcf", lines, samples=SAMPLES, header=header)
+    data = schema(loci=loci(rows))
+    plain = read_vcf(text, data)
+    indexed = Path(pysam.tabix_index(str(text), preset="vcf", force=True))
+
+    same(read_vcf(indexed, data), plain)
+    assert not plain.refused
+
+
+@pytest.mark.parametrize("third", ["T", "AT", "*"])
+def test_a_site_of_several_alleles_gives_the_same_numbers_whole_and_split(
+    third: str, tmp_path: Path
+) -> None:
+    """The lower lines are what `bcftools norm -m-` makes of the upper one."""
+    rows = [("rs1", "1", 1000, "A", "G", 0.3)]
+    samples = [f"s{n}" for n in range(5)]
+    whole = [["1", "1000", "A", f"G,{third}", "PASS", "GT", "0|1", "1|2", "0|2", "2|2", "0|0"]]
+    split = [
+        ["1", "1000", "A", "G", "PASS", "GT:DS", "0|1:1", "1|0:1", "0|0:0", "0|0:0", "0|0:0"],
+        ["1", "1000", "A", third, "PASS", "GT:DS", "0|0:0", "0|1:1", "0|1:1", "1|1:2", "0|0:0"],
+    ]
+    data = schema(loci=loci(rows), coding="dosage")
+    expected = read_vcf(write_vcf(tmp_path / "w.vcf", whole, samples=samples), data)
+
+    for lines in (split, split[::-1]):
+        path = write_vcf(tmp_path / "s.vcf", lines, samples=samples)
+        same(read_vcf(path, data), expected)
+    assert expected.alleles[:, 0].tolist() == [[0, 1], [1, -1], [0, -1], [-1, -1], [0, 0]]
 
 
 def test_a_deletion_that_reaches_into_the_next_region_is_found_once(tmp_path: Path) -> None:
