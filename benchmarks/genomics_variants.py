@@ -243,14 +243,21 @@ def _beside(
     sums, whole = _sums(release, schema, calls, rows), release
     if isinstance(release, GenotypeCovariance):  # so wide that nobody is cut
         whole = release.model_copy(update={"norm": 10.0 * release.norm})
-    exact = variant_figures(whole, schema, _sums(whole, schema, calls, rows).tolist())
+    exact = variant_figures(
+        whole, schema, _sums(whole, schema, calls, rows).tolist(), deviation=0.0
+    )
     told = {"numbers": len(sums)}
     noisy_release = release.model_copy(update={"noise_multiplier": noise})
     deviation = noise_deviation(noisy_release, schema) * math.sqrt(SITES)
     told["noise_deviation_local"] = deviation
     source = Csprng()
     draws = [
-        variant_figures(release, schema, (sums + deviation * source.normal(len(sums))).tolist())
+        variant_figures(
+            release,
+            schema,
+            (sums + deviation * source.normal(len(sums))).tolist(),
+            deviation=deviation,
+        )
         for _ in range(DRAWS)
     ]
     return told | _compared(release, exact, draws, oracle)

@@ -55,8 +55,9 @@ class VariantRelease(ReleaseSpec):
 class AlleleFrequencies(VariantRelease):
     """For each locus: patients with a genotype, and the sum of their copies of `alt` over 2.
 
-    After the noise a locus is left out where fewer than `min_cell_size` copies of either allele are
-    seen, or the rarer one has a share below `min_frequency`: rare variants point to people.
+    After the noise a locus is left out of the report where fewer than `min_cell_size` copies of
+    either allele are seen, or the rarer one has a share below `min_frequency`: rare variants point
+    to people. The coordinator gets the noised sums of all.
     """
 
     kind: Literal["allele-frequencies"] = "allele-frequencies"
@@ -67,7 +68,7 @@ class AlleleFrequencies(VariantRelease):
         """What is released, in words for a hospital."""
         return (
             f"allele frequencies; alleles seen fewer than {self.min_cell_size} times or in a share "
-            f"below {self.min_frequency:g} are left out"
+            f"below {self.min_frequency:g} are left out of the report (noised sums of all leave)"
         )
 
     def sums(self, data: Genotypes) -> int:

@@ -79,7 +79,7 @@ def _release(
         "noise_deviation_per_site": noise_deviation(release, study.data),
         "min_cell_size": release.min_cell_size,
         "sites_answered": 0 if totals is None else totals.answered,
-        **_about_genotypes(study, release, totals),
+        **_about_genotypes(study, release, totals, exact=exact),
         "columns": []
         if totals is None or isinstance(release, VariantRelease)
         else [
@@ -90,14 +90,20 @@ def _release(
 
 
 def _about_genotypes(
-    study: StudySpec, release: StatisticsRelease, totals: Totals | None
+    study: StudySpec, release: StatisticsRelease, totals: Totals | None, *, exact: bool
 ) -> dict[str, Any]:
     """What a release about genotypes says; nothing of one about columns."""
     if not isinstance(release, VariantRelease):
         return {}
     found = None
     if totals is not None:
-        found = variant_figures(release, genotypes_of(study.data), totals.values)
+        deviation = noise_deviation(release, study.data) * totals.noise_share
+        found = variant_figures(
+            release,
+            genotypes_of(study.data),
+            totals.values,
+            deviation=0.0 if exact else deviation * math.sqrt(totals.answered),
+        )
     return {"kind": release.kind, "variants": found}
 
 
@@ -209,15 +215,21 @@ def _variant_lines(release: Mapping[str, Any]) -> list[str]:
     found = release["variants"]
     if "eigenvalues" in found:
         shown = ", ".join(f"{value:.4g}" for value in found["eigenvalues"])
-        return [f"  eigenvalues: {shown}; loadings of every locus are in statistics.json"]
+        return [
+            f"  eigenvalues: {shown}; loadings of every locus are in statistics.json",
+            f"  noise alone has eigenvalues up to {found['largest_of_noise']:.4g}",
+        ]
     loci = [one for one in found["loci"] if None not in one.values()]
     lines = [f"  {len(loci)} of {len(found['loci'])} loci; all are in statistics.json"]
     if release["kind"] == "allele-frequencies":
-        return lines + [f"  {one['id']}: {one['frequency']:.4f}" for one in loci[:MOST_LOCI]]
+        return lines + [
+            f"  {one['id']}: {one['frequency']:.4f} ± {one['standard_error']:.2g}"
+            for one in loci[:MOST_LOCI]
+        ]
     best = sorted(loci, key=lambda one: float(one["p"]))[:MOST_LOCI]
     return lines + [
-        f"  {one['id']}: beta {one['beta']:.4g} ± {one['standard_error']:.3g} without the noise, "
-        f"p {one['p']:.3g} as if there were none"
+        f"  {one['id']}: beta {one['beta']:.4g} ± {one['standard_error']:.3g}, p {one['p']:.3g} "
+        "(chance and noise)"
         for one in best
     ]
 

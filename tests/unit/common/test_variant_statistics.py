@@ -85,7 +85,7 @@ def over_sites(release: VariantRelease, data: Genotypes) -> list[float]:
 
 
 def figures(release: VariantRelease, data: Genotypes) -> dict[str, Any]:
-    return variant_figures(release, data, over_sites(release, data))
+    return variant_figures(release, data, over_sites(release, data), deviation=0.0)
 
 
 def test_frequencies_of_five_hospitals_are_plink2_s_of_all_people() -> None:
@@ -293,17 +293,134 @@ def test_rare_alleles_are_left_out() -> None:
     values = over_sites(AlleleFrequencies(noise_multiplier=1.0), data)
     values[10] = 4.0  # eight copies of the first locus' alt
 
-    few = variant_figures(AlleleFrequencies(noise_multiplier=1.0), data, values)["loci"]
+    few = variant_figures(AlleleFrequencies(noise_multiplier=1.0), data, values, deviation=0.0)[
+        "loci"
+    ]
     share_ = variant_figures(
-        AlleleFrequencies(noise_multiplier=1.0, min_frequency=0.03, min_cell_size=1), data, values
+        AlleleFrequencies(noise_multiplier=1.0, min_frequency=0.03, min_cell_size=1),
+        data,
+        values,
+        deviation=0.0,
     )["loci"]
     shown = variant_figures(
-        AlleleFrequencies(noise_multiplier=1.0, min_frequency=0.0, min_cell_size=8), data, values
+        AlleleFrequencies(noise_multiplier=1.0, min_frequency=0.0, min_cell_size=8),
+        data,
+        values,
+        deviation=0.0,
     )["loci"]
 
     assert few[0]["frequency"] is None
     assert share_[0]["frequency"] is None
     assert shown[0]["frequency"] == pytest.approx(4.0 / 150.0)
+
+
+def nobody_s(data: Genotypes, generator: np.random.Generator, count: int) -> list[Person]:
+    """Made-up people whose label has nothing to do with their genotypes, but with their age."""
+    found = []
+    frequency = np.array([one.frequency for one in data.loci])
+    for number in range(count):
+        copies = generator.binomial(2, frequency).astype(np.float32)
+        age, sex = generator.uniform(-1.0, 1.0), float(generator.integers(2))
+        label = 0.3 * age + 0.1 * generator.normal()
+        if data.label is not None and data.label.column == "case":
+            label = float(label + 0.3 * generator.normal() > 0)
+        found.append(
+            Person(
+                unit=f"patient {number}",
+                part="train",
+                label=float(np.clip(label, -1.0, 1.0)),
+                copies=copies,
+                features=copies,
+                beside=(age, sex),
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("release", "label", "deviation"),
+    [
+        (VariantScores(model="linear", noise_multiplier=1.0), HEIGHT, 8.0),
+        (VariantScores(model="logistic", null=(0.0, 0.0, 0.0), noise_multiplier=1.0), CASE, 8.0),
+    ],
+    ids=["linear", "logistic"],
+)
+def test_noise_alone_is_no_finding(release: VariantScores, label: Any, deviation: float) -> None:
+    """Of loci without an effect a twentieth has p < 0.05, with noise as without: 600 draws of the
+    noise at ten loci, each locus by its own mean (the draws share the people).
+    """
+    data, generator = panel(label=label), np.random.default_rng(5)
+    shares, naive, told = [], [], 0
+    for _ in range(6):
+        exact = exact_sums(release, data, nobody_s(data, generator, 600))
+        for _ in range(100):
+            values = exact + deviation * generator.normal(size=exact.size)
+            for aware, found in ((deviation, shares), (0.0, naive)):
+                loci = variant_figures(release, data, values.tolist(), deviation=aware)["loci"]
+                ps = [one["p"] for one in loci if one["p"] is not None]
+                told += len(ps) if aware else 0
+                found.append(np.mean(np.array(ps) < 0.05) if ps else 0.0)
+
+    assert told > 3000
+    assert np.mean(shares) < 0.075
+    assert np.mean(naive) > 0.15
+
+
+@pytest.mark.parametrize("label", [HEIGHT, CASE], ids=["linear", "logistic"])
+def test_the_error_of_a_test_is_the_spread_over_draws_of_the_noise(label: Any) -> None:
+    """Against a naive oracle: the same sums under many draws of the noise."""
+    linear = label is HEIGHT
+    release = VariantScores(
+        model="linear" if linear else "logistic",
+        null=() if linear else (0.0, 0.0, 0.0),
+        noise_multiplier=1.0,
+    )
+    data, generator = panel(label=label), np.random.default_rng(11)
+    exact = exact_sums(release, data, nobody_s(data, generator, 2000))
+    deviation = 3.0
+    betas = []
+    for _ in range(400):
+        values = (exact + deviation * generator.normal(size=exact.size)).tolist()
+        loci = variant_figures(release, data, values, deviation=deviation)["loci"]
+        betas.append([one["beta"] for one in loci])
+    before = variant_figures(release, data, exact.tolist(), deviation=0.0)["loci"]
+    after = variant_figures(release, data, exact.tolist(), deviation=deviation)["loci"]
+    expected = [
+        np.sqrt(one["standard_error"] ** 2 - other["standard_error"] ** 2)
+        for one, other in zip(after, before, strict=True)
+    ]
+
+    np.testing.assert_allclose(np.std(np.array(betas), axis=0), expected, rtol=0.2)
+
+
+def test_frequencies_and_components_say_what_the_noise_does_to_them() -> None:
+    data, generator = panel(label=None), np.random.default_rng(3)
+    frequencies = AlleleFrequencies(noise_multiplier=1.0)
+    exact = np.array(over_sites(frequencies, data))
+    drawn = [
+        [one["frequency"] for one in variant_figures(
+            frequencies, data, (exact + generator.normal(size=exact.size)).tolist(), deviation=1.0
+        )["loci"]]
+        for _ in range(500)
+    ]  # fmt: skip
+    told = variant_figures(frequencies, data, exact.tolist(), deviation=1.0)["loci"]
+    np.testing.assert_allclose(
+        np.std(np.array(drawn), axis=0), [one["standard_error"] for one in told], rtol=0.2
+    )
+
+    components = GenotypeCovariance(norm=10.0, components=1, noise_multiplier=1.0)
+    size = len(data.loci)
+    nothing = [
+        variant_figures(
+            components,
+            data,
+            (2.0 * generator.normal(size=1 + size + size * (size + 1) // 2)).tolist(),
+            deviation=2.0,
+        )
+        for _ in range(50)
+    ]
+    ratio = np.mean([one["eigenvalues"][0] / one["largest_of_noise"] for one in nothing])
+    assert 0.7 < ratio < 1.1
 
 
 def test_releases_that_do_not_fit_the_data_are_refused() -> None:
