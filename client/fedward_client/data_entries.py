@@ -42,13 +42,15 @@ class CsvFile(Strict):
     """One CSV table with a header line.
 
     `patient_key` is its column that says who is one patient: with it, a study that takes another
-    one is refused.
+    one is refused. `genomic`: columns are of people's genomes (variants, expression), so that only
+    a study that says `genomic = true` may read it.
     """
 
     kind: Literal["csv"] = "csv"
     path: Location
     delimiter: str = Field(default=",", min_length=1, max_length=1)
     patient_key: str | None = Field(default=None, min_length=1, max_length=256)
+    genomic: bool = False
 
 
 def known_zone_name(name: str) -> str:

@@ -74,6 +74,11 @@ class CsvTable(Protocol):
         """The column that says who is one patient, where the site has named it."""
         ...
 
+    @property
+    def genomic(self) -> bool:
+        """Whether columns are of people's genomes."""
+        ...
+
 
 def nobody() -> frozenset[str]:
     """No patient objects."""
@@ -105,7 +110,7 @@ class CsvSource:
             ProtocolError: the study is not about tables.
         """
         schema = _schema(study)
-        header, *rows = self._readable(schema)
+        header, *rows = self._readable(study, schema)
         records, absent = encode_present(
             schema,
             (dict(zip(header, row, strict=True)) for row in rows),
@@ -125,7 +130,7 @@ class CsvSource:
         Raises:
             DataError, ProtocolError: as `records`.
         """
-        header, *rows = self._readable(_any_table(study))
+        header, *rows = self._readable(study, _any_table(study))
         return [dict(zip(header, row, strict=True)) for row in rows]
 
     def checked_records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
@@ -138,7 +143,7 @@ class CsvSource:
         """
         schema = _schema(study)
         header, *rows = self._without_excluded(
-            schema, self._table(schema, [list(_lines(table)) for table in self._tables])
+            schema, self._table(study, schema, [list(_lines(table)) for table in self._tables])
         )
         return encode_table(
             schema,
@@ -147,9 +152,10 @@ class CsvSource:
             one_record_per_patient=_single(study),
         )
 
-    def _readable(self, schema: TabularData | Table) -> list[list[str]]:
+    def _readable(self, study: StudySpec, schema: TabularData | Table) -> list[list[str]]:
         """Header and readable rows of the one table, without the patients who object."""
         table = self._table(
+            study,
             schema,
             [readable_lines(table.path, delimiter=table.delimiter) for table in self._tables],
         )
@@ -161,14 +167,22 @@ class CsvSource:
         header, *rows = table
         return [header, *without(rows, self._excluded(), column=header.index(schema.patient_key))]
 
-    def _table(self, schema: TabularData | Table, tables: list[list[list[str]]]) -> list[list[str]]:
+    def _table(
+        self, study: StudySpec, schema: TabularData | Table, tables: list[list[list[str]]]
+    ) -> list[list[str]]:
         """Header and rows of the one table that has the columns of `schema`."""
         if not tables:
             raise DataError(f"{FILE}: expected a [[data]] of kind csv in site.toml, found none")
         needed = set(required_columns(schema))
         fitting = [number for number, table in enumerate(tables) if needed <= set(table[0])]
         if len(fitting) == 1:
-            key = self._tables[fitting[0]].patient_key
+            chosen = self._tables[fitting[0]]
+            if chosen.genomic and not study.genomic:
+                raise DataError(
+                    f"{FILE}: expected a study that says genomic = true for a table of genomes, as "
+                    "[[data]] in site.toml says of it, found one that does not"
+                )
+            key = chosen.patient_key
             if key not in (None, schema.patient_key):
                 raise DataError(
                     f"{FILE}: expected a study that takes patient_key of [[data]] for who is one "

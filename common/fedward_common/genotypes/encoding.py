@@ -171,9 +171,11 @@ class _Reader:
         self._frequency = np.array([locus.frequency for locus in schema.loci], np.float32)
 
     def key(self, row: Row) -> tuple[str, str]:
-        """Family and patient of a row."""
+        """Family and patient of a row; no family where its cell is a missing code."""
         family = self._schema.family_key
         own = "" if family is None else self._cell(row, family)
+        if code_text(own) in code_texts(self._schema.missing_codes):
+            own = ""
         return own, self._cell(row, self._schema.patient_key)
 
     def sample(self, row: Row) -> str:

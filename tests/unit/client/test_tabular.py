@@ -47,6 +47,18 @@ def test_a_table_becomes_the_records_of_a_part(tmp_path: Path) -> None:
     assert read(path, part="test").patients == 4
 
 
+def test_a_table_of_genomes_is_for_studies_that_say_so(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "patients.csv", make_rows(12))
+    source = CsvSource([CsvFile(path=path, genomic=True)])
+
+    for read_it in (source.checked_records, source.records):
+        with pytest.raises(DataError, match="says genomic = true for a table of genomes"):
+            read_it(make_spec(), part="train")
+        assert read_it(make_spec(genomic=True), part="train").patients == 8
+    with pytest.raises(DataError, match="says genomic = true for a table of genomes"):
+        source.rows(make_spec())
+
+
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_the_delimiter_of_the_settings_is_used(tmp_path: Path, delimiter: str) -> None:
     path = write_table(tmp_path / "patients.csv", make_rows(12), delimiter=delimiter)

@@ -220,6 +220,17 @@ def test_kin_are_one_unit_on_one_side_of_the_split() -> None:
     assert tally.absent == {"family on both sides of the split": 2}
 
 
+def test_who_has_no_family_code_is_nobody_s_kin() -> None:
+    data = one_locus(family_key="family", missing_codes=["", "NA", "0"])
+    rows = people(4, family=["NA", "NA", "0", ""], split=["train"] * 4)
+
+    found = encode_genotypes(
+        data, calls_of(data, record([(0, 1)] * 4), samples=4), rows, part="train"
+    )
+
+    assert found.patient.tolist() == [0, 1, 2, 3]
+
+
 def test_a_patient_of_two_families_moves_neither_of_them() -> None:
     data = one_locus(family_key="family")
     calls = calls_of(data, record([(0, 1)] * 3))
