@@ -221,8 +221,8 @@ def test_kin_are_one_unit_on_one_side_of_the_split() -> None:
 
 
 def test_who_has_no_family_code_is_nobody_s_kin() -> None:
-    data = one_locus(family_key="family", missing_codes=["", "NA", "0"])
-    rows = people(4, family=["NA", "NA", "0", ""], split=["train"] * 4)
+    data = one_locus(family_key="family", missing_codes=["", "NA", "none"])
+    rows = people(4, family=["NA", "NA", "none", ""], split=["train"] * 4)
 
     found = encode_genotypes(
         data, calls_of(data, record([(0, 1)] * 4), samples=4), rows, part="train"
