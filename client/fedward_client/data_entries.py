@@ -18,6 +18,7 @@ from pydantic import (
     model_validator,
 )
 
+from fedward_common.study.fusion import ModalityName
 from fedward_common.study.profile_encoding import LayerFile
 from fedward_common.study.profiles import Identifiers, Scale
 from fedward_common.study.registry import Strict
@@ -38,7 +39,17 @@ def _resolve(value: object, info: ValidationInfo) -> object:
 Location = Annotated[Path, BeforeValidator(_resolve)]
 
 
-class CsvFile(Strict):
+class Entry(Strict):
+    """What every [[data]] has.
+
+    `modality`: in a study of several modalities, the name of the one that it is for; needed where
+    more than one [[data]] could be. Studies of one modality do not look at it.
+    """
+
+    modality: ModalityName | None = None
+
+
+class CsvFile(Entry):
     """One CSV table with a header line.
 
     `patient_key` is its column that says who is one patient: with it, a study that takes another
@@ -62,7 +73,7 @@ def known_zone_name(name: str) -> str:
     return name
 
 
-class _Clinical(Strict):
+class _Clinical(Entry):
     """A source of clinical events. `time_zone`: whose wall clock its times are compared in."""
 
     time_zone: str = "UTC"
@@ -132,7 +143,7 @@ class OmopUrl(_Clinical):
         return self
 
 
-class Owned(Strict):
+class Owned(Entry):
     """Records with the table that says whose they are.
 
     Either `patient_key`, the column that says who is one patient, or `no_patient_key = true` where
@@ -176,7 +187,7 @@ class SequenceFiles(Owned):
     fasta: Location | None = None
 
 
-class GenotypeFiles(Strict):
+class GenotypeFiles(Entry):
     """Genotypes: a VCF or BCF (an index beside it is used) or a PLINK 1 set by its .bed, and a CSV
     table of the people in it.
 

@@ -15,6 +15,7 @@ from fedward_common.errors import PolicyRefused
 from fedward_common.privacy.ledger import Limits
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.genotypes import Genotypes
+from fedward_common.study.multimodal import parts_of
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, Table
 from fedward_common.study.tabular import TabularData
@@ -187,18 +188,20 @@ class SitePolicy:
             )
 
     def _privacy(self, study: StudySpec) -> Iterator[PolicyRefused]:
-        rules, dp, data = self.rules, study.dp, study.data
-        if (
-            self.patient_keys
-            and isinstance(data, TabularData | Table)
-            and data.patient_key not in self.patient_keys
-        ):
-            # By another column a patient would be many, and nobody on the list of exclusions.
-            yield self._refused(
-                study,
-                f"it takes column {data.patient_key} for who is one patient, patient_key in "
-                f"[[data]] of {self.source} is {', '.join(sorted(self.patient_keys))}. {STEWARD}",
-            )
+        rules, dp = self.rules, study.dp
+        for data in parts_of(study.data):
+            if (
+                self.patient_keys
+                and isinstance(data, TabularData | Table)
+                and data.patient_key not in self.patient_keys
+            ):
+                # By another column a patient would be many, and nobody on the list of exclusions.
+                yield self._refused(
+                    study,
+                    f"it takes column {data.patient_key} for who is one patient, patient_key in "
+                    f"[[data]] of {self.source} is {', '.join(sorted(self.patient_keys))}. "
+                    f"{STEWARD}",
+                )
         if isinstance(dp, DpSgd) and dp.unit == "record" and not self.keyless_images:
             # Rules 10: a source that says who is one patient is never read per record.
             yield self._refused(
@@ -258,18 +261,19 @@ class SitePolicy:
                 f"it is genomic and goes to {', '.join(outside)}, genomic_jurisdictions in "
                 f"{self.source} allows {', '.join(allowed) or 'none'}. {STEWARD}",
             )
-        data = study.data
-        if (
-            isinstance(data, Genotypes)
-            and self.family_keys
-            and data.family_key not in self.family_keys
-        ):
-            yield self._refused(
-                study,
-                f"its families are by column {data.family_key or '(none)'}, family_key in [[data]] "
-                f"of {self.source} is {', '.join(k or '(none)' for k in self.family_keys)}: kin "
-                f"that are known are one privacy unit. {STEWARD}",
-            )
+        for data in parts_of(study.data):
+            if (
+                isinstance(data, Genotypes)
+                and self.family_keys
+                and data.family_key not in self.family_keys
+            ):
+                yield self._refused(
+                    study,
+                    f"its families are by column {data.family_key or '(none)'}, family_key in "
+                    f"[[data]] of {self.source} is "
+                    f"{', '.join(k or '(none)' for k in self.family_keys)}: kin that are known "
+                    f"are one privacy unit. {STEWARD}",
+                )
 
     def _secure_sum(self, study: StudySpec) -> Iterator[PolicyRefused]:
         rules = self.rules

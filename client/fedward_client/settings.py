@@ -37,6 +37,7 @@ from fedward_common.channel.blobs import MAX_BLOB_BYTES
 from fedward_common.ids import DIGEST, LABEL
 from fedward_common.namespace import IsolationSettings
 from fedward_common.study.files import explain, read_toml
+from fedward_common.study.fusion import ModalityName
 from fedward_common.study.registry import Strict
 from fedward_common.trust.statements import PERSON
 
@@ -252,6 +253,12 @@ class SiteSettings(Strict):
     folders: Folders = Field(default_factory=dict, validate_default=True)
     keys: KeyPaths
     data: tuple[DataEntry, ...] = Field(min_length=1, strict=False)
+    absent_modalities: tuple[ModalityName, ...] = Field(
+        default=(),
+        max_length=64,
+        strict=False,
+        description="of studies of several modalities, those that this hospital does not have",
+    )
     exclusions: Location | None = Field(
         default=None, description="patients who object: a header `patient_id`, one id per line"
     )

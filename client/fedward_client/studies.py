@@ -27,6 +27,7 @@ from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.kept import kept_words
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
 from fedward_common.study.profiles import ProfileData
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
@@ -237,6 +238,11 @@ def _standing(policy: SitePolicy, digest: str) -> dict[str, Any]:
 def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
     """The columns that are read, each with what it is for."""
     data = study.data
+    if isinstance(data, MultimodalData):
+        for name, part in data.parts.items():
+            for field in _fields(study.model_copy(update={"data": part})):
+                yield {**field, "name": f"{name}: {field['name']}"}
+        return
     if isinstance(data, ClinicalData):
         yield from _clinical_fields(data)
         return

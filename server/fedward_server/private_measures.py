@@ -14,6 +14,7 @@ from fedward_common.study.evaluation import ClassScores, EvaluationRelease, Over
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import ImageData, ImageMasks
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import EntityScores
 from fedward_common.study.spec import StudySpec
 from fedward_server.entity_figures import entity_estimates
@@ -36,13 +37,15 @@ def private_measures(
         return entity_estimates(counts, noise=noise)
     if isinstance(release, OverlapScores) and isinstance(data, ImageMasks):
         return _overlaps(data, release, counts, noise=noise)
-    if isinstance(release, ClassScores) and isinstance(data, ImageData | LabelledRows | Genotypes):
+    if isinstance(release, ClassScores) and isinstance(
+        data, ImageData | LabelledRows | Genotypes | MultimodalData
+    ):
         return _classes(data, release, counts, noise=noise)
     return dict(figures(counts, noise=noise).more) if isinstance(data, ImageData) else {}
 
 
 def _classes(
-    data: ImageData | LabelledRows | Genotypes,
+    data: ImageData | LabelledRows | Genotypes | MultimodalData,
     release: ClassScores,
     counts: Numbers,
     *,

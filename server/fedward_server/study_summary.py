@@ -11,6 +11,7 @@ from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
 from fedward_common.study.profiles import ProfileData
 from fedward_common.study.registry import ReleaseSpec
@@ -56,6 +57,11 @@ def summary(study: StudySpec, *, final: bool) -> dict[str, Any]:
 
 def reads(study: StudySpec) -> list[str]:
     """The names of the columns that are read, or the codes of clinical data."""
+    if isinstance(study.data, MultimodalData):
+        return [
+            f"{name}: {', '.join(reads(study.model_copy(update={'data': part})))}"
+            for name, part in study.data.parts.items()
+        ]
     if isinstance(study.data, ClinicalData):
         return list(study.data.concepts)
     if isinstance(study.data, Pictures):

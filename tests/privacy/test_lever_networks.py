@@ -5,27 +5,21 @@ The expected sums come from plain autograd in float64, one record at a time (rul
 
 import copy
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional
 
-from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, trainable_parameters
+from fedward_client.training.patient_dp.back_end import Chunk
 from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBackEnd, Geometry
-from fedward_client.training.patient_dp.engine import PatientDpEngine
-from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.model_check import check_model
-from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
-from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_client.training.patient_dp.slot_check import check_slots
 from fedward_common.errors import ConfigError
 from fedward_common.models.registry import build_model, initial_tensors
 from fedward_common.models.standardised import standardised, through_standardisation
 from fedward_common.study.spec import LoRa, ModelSpec
-from tests.support.naive_dp import FirstInLine, NoNoise
+from tests.support.patient_sums import CLIP, Patient, clipped_sum, losses, naive_sum
 
-CLIP, INPUTS = 0.5, 64
+INPUTS = 64
 CNN = ModelSpec(name="cnn", hidden=(8, 8), shape=(1, 8, 8), initial_seed=5)
 MLP = ModelSpec(name="mlp", hidden=(16, 12), initial_seed=5)
 
@@ -44,11 +38,6 @@ SPECS = {
 }
 every_network = pytest.mark.parametrize("name", list(SPECS))
 every_back_end = pytest.mark.parametrize("kind", ["loop", "opacus", "bookkeeping"])
-Patient = tuple[torch.Tensor, torch.Tensor]
-
-
-def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    return functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
 
 
 def moved(name: str) -> nn.Module:
@@ -75,52 +64,6 @@ def people(sizes: list[int], *, seed: int = 0) -> list[Patient]:
 def examples(count: int) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, INPUTS, generator=generator), (torch.arange(count) % 2).float()
-
-
-def make(kind: str, model: nn.Module) -> BackEnd:
-    if kind == "bookkeeping":
-        return BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=4))
-    return (OpacusBackEnd if kind == "opacus" else LoopBackEnd)(model, loss=losses)
-
-
-def clipped_sum(model: nn.Module, kind: str, patients: list[Patient]) -> torch.Tensor:
-    plan = PatientDpPlan(
-        noise_multiplier=1.0,
-        clip_norm=CLIP,
-        sampling_probability=1.0,
-        max_records_per_patient=4,
-        public_patients=1,
-    )
-    engine = PatientDpEngine(
-        make(kind, model),
-        plan,
-        parameters=sum(p.numel() for p in trainable_parameters(model).values()),
-        sampling=FirstInLine(),
-        noise=NoNoise(),
-        max_records_per_chunk=16,
-    )
-    starts = np.cumsum([0, *(len(labels) for _, labels in patients)])
-    return engine.step(
-        PatientTensors(
-            features=torch.cat([x for x, _ in patients]),
-            labels=torch.cat([y for _, y in patients]),
-            starts=starts.astype(np.int64),
-        )
-    )
-
-
-def naive_sum(model: nn.Module, patients: list[Patient]) -> torch.Tensor:
-    wide = copy.deepcopy(model).double()
-    parameters = [p for p in wide.parameters() if p.requires_grad]
-    total = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
-    for features, labels in patients:
-        mean = torch.zeros_like(total)
-        for record, label in zip(features, labels, strict=True):
-            found = losses(wide(record[None].double()), label[None].double())[0]
-            parts = torch.autograd.grad(found, parameters)
-            mean += torch.cat([part.flatten() for part in parts]) / len(labels)
-        total += mean * min(1.0, CLIP / float(mean.norm()))
-    return total
 
 
 @every_back_end

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 from zoneinfo import ZoneInfo
 
 from fedward_client.data.clinical import ClinicalSource, PeopleSource
@@ -11,9 +11,10 @@ from fedward_client.data.fhir import FhirFiles
 from fedward_client.data.fhir_server import FhirEndpoint, FhirServer
 from fedward_client.data.genotypes import GenotypeSource
 from fedward_client.data.images import ImageSource
+from fedward_client.data.multimodal import MultimodalSource
 from fedward_client.data.notes import NotesSource
 from fedward_client.data.rows import LabelledSource
-from fedward_client.data.tabular import CsvSource, nobody
+from fedward_client.data.tabular import CheckedSource, CsvSource, DataSource, nobody
 from fedward_client.data_entries import (
     ClinicalEntry,
     EventFiles,
@@ -30,6 +31,7 @@ from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import StudySpec
 
@@ -46,6 +48,7 @@ class SiteSource:
     def __init__(
         self, settings: SiteSettings, *, excluded: Callable[[], frozenset[str]] = nobody
     ) -> None:
+        self._settings, self._excluded = settings, excluded
         self.tables = CsvSource(settings.tables, excluded=excluded)
         self.clinical = ClinicalSource(
             [people_source(entry) for entry in settings.clinical], excluded=excluded
@@ -54,6 +57,7 @@ class SiteSource:
         self.notes = NotesSource(settings.notes, excluded=excluded)
         self.labelled = LabelledSource(settings.owned, excluded=excluded)
         self.genotypes = GenotypeSource(settings.genotypes, excluded=excluded)
+        self.whole = MultimodalSource(settings.absent_modalities)
 
     def records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part`; a patient whose rows do not fit counts as absent (rules 7).
@@ -61,17 +65,11 @@ class SiteSource:
         Raises:
             DataError, ProtocolError, ConfigError: as the source for this kind of data.
         """
-        if isinstance(study.data, ClinicalData):
-            return self.clinical.records(study, part=part)
-        if isinstance(study.data, Pictures):
-            return self.images.records(study, part=part)
-        if isinstance(study.data, NotesData):
-            return self.notes.records(study, part=part)
-        if isinstance(study.data, LabelledRows):
-            return self.labelled.records(study, part=part)
-        if isinstance(study.data, Genotypes):
-            return self.genotypes.records(study, part=part)
-        return self.tables.records(study, part=part)
+        if isinstance(study.data, MultimodalData):
+            return self.whole.joined(
+                study, lambda name, one: self.of_modality(name).records(one, part=part)
+            )
+        return self._source(study).records(study, part=part)
 
     def rows(self, study: StudySpec) -> Sequence[StatisticsRow]:
         """Every readable row of the one table with the study's columns, or every person with
@@ -83,17 +81,38 @@ class SiteSource:
 
     def checked_records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part`, where anything that does not fit is an error. Raises: as such."""
+        if isinstance(study.data, MultimodalData):
+            return self.whole.joined(
+                study, lambda name, one: self.of_modality(name).checked_records(one, part=part)
+            )
+        return self._source(study).checked_records(study, part=part)
+
+    def of_modality(self, name: str) -> "SiteSource":
+        """The source of one modality: the [[data]] that are named for it, or those for any."""
+        data = self._settings.data
+        own = [one for one in data if one.modality == name] or [
+            one for one in data if one.modality is None
+        ]
+        settings = self._settings.model_copy(update={"data": tuple(own)})
+        return SiteSource(settings, excluded=self._excluded)
+
+    def _source(self, study: StudySpec) -> "_OneKind":
+        """The source for a study's one kind of data."""
         if isinstance(study.data, ClinicalData):
-            return self.clinical.checked_records(study, part=part)
+            return self.clinical
         if isinstance(study.data, Pictures):
-            return self.images.checked_records(study, part=part)
+            return self.images
         if isinstance(study.data, NotesData):
-            return self.notes.checked_records(study, part=part)
+            return self.notes
         if isinstance(study.data, LabelledRows):
-            return self.labelled.checked_records(study, part=part)
+            return self.labelled
         if isinstance(study.data, Genotypes):
-            return self.genotypes.checked_records(study, part=part)
-        return self.tables.checked_records(study, part=part)
+            return self.genotypes
+        return self.tables
+
+
+class _OneKind(DataSource, CheckedSource, Protocol):
+    """A source that reads both ways."""
 
 
 def people_source(entry: ClinicalEntry) -> PeopleSource:

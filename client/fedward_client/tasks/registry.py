@@ -3,6 +3,7 @@
 from fedward_client.tasks.genotypes import genotype_task
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
 from fedward_client.tasks.molecules import molecule_task
+from fedward_client.tasks.multimodal import multimodal_task
 from fedward_client.tasks.notes import NoteAnswerTask, NoteTagsTask
 from fedward_client.tasks.profiles import profile_task
 from fedward_client.tasks.sequences import sequence_task
@@ -22,6 +23,7 @@ from fedward_common.study.imaging import (
 )
 from fedward_common.study.inputs import input_size
 from fedward_common.study.molecule import MoleculeData, MoleculeProperty
+from fedward_common.study.multimodal import MultimodalClassification, MultimodalData
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.profiles import ExpressionClassification, ProfileData
 from fedward_common.study.sequence import SequenceClassification, SequenceData
@@ -55,12 +57,12 @@ def task_of(study: StudySpec) -> Task:
             return _note_task(study.data)
         case SequenceClassification() | MoleculeProperty() | ExpressionClassification():
             return _row_task(study)
+        case MultimodalClassification() | Survival():
+            return _whole_task(study, inputs=inputs)
         case GenotypeClassification() | GenotypeRegression() if isinstance(study.data, Genotypes):
             return genotype_task(study.task, study.data)
         case TabularRegression():
             return TabularRegressionTask(inputs=inputs)
-        case Survival():
-            return SurvivalTask(study.task, inputs=inputs)
     raise _unknown(study)
 
 
@@ -85,6 +87,17 @@ def _row_task(study: StudySpec) -> Task:
         return molecule_task(task, data)
     if isinstance(task, ExpressionClassification) and isinstance(data, ProfileData):
         return profile_task(task, data)
+    raise _unknown(study)
+
+
+def _whole_task(study: StudySpec, *, inputs: int) -> Task:
+    task = study.task
+    if isinstance(task, MultimodalClassification | Survival) and isinstance(
+        study.data, MultimodalData
+    ):
+        return multimodal_task(task, study.data)
+    if isinstance(task, Survival):
+        return SurvivalTask(task, inputs=inputs)
     raise _unknown(study)
 
 

@@ -18,9 +18,9 @@ class SurvivalTask(SurvivalObjective):
 
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up records with events and censored follow-up in every interval."""
+        return made_up(self.inputs, device=device, labels=self.days)
 
-        def labels(count: int) -> torch.Tensor:
-            days = torch.linspace(0.1, 1.0, count) * self._last
-            return torch.where(torch.arange(count) % 2 == 0, days, -days)
-
-        return made_up(self.inputs, device=device, labels=labels)
+    def days(self, count: int) -> torch.Tensor:
+        """Made-up labels: every second one an event."""
+        days = torch.linspace(0.1, 1.0, count) * self._last
+        return torch.where(torch.arange(count) % 2 == 0, days, -days)

@@ -95,6 +95,7 @@ def encode_genotypes(
         features=np.array(features, dtype=np.float32).reshape(len(chosen), schema.input_size),
         labels=np.array([person.label for person in chosen], dtype=np.float32),
         patient=np.repeat(np.arange(len(kept), dtype=np.int64), [len(group) for group in kept]),
+        ids=tuple(group[0].unit.partition(" ")[2] for group in kept),
     )
 
 

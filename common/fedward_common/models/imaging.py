@@ -199,7 +199,7 @@ def _no_hidden(spec: ModelSpec, inputs: int) -> Shape:
 def initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:
     """The network with weights uniform within sqrt(3 / fan-in), norms at one and biases zero.
 
-    Bit-identical on every machine: see `tabular._initialise`. torch's global generator stays.
+    Bit-identical on every machine: see `tabular.initialise`. torch's global generator stays.
     """
     with torch.random.fork_rng(devices=()):
         model = make()

@@ -35,6 +35,7 @@ from fedward_common.study.imaging import (
 )
 from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
 from fedward_common.study.molecule import MoleculeProperty
+from fedward_common.study.multimodal import MultimodalClassification, MultimodalData
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.profiles import ExpressionClassification
 from fedward_common.study.registry import TaskSpec
@@ -226,10 +227,13 @@ def _survival(study: StudySpec) -> Objective:
 
 def _classes(study: StudySpec) -> Objective:
     task, data = study.task, study.data
-    if not isinstance(task, ImageClassification | GenotypeClassification) or not isinstance(
-        data, ImageData | Genotypes
+    learned = ImageClassification | GenotypeClassification | MultimodalClassification
+    if not isinstance(task, learned) or not isinstance(
+        data, ImageData | Genotypes | MultimodalData
     ):
-        raise ConfigError(f"data.kind: expected image or genotypes, found {data.kind!r}")
+        raise ConfigError(
+            f"data.kind: expected image, genotypes or multimodal, found {data.kind!r}"
+        )
     if data.outputs == 1:
         return BinaryObjective(task.class_weights)
     kind = OneClassTargets if isinstance(data.label, ClassLabel) else LabelTargets
@@ -268,7 +272,7 @@ for _binary in (TabularClassification, TimeseriesClassification, TextClassificat
 for _number in (TabularRegression, GenotypeRegression):
     register_objective(_number, lambda _: ValueObjective())
 register_objective(Survival, _survival)
-for _classified in (ImageClassification, GenotypeClassification):
+for _classified in (ImageClassification, GenotypeClassification, MultimodalClassification):
     register_objective(_classified, _classes)
 register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)

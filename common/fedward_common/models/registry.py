@@ -13,6 +13,7 @@ from fedward_common.models.graphs import graph_network
 from fedward_common.models.imaging import cnn, densenet121, resnet18, resnet50, unet
 from fedward_common.models.loci import locus_cnn
 from fedward_common.models.low_rank import adapt
+from fedward_common.models.multimodal import multimodal
 from fedward_common.models.recurrent import gru, lstm
 from fedward_common.models.sequences import cnn1d, sequence_transformer
 from fedward_common.models.standardised import standardise
@@ -23,6 +24,12 @@ from fedward_common.study.spec import ModelSpec
 
 ModelFactory = Callable[[ModelSpec, int], nn.Module]
 """(spec, number of inputs) -> a model with one logit per record, deterministic in its arguments."""
+
+
+def _multimodal(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `multimodal`, of encoders that are in this registry."""
+    return multimodal(spec, inputs, build=build_model)
+
 
 _FACTORIES: dict[str, ModelFactory] = {
     "logistic-regression": logistic_regression,
@@ -43,6 +50,7 @@ _FACTORIES: dict[str, ModelFactory] = {
     "cnn1d": cnn1d,
     "graph-network": graph_network,
     "sequence-transformer": sequence_transformer,
+    "multimodal": _multimodal,
 }
 
 

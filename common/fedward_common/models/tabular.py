@@ -43,7 +43,7 @@ class Mlp(nn.Module):
         generator = torch.Generator(device="cpu").manual_seed(initial_seed)
         for module in self.modules():
             if isinstance(module, nn.Linear):
-                _initialise(module, generator)
+                initialise(module, generator)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits [records] (or [records, outputs]) of `features` [records, inputs]."""
@@ -82,7 +82,7 @@ def empty_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
     return nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
 
 
-def _initialise(linear: nn.Linear, generator: torch.Generator) -> None:
+def initialise(linear: nn.Linear, generator: torch.Generator) -> None:
     """Weights uniform within 1 / sqrt(inputs), biases zero, bit-identical on every machine.
 
     Each weight is an exact float64 in [-1, 1), one float64 product and one rounding to float32;

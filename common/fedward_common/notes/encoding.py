@@ -74,11 +74,11 @@ def encode_notes(
                 raise DataError("notes: expected one label and one side of the split per patient")
             absent.add(patient)
     tally.absent += len(absent)
-    chosen = [
-        notes
+    chosen = {
+        patient: notes
         for patient, notes in groups.items()
         if patient not in absent and part in (None, notes[0].part)
-    ]
+    }
     if strict and part == "train" and not chosen:
         raise DataError("notes: expected at least one patient to train on, found none")
     return _records(schema, chosen)
@@ -148,8 +148,9 @@ def _agree(schema: NotesData, notes: list[_Note]) -> bool:
     return same and len({note.part for note in notes}) == 1
 
 
-def _records(schema: NotesData, groups: list[list[_Note]]) -> PatientRecords:
-    notes = [note for group in groups for note in group]
+def _records(schema: NotesData, groups: Mapping[str, list[_Note]]) -> PatientRecords:
+    notes = [note for group in groups.values() for note in group]
+    sizes = [len(group) for group in groups.values()]
     tagged = isinstance(schema.label, TagLabel)
     width = schema.tokeniser.max_tokens if tagged else 1
     labels = np.array([note.label for note in notes], dtype=np.float32).reshape(-1, width)
@@ -158,7 +159,8 @@ def _records(schema: NotesData, groups: list[list[_Note]]) -> PatientRecords:
             -1, schema.input_size
         ),
         labels=labels if tagged else labels[:, 0],
-        patient=np.repeat(np.arange(len(groups), dtype=np.int64), [len(group) for group in groups]),
+        patient=np.repeat(np.arange(len(groups), dtype=np.int64), sizes),
+        ids=tuple(groups),
     )
 
 

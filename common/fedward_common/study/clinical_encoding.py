@@ -90,6 +90,7 @@ class Encoder:
         tally = Tally() if tally is None else tally
         rows: list[np.ndarray] = []
         labels: list[float] = []
+        ids: list[str] = []
         for patient in sorted(people):
             tally.people += 1
             person = people[patient]
@@ -109,11 +110,13 @@ class Encoder:
             if encoded is not None:
                 rows.append(encoded[0])
                 labels.append(encoded[1])
+                ids.append(patient)
         features = np.array(rows, dtype=np.float64).reshape(len(rows), self._schema.input_size)
         return PatientRecords(
             features=features.astype(np.float32),
             labels=np.array(labels, dtype=np.float32),
             patient=np.arange(len(rows), dtype=np.int64),
+            ids=tuple(ids),
         )
 
     def _one(self, person: Person, tally: Tally) -> tuple[np.ndarray, float] | None:

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal
 
 import numpy as np
@@ -47,11 +47,13 @@ class PatientRecords:
     number of a class; a whole number whose bits are labels. Of a segmentation [records, voxels]:
     the structure in each.
     `patient`: int64 [records], 0..patients-1, never falling; a patient's records are neighbours.
+    `ids`: the site's id of each patient, by which modalities are joined; they go nowhere else.
     """
 
     features: npt.NDArray[np.float32]
     labels: npt.NDArray[np.float32]
     patient: npt.NDArray[np.int64]
+    ids: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def patients(self) -> int:
@@ -386,4 +388,5 @@ def _arrays(groups: Sequence[Sequence[_Record]], *, inputs: int) -> PatientRecor
         features=features.reshape(len(records), inputs).astype(np.float32),
         labels=np.array([record.label for record in records], dtype=np.float32),
         patient=np.array(patient, dtype=np.int64),
+        ids=tuple(group[0].patient for group in groups),
     )

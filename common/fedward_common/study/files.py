@@ -19,6 +19,7 @@ from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData, parts_of
 from fedward_common.study.notes import NotesData
 from fedward_common.study.registry import DpSpec, Variant
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -220,13 +221,14 @@ def _check_model(study: StudySpec, *, source: str) -> None:
     from fedward_common.study.units import check_unit  # noqa: PLC0415
 
     learned = TabularData | ClinicalData | Pictures | NotesData | LabelledRows | Genotypes
-    if isinstance(study.data, learned) and not is_statistics(study):
+    if isinstance(study.data, learned | MultimodalData) and not is_statistics(study):
         try:
             if type(study.task) in KNOWN_TASKS:
                 check_task(study)
             build_model(study.model, study.data.input_size)
-            for unit in study.data.units if isinstance(study.data, ClinicalData) else ():
-                check_unit(unit)
+            for part in parts_of(study.data):
+                for unit in part.units if isinstance(part, ClinicalData) else ():
+                    check_unit(unit)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from error
 
@@ -243,6 +245,7 @@ def _complete(
         document["sites"] = [_with_keys(site, source=source, keys=keys) for site in sites]
     dp = document.get("dp")
     _place_noise(document, dp, source=source)
+    _count_inputs(document)
     if _kind(document.get("task")) == _kind_of(FederatedStatistics):
         return _complete_statistics(document, source=source)
     if not isinstance(dp, dict) or DpSpec.variants.get(dp.get("kind", "")) is not DpSgd:
@@ -274,6 +277,25 @@ def _place_noise(document: dict[str, Any], dp: object, *, source: str) -> None:
         dp["placement"] = dp.pop("noise")
     if dp.get("placement") == "distributed":
         document.setdefault("secure_sum", True)
+
+
+def _count_inputs(document: dict[str, Any]) -> None:
+    """Fills in the inputs of each encoder of a model of several modalities from its modality."""
+    model = document.get("model")
+    fusion = model.get("fusion") if isinstance(model, dict) else None
+    encoders = fusion.get("encoders") if isinstance(fusion, dict) else None
+    if not isinstance(fusion, dict) or not isinstance(encoders, list):
+        return
+    try:
+        parts = MultimodalData.model_validate(document.get("data")).parts
+    except ValidationError:
+        return  # the study's own validation says what is wrong
+    fusion["encoders"] = [
+        {"inputs": parts[one["modality"]].input_size, **one}
+        if isinstance(one, dict) and one.get("modality") in parts
+        else one
+        for one in encoders
+    ]
 
 
 def _complete_statistics(document: dict[str, Any], *, source: str) -> Unknown | None:

@@ -4,7 +4,7 @@ A panel is part of the study and so under its digest: loci, alleles, reference b
 frequencies that fill in what is missing. Nothing is learned from a site's own people (rules 6).
 """
 
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -104,8 +104,6 @@ class Genotypes(DataSpec):
     who is of one family, label, split, and `columns`, which become inputs after the genotypes.
     """
 
-    is_genomic: ClassVar[bool] = True
-
     kind: Literal["genotypes"] = "genotypes"
     build: Build
     loci: tuple[Locus, ...] = Field(min_length=1, max_length=MAX_LOCI, strict=False)
@@ -123,6 +121,11 @@ class Genotypes(DataSpec):
     missing_codes: tuple[str, ...] = Field(default=("", "?", "NA"), strict=False)
     label: GenotypeLabel | None = None
     split: Split | None = None
+
+    @property
+    def is_genomic(self) -> bool:
+        """They are."""
+        return True
 
     @property
     def channels(self) -> int:

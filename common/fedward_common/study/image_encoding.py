@@ -76,14 +76,14 @@ def encode_images(
             if strict:
                 raise
             absent.add(patient)
-    kept: list[list[_Example]] = []
+    kept: dict[str, list[_Example]] = {}
     for patient, images in groups.items():
         if patient in absent:
             continue
         try:
             _check_patient(schema, images, patient=patient)
             if images[0].part == part:
-                kept.append([e for image in images for e in _examples(schema, image, part=part)])
+                kept[patient] = [e for image in images for e in _examples(schema, image, part=part)]
         except DataError:
             if strict:
                 raise
@@ -246,16 +246,19 @@ def _cell(row: ImageRow, column: str) -> str:
     return row.cells.get(column, "").strip()
 
 
-def _records(schema: Pictures, kept: list[list[_Example]], *, part: TablePart) -> PatientRecords:
-    sizes = [len(examples) for examples in kept]
+def _records(
+    schema: Pictures, kept: Mapping[str, list[_Example]], *, part: TablePart
+) -> PatientRecords:
+    sizes = [len(examples) for examples in kept.values()]
     masks = isinstance(schema, ImageMasks)
     whole = np.prod(schema.size, dtype=int) if part == "test" else schema.input_size
     features = np.zeros((sum(sizes), whole), dtype=np.float32)
     labels = np.zeros((sum(sizes), whole) if masks else (sum(sizes),), dtype=np.float32)
-    for number, example in enumerate(one for examples in kept for one in examples):
+    for number, example in enumerate(one for own in kept.values() for one in own):
         features[number], labels[number] = example.features, example.label
     return PatientRecords(
         features=features,
         labels=labels,
         patient=np.repeat(np.arange(len(kept), dtype=np.int64), sizes),
+        ids=tuple(kept),
     )

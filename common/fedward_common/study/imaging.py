@@ -177,6 +177,13 @@ class ImageData(Pictures):
 
 
 @register
+class PlainImages(Pictures):
+    """Images without a label: one modality of patients whose label is in another."""
+
+    kind: Literal["plain-image"] = "plain-image"
+
+
+@register
 class ImageMasks(Pictures):
     """Images with a mask of the same size: 0 for background, 1 for the first of `structures`...
 

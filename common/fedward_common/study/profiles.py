@@ -6,7 +6,7 @@ a site: values that a laboratory already gave as z-scores of a public reference 
 own.
 """
 
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -81,13 +81,16 @@ class ProfileData(LabelledRows):
     columns, which stand before the layers in the inputs (fusion by concatenation).
     """
 
-    is_genomic: ClassVar[bool] = True
-
     kind: Literal["profiles"] = "profiles"
     layers: tuple[Layer, ...] = Field(default=(), max_length=16, strict=False)
     clinical: tuple[Column, ...] = Field(default=(), max_length=256, strict=False)
     missing: Literal["refuse", "fill"] = "refuse"
     missing_codes: tuple[str, ...] = Field(default=("", "?", "NA"), strict=False)
+
+    @property
+    def is_genomic(self) -> bool:
+        """They are."""
+        return True
 
     @property
     def input_size(self) -> int:

@@ -53,13 +53,14 @@ class TaskSpec(Variant):
 
 
 class DataSpec(Variant):
-    """What a site's records look like and how they become tensors.
-
-    `is_genomic`: whether they are of somebody's genome, so that a study has to say so.
-    """
+    """What a site's records look like and how they become tensors."""
 
     variants: ClassVar[dict[str, type[Variant]]] = {}
-    is_genomic: ClassVar[bool] = False
+
+    @property
+    def is_genomic(self) -> bool:
+        """Whether they are of somebody's genome, so that a study has to say so."""
+        return False
 
 
 class DpSpec(Variant):

@@ -76,11 +76,11 @@ def encode_rows(
             if strict:
                 raise
             absent.add(patient)
-    chosen = [
-        records
+    chosen = {
+        patient: records
         for patient, records in groups.items()
         if patient not in absent and records[0].part == part
-    ]
+    }
     if strict and part == "train" and not chosen:
         raise DataError(f"{schema.what}: expected at least one patient to train on, found none")
     return _arrays(schema, chosen), len(absent)
@@ -189,8 +189,9 @@ def _check_patient(schema: LabelledRows, records: list[_Record], *, single: bool
         )
 
 
-def _arrays(schema: LabelledRows, groups: list[list[_Record]]) -> PatientRecords:
-    records = [record for group in groups for record in group]
+def _arrays(schema: LabelledRows, groups: Mapping[str, list[_Record]]) -> PatientRecords:
+    records = [record for group in groups.values() for record in group]
+    sizes = [len(group) for group in groups.values()]
     several = isinstance(schema.label, SeveralAnswers)
     width = len(schema.label_columns) if several else 1
     labels = np.array([record.label for record in records], dtype=np.float32).reshape(-1, width)
@@ -200,5 +201,6 @@ def _arrays(schema: LabelledRows, groups: list[list[_Record]]) -> PatientRecords
     return PatientRecords(
         features=features,
         labels=labels if several else labels[:, 0],
-        patient=np.repeat(np.arange(len(groups), dtype=np.int64), [len(group) for group in groups]),
+        patient=np.repeat(np.arange(len(groups), dtype=np.int64), sizes),
+        ids=tuple(groups),
     )

@@ -4,7 +4,7 @@ Alphabets are those of IUPAC (NC-IUB 1985; IUPAC-IUB 1984). Nothing is learned f
 sequences: length, alphabet and tokens are public constants of the study (rules 6).
 """
 
-from typing import Annotated, ClassVar, Final, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import Field, model_validator
 
@@ -77,8 +77,6 @@ class SequenceData(LabelledRows):
     `unknown`, or are refused. Small letters (masked repeats) are letters.
     """
 
-    is_genomic: ClassVar[bool] = True
-
     kind: Literal["sequence"] = "sequence"
     sequence: Name = "sequence"
     alphabet: Alphabet
@@ -86,6 +84,11 @@ class SequenceData(LabelledRows):
     encoding: Annotated[OneHot | KMers, Field(discriminator="kind")]
     other_lengths: Literal["refuse", "fit"] = "refuse"
     ambiguous: Literal["share", "unknown", "refuse"] = "share"
+
+    @property
+    def is_genomic(self) -> bool:
+        """They are."""
+        return True
 
     @property
     def letters(self) -> str:

@@ -10,6 +10,7 @@ from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.ids import DIGEST, LABEL, Digest, SiteId
 from fedward_common.secagg.refusals import SecAggRefused
 from fedward_common.secagg.thresholds import Thresholds
+from fedward_common.study.fusion import Fusion
 from fedward_common.study.registry import (
     AnyData,
     AnyDp,
@@ -93,7 +94,7 @@ class ModelSpec(Extensible):
     """
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"tensors", "outputs", "steps", "shape", "weight_standardisation", "lora"}
+        {"tensors", "outputs", "steps", "shape", "weight_standardisation", "lora", "fusion"}
     )
 
     name: str = Field(min_length=1, max_length=64)
@@ -113,6 +114,7 @@ class ModelSpec(Extensible):
         default=False, description="every filter of a convolution centred and of length one"
     )
     lora: LoRa | None = None
+    fusion: Fusion | None = Field(default=None, description="of several modalities")
 
 
 class Jitter(Extensible):

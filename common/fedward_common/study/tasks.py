@@ -25,9 +25,11 @@ from fedward_common.study.imaging import (
     ImageData,
     ImageMasks,
     ImageSegmentation,
+    Pictures,
 )
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.molecule import MoleculeData, MoleculeProperty
+from fedward_common.study.multimodal import MultimodalClassification, MultimodalData
 from fedward_common.study.notes import (
     EntityScores,
     NotesData,
@@ -104,6 +106,7 @@ KNOWN_TASKS: Final = (
     GenotypeRegression,
     MoleculeProperty,
     ExpressionClassification,
+    MultimodalClassification,
 )
 
 
@@ -118,7 +121,7 @@ def outputs_of(study: StudySpec) -> int:
         return len(data.label.tags)
     if isinstance(study.task, Survival):
         return len(study.task.cuts)
-    return data.outputs if isinstance(data, LabelledRows) else 1
+    return data.outputs if isinstance(data, LabelledRows | MultimodalData) else 1
 
 
 def value_range(data: DataSpec) -> tuple[float, float]:
@@ -165,6 +168,7 @@ def check_task(study: StudySpec) -> None:
         GenotypeRegression: NumberLabel,
         MoleculeProperty: MoleculeData,
         ExpressionClassification: ProfileData,
+        MultimodalClassification: MultimodalData,
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
@@ -186,6 +190,7 @@ def check_task(study: StudySpec) -> None:
     _check_classes(study)
     _check_notes(study)
     _check_genotypes(study)
+    _check_modalities(study)
     if isinstance(task, Survival) and (
         (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
     ):
@@ -243,8 +248,8 @@ def _check_evaluation(study: StudySpec) -> None:
 def _check_classes(study: StudySpec) -> None:
     """Returns when weights and evaluation fit the classes or structures that are learned."""
     task, data, release = study.task, study.data, evaluation_of(study)
-    if isinstance(data, ImageData | LabelledRows | Genotypes) and not isinstance(
-        data.label, NumberLabel | TimeLabel
+    if isinstance(data, ImageData | LabelledRows | Genotypes | MultimodalData) and not isinstance(
+        data.label, NumberLabel | TimeLabel | TimeOutcome
     ):
         expected = max(2, data.outputs)
         weights = getattr(task, "class_weights", ())
@@ -252,7 +257,7 @@ def _check_classes(study: StudySpec) -> None:
             raise ConfigError(
                 f"task.class_weights: expected {expected} or none, found {len(weights)}"
             )
-        one = isinstance(data.label, LabelRule)
+        one = isinstance(data.label, LabelRule | EventOutcome)
         fits = isinstance(release, BinnedScores) if one else isinstance(release, ClassScores)
         if isinstance(release, ClassScores):
             exclusive = isinstance(data.label, ClassLabel)
@@ -302,6 +307,50 @@ def _check_genotypes(study: StudySpec) -> None:
         )
 
 
+def _check_modalities(study: StudySpec) -> None:
+    """Returns when a model of several modalities has an encoder for each, and no other has one."""
+    data, fusion = study.data, study.model.fusion
+    if not isinstance(data, MultimodalData):
+        if fusion is not None or study.model.name == "multimodal":
+            raise ConfigError(
+                f"model: expected one of {data.kind}, found one of several modalities"
+            )
+        return
+    if fusion is None or study.model.name != "multimodal":
+        raise ConfigError("model: expected the name multimodal and a table model.fusion")
+    expected = [(name, part.input_size) for name, part in data.parts.items()]
+    found = [(encoder.modality, encoder.inputs) for encoder in fusion.encoders]
+    if found != expected:
+        raise ConfigError(
+            "model.fusion.encoders: expected one for each modality in their order, with its "
+            f"inputs, {expected}, found {found}"
+        )
+    for encoder, part in zip(fusion.encoders, data.parts.values(), strict=True):
+        wanted = _own_shape(part)
+        if wanted and encoder.shape and encoder.shape != wanted:
+            raise ConfigError(
+                f"model.fusion.encoders: expected shape {list(wanted)} for {encoder.modality}, "
+                f"found {list(encoder.shape)}"
+            )
+    if study.training.jitter is not None:
+        raise ConfigError("training.jitter: expected none with several modalities, found one")
+
+
+def _own_shape(part: DataSpec) -> tuple[int, ...]:
+    """The shape that the encoder of a modality must have where it has one; none: any."""
+    if isinstance(part, Pictures):
+        return (1, *part.size)
+    if isinstance(part, Genotypes):
+        return (part.channels, len(part.loci))
+    if isinstance(part, MoleculeData):
+        return part.encoding.shape
+    if isinstance(part, NotesData):
+        return (part.tokeniser.ids, part.tokeniser.size)
+    if isinstance(part, SequenceData) and not isinstance(part.encoding, OneHot):
+        return (1, part.token_size)
+    return ()
+
+
 def _label_kind(study: StudySpec) -> type[object]:
     """The kind of label that the data have, by the tables' names for it; images are their own."""
     if isinstance(study.data, Genotypes):
@@ -309,6 +358,8 @@ def _label_kind(study: StudySpec) -> type[object]:
         return Genotypes if isinstance(label, LabelRule | ClassLabel) else type(label)
     if isinstance(study.data, ImageData | ImageMasks):
         return type(study.data)
+    if isinstance(study.data, MultimodalData):
+        return TimeLabel if study.data.is_timed else MultimodalData
     if isinstance(study.data, LabelledRows):
         timed = isinstance(study.data.label, TimeLabel)
         return TimeLabel if timed else type(study.data)

@@ -45,6 +45,29 @@ def sandbox(
         typer.echo(json.dumps(result))
 
 
+@app.command("make-cohort")
+def make_cohort(
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    sites: Annotated[int, typer.Option(help="Hospitals; the last one has no images.")] = 3,
+    patients: Annotated[int, typer.Option(help="Made-up patients of each hospital.")] = 400,
+    seed: Annotated[int, typer.Option(help="Equal arguments give equal bytes.")] = 1,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make up hospitals with DICOM, FHIR and VCF folders, and a study for `sandbox --data`."""
+    del debug
+    from fedward_server.cohort.make import make_cohort as make
+
+    made = make(out, sites=sites, patients=patients, seed=seed)
+    if as_json:
+        typer.echo(json.dumps(made))
+        return
+    typer.echo(
+        f"{len(made['sites'])} made-up hospitals in {out}, no real person; "
+        f"{made['without_images']} has no images\nthen: fedward-server sandbox --data {out}"
+    )
+
+
 @app.command()
 def plan(
     study: Annotated[Path | None, typer.Argument(help="A study.toml; left out, numbers.")] = None,

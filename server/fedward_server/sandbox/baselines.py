@@ -18,6 +18,7 @@ from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 
@@ -71,7 +72,8 @@ def fit(
     Without `penalty` it is chosen by `choose_penalty`. Deterministic.
     """
     rows = isinstance(study.data, LabelledRows) and study.model.hidden
-    if isinstance(study.data, Pictures | NotesData) or rows or study.model.steps:
+    networks = Pictures | NotesData | MultimodalData
+    if isinstance(study.data, networks) or rows or study.model.steps:
         return model_tensors(descend(study, records))
     if penalty is None:
         penalty = choose_penalty(study, records)

@@ -19,6 +19,7 @@ from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import ClassLabel, ImageData, ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.spec import StudySpec
 from fedward_server.sandbox.measures import (
     Numbers,
@@ -28,6 +29,8 @@ from fedward_server.sandbox.measures import (
     mean_measure,
 )
 
+Classed = ImageData | LabelledRows | Genotypes | MultimodalData
+"""Data whose label has classes, or may have."""
 BATCH: Final = 256
 
 
@@ -59,7 +62,7 @@ def judge(study: StudySpec, tensors: Tensors, records: PatientRecords) -> Judged
                 batch = torch.from_numpy(records.features[start : start + BATCH])
                 scored = objective.scores(model(batch)).numpy().astype(np.float64)
                 rows.append(scored.reshape(len(batch), -1))
-            width = data.outputs if isinstance(data, ImageData | LabelledRows | Genotypes) else 1
+            width = data.outputs if isinstance(data, Classed) else 1
     found = np.concatenate([np.zeros((0, width)), *rows])
     labels = np.zeros(len(found), np.float32) if isinstance(data, ImageMasks) else records.labels
     return Judged(found=found, labels=labels, patient=records.patient)
@@ -81,7 +84,7 @@ def measures(study: StudySpec, judged: Judged, *, draws: int) -> dict[str, Numbe
     data = study.data
     if isinstance(data, ImageMasks):
         return _overlap_measures(data, judged, weights)
-    if not isinstance(data, ImageData | LabelledRows | Genotypes):
+    if not isinstance(data, Classed):
         return {}
     positive = positives(study, judged.labels)
     names = getattr(data.label, "names", ("",))
@@ -144,7 +147,7 @@ def is_judged_here(study: StudySpec) -> bool:
     """Whether figures of the study's model come from this module."""
     data = study.data
     named = isinstance(data, LabelledRows) and bool(data.names)
-    several = isinstance(data, Genotypes) and isinstance(data.label, ClassLabel)
+    several = isinstance(data, Genotypes | MultimodalData) and isinstance(data.label, ClassLabel)
     return isinstance(data, Pictures) or named or several
 
 

@@ -53,7 +53,11 @@ class SiteFolder:
 
     @property
     def data_files(self) -> tuple[Path, ...]:
-        """Every file of the site's patients: clinical events are two tables."""
+        """Every file of the site's patients: clinical events are two tables, whole patients are
+        below a folder.
+        """
+        if self.data_file.is_dir():
+            return tuple(sorted(path for path in self.data_file.rglob("*") if path.is_file()))
         if self.data_file.name != EVENTS_TABLE:
             return (self.data_file,)
         return (patients_beside(self.data_file), self.data_file)

@@ -26,6 +26,8 @@ from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
+from fedward_common.study.multimodal_encoding import join
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
@@ -45,6 +47,7 @@ from fedward_server.private_measures import private_measures
 from fedward_server.sandbox.baselines import each_site_alone, pooled_no_privacy
 from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
+from fedward_server.sandbox.folders import data_file, modality_folders
 from fedward_server.sandbox.genotypes import read_genotypes
 from fedward_server.sandbox.measures import DRAWS
 from fedward_server.sandbox.notes import all_notes
@@ -124,6 +127,8 @@ class ParentCopy:
         """
         if is_statistics(study):
             return cls(training={}, held_out={}, tables=read_tables(study, files))
+        if isinstance(study.data, MultimodalData):
+            return cls._whole(study, study.data, files)
         if isinstance(study.data, Pictures):
             return cls(
                 training={
@@ -155,6 +160,30 @@ class ParentCopy:
         return cls(
             training={s: _encode(study, s, rows, part="train") for s, rows in tables.items()},
             held_out={s: _encode(study, s, rows, part="test") for s, rows in tables.items()},
+        )
+
+    @classmethod
+    def _whole(
+        cls, study: StudySpec, schema: MultimodalData, files: Mapping[SiteId, Path]
+    ) -> "ParentCopy":
+        """The copies of every modality at the sites that have it, joined per patient."""
+        folders = {site: modality_folders(folder) for site, folder in files.items()}
+        copies = {
+            name: cls.read(
+                study.model_copy(update={"data": part}),
+                {site: data_file(own[name]) for site, own in folders.items() if name in own},
+            )
+            for name, part in schema.parts.items()
+        }
+        return cls(
+            training={
+                site: join(schema, {name: one.training.get(site) for name, one in copies.items()})
+                for site in files
+            },
+            held_out={
+                site: join(schema, {name: one.held_out.get(site) for name, one in copies.items()})
+                for site in files
+            },
         )
 
 

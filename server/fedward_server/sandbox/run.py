@@ -22,6 +22,7 @@ from fedward_common.study.files import SiteKeys, parse_study
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
@@ -45,6 +46,7 @@ from fedward_server.sandbox.datasets_genotypes import deal_ancestry
 from fedward_server.sandbox.datasets_images import IMAGES, deal_pneumonia
 from fedward_server.sandbox.datasets_masks import deal_hippocampus
 from fedward_server.sandbox.federation import Federation
+from fedward_server.sandbox.folders import data_file, has_data
 from fedward_server.sandbox.genotypes import GENOTYPES
 from fedward_server.sandbox.layout import Layout, SiteFolder, make_layout, prepare_root
 from fedward_server.sandbox.progress import View, open_view
@@ -68,6 +70,9 @@ KNOWN_DATA: Final = {
     "hippocampus_msd": ("hippocampus.toml", deal_hippocampus),
 }
 DEMO_STUDY: Final = "breast-cancer.toml"
+STUDY: Final = "study.toml"
+SITES: Final = "sites"
+"""Of a cohort with a study of its own (`make-cohort`): a folder for each site."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,6 +92,8 @@ class Inputs:
         """
         if data is not None and sites:
             raise ConfigError("expected either --data or --site, found both. Leave one out")
+        if data is not None and (data / STUDY).is_file():
+            return cls(study=study or data / STUDY, sites=_site_folders(data))
         if data is not None:
             return cls(study=study or _known_study(data), sites={}, source=data)
         folders = dict(_named_folder(text) for text in sites)
@@ -99,10 +106,19 @@ class Inputs:
     def data_files(self, folder: Path) -> dict[SiteId, Path]:
         """One patients.csv per site; a known data set is dealt out under `folder`."""
         if self.sites:
-            return {site: _data_file(path) for site, path in self.sites.items()}
+            return {site: data_file(path) for site, path in self.sites.items()}
         if self.source is not None:
             return KNOWN_DATA[self.source.resolve().name][1](self.source, folder)
         return deal_breast_cancer(folder)
+
+
+def _site_folders(data: Path) -> dict[SiteId, Path]:
+    """The sites of a cohort with a study of its own. Raises ConfigError."""
+    below = data / SITES
+    folders = sorted(path for path in below.iterdir() if path.is_dir()) if below.is_dir() else []
+    if not folders or not all(has_data(path) for path in folders):
+        raise ConfigError(f"--data {data}: expected a folder for each site below {SITES}")
+    return {parse_site_id(path.name): path for path in folders}
 
 
 def _known_study(data: Path) -> Path:
@@ -115,18 +131,12 @@ def _known_study(data: Path) -> Path:
     return studies_folder() / known[0]
 
 
-def _data_file(folder: Path) -> Path:
-    """The images, the clinical events or the table in a site's folder."""
-    found = [name for name in (IMAGES, EVENTS_TABLE, GENOTYPES) if (folder / name).is_file()]
-    return folder / (found[0] if found else TABLE)
-
-
 def _named_folder(text: str) -> tuple[SiteId, Path]:
     name, sign, folder = text.partition("=")
-    if not sign or not _data_file(Path(folder)).is_file():
+    if not sign or not has_data(Path(folder)):
         raise ConfigError(
             f"--site {text}: expected NAME=FOLDER with {TABLE} (and {EVENTS_TABLE} beside it for "
-            f"clinical events), {IMAGES} or {GENOTYPES} in it, found none"
+            f"clinical events), {IMAGES}, {GENOTYPES} or a folder for each modality, found none"
         )
     return parse_site_id(name), Path(folder)
 
@@ -333,9 +343,8 @@ def run_study(
 
 def _is_costly(study: StudySpec) -> bool:
     """Whether one training takes so long that one draw of each site alone has to do."""
-    return isinstance(study.data, Pictures | NotesData | LabelledRows | Genotypes) or bool(
-        study.model.steps
-    )
+    slow = Pictures | NotesData | LabelledRows | Genotypes | MultimodalData
+    return isinstance(study.data, slow) or bool(study.model.steps)
 
 
 def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, Any]]:

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Final
 
 from fedward_common.privacy.collusion import collusion_facts
@@ -11,11 +12,15 @@ from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
+from fedward_common.study.registry import DataSpec
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly
 from fedward_common.trust.private_files import write_atomically, write_private
 from fedward_common.trust.statements import Statement
+from fedward_server.sandbox.clinical import patients_beside
+from fedward_server.sandbox.folders import data_file, modality_folders, own_settings
 from fedward_server.sandbox.genotypes import PEOPLE
 from fedward_server.sandbox.layout import FEDERATION, Layout, SiteFolder
 from fedward_server.sandbox.notes import VOCABULARY
@@ -40,7 +45,7 @@ SITE: Final = """\
 # A hospital of a Fedward federation (made by `fedward-server sandbox`).
 site = {site}
 federation = {federation}
-
+{absent}
 [coordinator]
 address = {address}
 server_name = "localhost"
@@ -56,7 +61,6 @@ ca = "keys/ca.pem"
 node_key = "keys/node.key"
 signing_key = "keys/signing.pem"
 
-[[data]]
 {data}
 [ports]
 gateway = {gateway}
@@ -110,7 +114,7 @@ def write_sites(layout: Layout, *, study: StudySpec, bundle_sha256: str) -> None
         "secure": _secure_rules(study),
     }
     for number, site in enumerate(layout.sites.values()):
-        write_site(layout, site, number=number, policy=policy, data=_data(study, site))
+        write_site(layout, site, number=number, policy=policy, own=_whole(study, site))
         write_approval(site, study, now=datetime.now(UTC))
 
 
@@ -128,27 +132,46 @@ def _secure_rules(study: StudySpec) -> dict[str, Any]:
     return rules
 
 
-def _data(study: StudySpec, site: SiteFolder) -> dict[str, Any]:
-    """The keys of a site's [[data]]; images say who is one patient."""
-    data, files = study.data, [str(path.absolute()) for path in site.data_files]
+def _whole(study: StudySpec, site: SiteFolder) -> dict[str, Any]:
+    """The site's [[data]], one for each modality that it has, and what it says it does not have."""
+    if not isinstance(study.data, MultimodalData):
+        return {"data": [_entry(study.data, site.data_file)]}
+    own = own_settings(site.data_file)
+    if own is not None:
+        return own
+    folders = modality_folders(site.data_file)
+    parts = study.data.parts
+    return {
+        "data": [
+            {**_entry(part, data_file(folders[name])), "modality": name}
+            for name, part in parts.items()
+            if name in folders
+        ],
+        "absent_modalities": sorted(set(parts) - set(folders)),
+    }
+
+
+def _entry(data: DataSpec, file: Path) -> dict[str, Any]:
+    """The keys of a [[data]]; images say who is one patient."""
+    path = str(file.absolute())
     if isinstance(data, ClinicalData):
-        return dict(zip(("kind", "patients", "events"), ["events", *files], strict=True))
+        patients = str(patients_beside(file).absolute())
+        return {"kind": "events", "patients": patients, "events": path}
     if isinstance(data, Genotypes):
         kin = {} if data.family_key is None else {"family_key": data.family_key}
-        people = str(site.data_file.with_name(PEOPLE).absolute())
+        people = str(file.with_name(PEOPLE).absolute())
         whose = {"build": data.build, "patient_key": data.patient_key, **kin}
-        return {"kind": "genotypes", "path": files[0], "people": people, **whose}
+        return {"kind": "genotypes", "path": path, "people": people, **whose}
     if not isinstance(data, Pictures | NotesData | LabelledRows):
-        return {"kind": "csv", "path": files[0]}
+        return {"kind": "csv", "path": path}
     owner = {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}
     if isinstance(data, Pictures):
-        return {"kind": "images", "path": files[0], **owner}
+        return {"kind": "images", "path": path, **owner}
     if isinstance(data, LabelledRows):
-        beside = row_files(data, site.data_file)
-        return {"kind": data.what, "path": files[0], **owner, **beside}
-    vocabulary = site.data_file.with_name(VOCABULARY).absolute()
+        return {"kind": data.what, "path": path, **owner, **row_files(data, file)}
+    vocabulary = file.with_name(VOCABULARY).absolute()
     beside = {"vocabulary": str(vocabulary)} if vocabulary.is_file() else {}
-    return {"kind": "notes", "path": files[0], **owner, **beside}
+    return {"kind": "notes", "path": path, **owner, **beside}
 
 
 def write_approval(site: SiteFolder, study: StudySpec, *, now: datetime) -> None:
@@ -175,16 +198,20 @@ def write_site(
     *,
     number: int,
     policy: Mapping[str, Any],
-    data: Mapping[str, Any],
+    own: Mapping[str, Any],
 ) -> None:
-    """Writes one site.toml; `policy` holds the values of the [policy] table, `data` of [[data]]."""
+    """Writes one site.toml; `policy` holds the values of the [policy] table, `own` the [[data]]
+    and, where the site does not have all modalities, which.
+    """
+    away = own.get("absent_modalities")
     text = _filled(
         SITE,
         site=site.site,
         federation=FEDERATION,
         address=f"127.0.0.1:{layout.ports[0]}",
         run=str(layout.run / site.site),
-        data=dict(data),
+        data=[dict(one) for one in own["data"]],
+        absent={"absent_modalities": away} if away else {},
         gateway=layout.ports[2 + 2 * number],
         runtime=layout.ports[3 + 2 * number],
         approver_name=STEWARD,
@@ -197,12 +224,14 @@ def write_site(
 def _filled(template: str, **values: Any) -> str:
     """The template with each value as TOML: JSON text and JSON numbers are TOML as well.
 
-    A table becomes lines of keys.
+    A table becomes lines of keys, a list of tables one [[data]] after another.
     """
 
     def text(value: Any) -> str:
         if isinstance(value, dict):
             return "".join(f"{key} = {_inline(one)}\n" for key, one in value.items())
+        if isinstance(value, list):
+            return "\n".join(f"[[data]]\n{text(one)}" for one in value)
         return json.dumps(value)
 
     return template.format(**{name: text(value) for name, value in values.items()})

@@ -1,0 +1,109 @@
+"""A site's whole patients: the records of each modality, joined by the patient's id in here.
+
+The ids are the site's own pseudonyms, as each [[data]] has them; they go no further than this.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import structlog
+
+from fedward_common.errors import DataError, ProtocolError
+from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.multimodal import MultimodalData
+from fedward_common.study.multimodal_encoding import join, without_label
+from fedward_common.study.spec import StudySpec
+
+Read = Callable[[str, StudySpec], PatientRecords]
+"""(modality, study of it alone) -> its records, by the source for its kind."""
+
+_log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModalityFound:
+    """What a site has of one modality: its patients, and those of them who are in the study."""
+
+    name: str
+    here: bool
+    patients: int
+    joined: int
+
+
+class MultimodalSource:
+    """A `DataSource` over the sources of single modalities.
+
+    `absent` are the modalities that this hospital says it does not have; every other one needs its
+    [[data]].
+    """
+
+    def __init__(self, absent: Sequence[str]) -> None:
+        self._absent = frozenset(absent)
+
+    def joined(self, study: StudySpec, read: Read) -> PatientRecords:
+        """The records of whole patients; `read` gives those of each modality.
+
+        Whoever is in no modality with a label is not in the study. A patient whose data of one
+        modality do not fit lacks that modality (rules 7).
+
+        Raises:
+            DataError: a modality is neither here nor declared absent, or the label's is absent.
+            ProtocolError: the study is about a single modality.
+        """
+        schema = multimodal_schema(study)
+        parts = self.parts(study, read)
+        away = [name for name, found in parts.items() if found is None]
+        unlabelled = without_label(schema, parts)
+        if away:
+            _log.info("data.modalities-absent", count=len(away))
+        if unlabelled:
+            # Stays in the worker's own log, as what single sources count.
+            _log.warning("data.patients-without-label", count=unlabelled)
+        return join(schema, parts)
+
+    def parts(self, study: StudySpec, read: Read) -> Mapping[str, PatientRecords | None]:
+        """Each modality's records by its name; None for one that is absent. Raises: as such."""
+        schema = multimodal_schema(study)
+        if schema.label_from in self._absent:
+            raise DataError(
+                f"data: expected modality {schema.label_from!r}, which has the label, here; "
+                "absent_modalities in site.toml says that it is not"
+            )
+        return {
+            name: None if name in self._absent else self._read(study, name, read)
+            for name in schema.parts
+        }
+
+    def tally(self, study: StudySpec, read: Read) -> tuple[PatientRecords, list[ModalityFound]]:
+        """The joined records, and what each modality has. Raises: as `joined`."""
+        schema = multimodal_schema(study)
+        parts = self.parts(study, read)
+        whole = join(schema, parts)
+        known = set(whole.ids)
+        return whole, [
+            ModalityFound(
+                name=name,
+                here=found is not None,
+                patients=0 if found is None else found.patients,
+                joined=0 if found is None else len(known.intersection(found.ids)),
+            )
+            for name, found in parts.items()
+        ]
+
+    @staticmethod
+    def _read(study: StudySpec, name: str, read: Read) -> PatientRecords:
+        part = multimodal_schema(study).parts[name]
+        try:
+            return read(name, study.model_copy(update={"data": part}))
+        except DataError as error:
+            raise DataError(
+                f"modality {name!r}: {error}. Where this hospital does not have it, name it in "
+                "absent_modalities of site.toml"
+            ) from error
+
+
+def multimodal_schema(study: StudySpec) -> MultimodalData:
+    """The schema of a study of several modalities. Raises ProtocolError where it is another."""
+    if not isinstance(study.data, MultimodalData):
+        raise ProtocolError(f"data: expected kind 'multimodal', found {study.data.kind!r}")
+    return study.data

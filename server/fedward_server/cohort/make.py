@@ -1,0 +1,107 @@
+"""`fedward-server make-cohort`: made-up hospitals in a folder, and a study that they can run."""
+
+from pathlib import Path
+from typing import Any, Final
+
+from fedward_common.errors import ConfigError
+from fedward_server.cohort.images import DICOM, write_images
+from fedward_server.cohort.people import draw_patients, site_names
+from fedward_server.cohort.records import FHIR, write_records
+from fedward_server.cohort.study import study_text
+from fedward_server.cohort.variants import BUILD, write_variants
+from fedward_server.sandbox.folders import SETTINGS
+from fedward_server.sandbox.genotypes import GENOTYPES, PEOPLE
+from fedward_server.sandbox.run import SITES, STUDY
+
+FEWEST_SITES: Final = 3
+"""Fewer hospitals have no secret sum."""
+README: Final = """\
+Made up by `fedward-server make-cohort`. Nobody in here is or was a person: every patient, image,
+laboratory value and genotype was drawn by a random number generator from a seed. Nothing that is
+learned from it is true of anybody.
+
+study.toml        the study of these hospitals
+sites/NAME/       one hospital: settings.toml as it would stand in its site.toml; DICOM in
+                  image/dicom, FHIR R4 in records/fhir, a VCF in variants. Beside them the same
+                  patients in plain tables and arrays, for the sandbox's own exact figures.
+"""
+_SETTINGS: Final = """\
+# As it would stand in this hospital's site.toml. Made-up patients.
+{absent}
+{image}[[data]]
+modality = "records"
+kind = "fhir"
+path = "records/{fhir}"
+
+[[data]]
+modality = "variants"
+kind = "genotypes"
+path = "variants/{genotypes}"
+people = "variants/{people}"
+build = "{build}"
+patient_key = "patient_id"
+"""
+_IMAGE: Final = """\
+[[data]]
+modality = "image"
+kind = "images"
+path = "image/{dicom}"
+patient_key = "patient_id"
+
+"""
+
+
+def make_cohort(out: Path, *, sites: int, patients: int, seed: int) -> dict[str, Any]:
+    """What was written under `out`: hospitals of `patients` made-up people each, and their study.
+
+    The last hospital has no images. Equal arguments give equal bytes.
+
+    Raises:
+        ConfigError: `out` has something in it, or numbers that no cohort has.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError(f"{out}: expected a new or empty folder, found something in it")
+    if sites < FEWEST_SITES or seed < 0:
+        raise ConfigError(
+            f"make-cohort: expected at least {FEWEST_SITES} sites and a seed of at least 0, found "
+            f"{sites} and {seed}"
+        )
+    try:
+        names = site_names(sites)
+        drawn = {
+            name: draw_patients(
+                seed, site=number, name=name, count=patients, images=name != names[-1]
+            )
+            for number, name in enumerate(names)
+        }
+    except ValueError as error:
+        raise ConfigError(f"make-cohort: {error}") from error
+    for name, people in drawn.items():
+        folder = out / SITES / name
+        folder.mkdir(parents=True)
+        if name != names[-1]:
+            write_images(folder / "image", people)
+        write_records(folder / "records", people)
+        write_variants(folder / "variants", people)
+        (folder / SETTINGS).write_text(_settings(images=name != names[-1]), encoding="utf-8")
+    (out / STUDY).write_text(study_text(dict.fromkeys(names, patients)), encoding="utf-8")
+    (out / "README").write_text(README, encoding="utf-8")
+    return {
+        "folder": str(out),
+        "study": str(out / STUDY),
+        "sites": list(names),
+        "patients_each": patients,
+        "without_images": names[-1],
+        "made_up": True,
+    }
+
+
+def _settings(*, images: bool) -> str:
+    return _SETTINGS.format(
+        absent="" if images else 'absent_modalities = ["image"]\n',
+        image=_IMAGE.format(dicom=DICOM) if images else "",
+        fhir=FHIR,
+        genotypes=GENOTYPES,
+        people=PEOPLE,
+        build=BUILD,
+    )
