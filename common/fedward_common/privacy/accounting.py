@@ -19,7 +19,7 @@ Lecuyer 2021 (filters); Canonne, Kamath, Steinke 2020, Prop. 12 (conversion); dp
 import logging
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final, Literal
@@ -55,6 +55,8 @@ ORDERS: Final[tuple[float, ...]] = (
     1024.0,
 )
 """Fixed here, not taken from the library, so that every party computes the same filter."""
+_WHOLE: Final = tuple(order for order in ORDERS if order.is_integer())
+"""These cost a tenth of the others; an epsilon at the best of them is never below that at all."""
 
 PLD_INTERVAL: Final = 1e-4
 MAX_PLD_EPSILON: Final = 500.0
@@ -100,8 +102,12 @@ def curve_epsilon(curve: Curve, *, delta: float) -> float:
     Raises:
         ConfigError: delta outside (0, 1).
     """
+    return _best(ORDERS, curve, delta=delta)
+
+
+def _best(orders: Sequence[float], curve: Curve, *, delta: float) -> float:
     _check_delta(delta)
-    epsilon = float(compute_epsilon(ORDERS, curve, delta)[0])
+    epsilon = float(compute_epsilon(orders, curve, delta)[0])
     return epsilon if math.isfinite(epsilon) else math.inf
 
 
@@ -111,9 +117,13 @@ def renyi_curve(events: Sequence[DpEvent]) -> Curve:
     Raises:
         ConfigError: an unknown mechanism.
     """
-    curve: Curve = np.zeros(len(ORDERS))
-    for leaf, times in leaf_counts(events).items():
-        curve = curve + times * _curve(leaf)
+    return _total(leaf_counts(events))
+
+
+def _total(counts: Mapping[str, int], *, orders: tuple[float, ...] = ORDERS) -> Curve:
+    curve: Curve = np.zeros(len(orders))
+    for leaf, times in counts.items():
+        curve = curve + times * _curve(leaf, orders)
     return curve
 
 
@@ -124,9 +134,7 @@ def filter_epsilon(curve: Curve, *, order: float, delta: float) -> float:
     Raises:
         ConfigError: an order that is not one of ORDERS, or delta outside (0, 1).
     """
-    _check_delta(delta)
-    epsilon = float(compute_epsilon([order], [divergence_at(curve, order)], delta)[0])
-    return epsilon if math.isfinite(epsilon) else math.inf
+    return _best([order], np.asarray([divergence_at(curve, order)]), delta=delta)
 
 
 def filter_budget(*, order: float, epsilon: float, delta: float) -> float:
@@ -239,11 +247,18 @@ def smallest_noise(
 
     target = epsilon * (1 - MARGIN)
     least, most = math.ceil(low * STEPS_PER_UNIT), math.floor(high * STEPS_PER_UNIT)
-    # PLD is never far above the filter's figure, so the cheap answer is where its search starts.
-    guess = _smallest(cost("admission"), target=target, low=least, high=most)
-    if epsilon_is == "pld":
+
+    def bound(grid: int) -> float:
+        counts = leaf_counts([event(grid / STEPS_PER_UNIT)])
+        return _best(_WHOLE, _total(counts, orders=_WHOLE), delta=delta)
+
+    # Each answer is where the next search starts: few orders never say less than all of them, and
+    # PLD is never far above the filter's figure.
+    guess = _smallest(bound, target=target, low=least, high=most)
+    kinds: tuple[EpsilonKind, ...] = ("admission",)
+    for kind in kinds if epsilon_is == "admission" else (*kinds, "pld"):
         start = most if guess is None else guess
-        guess = _smallest_below(cost("pld"), target=target, start=start, low=least, high=most)
+        guess = _smallest_below(cost(kind), target=target, start=start, low=least, high=most)
     return None if guess is None else guess / STEPS_PER_UNIT
 
 
@@ -323,20 +338,20 @@ def _without_order_warnings() -> Iterator[None]:
 
 
 @lru_cache(maxsize=1024)
-def _curve(leaf: str) -> Curve:
+def _curve(leaf: str, orders: tuple[float, ...] = ORDERS) -> Curve:
     """The Renyi curve of one use of an elementary mechanism."""
     event = decode_event(leaf)
     if isinstance(event, DiscreteLaplaceDpEvent):
-        return _discrete_laplace_curve(event.noise_parameter)
+        return _discrete_laplace_curve(event.noise_parameter, orders)
     with _without_order_warnings():
-        curve = RdpAccountant(list(ORDERS)).compose(event).rdp
+        curve = RdpAccountant(list(orders)).compose(event).rdp
     # A negative or undefined divergence is a rounding accident. The library reads it as "no cost
     # at all"; here that order is not used.
     known: Curve = np.where(np.isfinite(curve) & (curve >= 0), curve, np.inf)
     return known
 
 
-def _discrete_laplace_curve(parameter: float) -> Curve:
+def _discrete_laplace_curve(parameter: float, orders: tuple[float, ...]) -> Curve:
     """The Renyi curve of discrete Laplace noise on a whole number that moves by at most 1.
 
     The privacy loss is +parameter where the noise is at most 0 and -parameter above, so that the
@@ -344,7 +359,7 @@ def _discrete_laplace_curve(parameter: float) -> Curve:
     """
     above = -math.log1p(math.exp(parameter))
     below = -math.log1p(math.exp(-parameter))
-    steps = np.asarray(ORDERS) - 1.0
+    steps = np.asarray(orders) - 1.0
     return np.logaddexp(below + parameter * steps, above - parameter * steps) / steps
 
 

@@ -137,10 +137,11 @@ def test_attention_of_opacus_is_refused_by_name() -> None:
     [
         (900, same, 5000.0, BookkeepingBackEnd),
         (900, torch.sin, 5000.0, LoopBackEnd),
-        (1, same, 5000.0, LoopBackEnd),
-        (900, same, 50.0, LoopBackEnd),
+        (1, same, 5000.0, BookkeepingBackEnd),
+        (1, same, 50.0, LoopBackEnd),
+        (900, same, 1500.0, LoopBackEnd),
     ],
-    ids=["large enough", "unknown operation", "too small a model", "too few patients"],
+    ids=["large", "unknown operation", "small", "too few patients", "too few for a large one"],
 )
 def test_auto_takes_bookkeeping_where_it_pays_and_loop_where_it_does_not(
     width: int,
