@@ -23,6 +23,7 @@ from fedward_common.study.clinical_encoding import Encoder, Tally
 from fedward_common.study.encoding import code_text, code_texts, decimal_number, encode_present
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
+from fedward_common.study.multimodal import MultimodalData, parts_of
 from fedward_common.study.notes import NotesData
 from fedward_common.study.profile_encoding import LayerReader
 from fedward_common.study.profiles import ProfileData
@@ -89,6 +90,8 @@ def check_data(study: StudySpec, source: SiteSource) -> DataFound:
         return _labelled(study, study.data, source)
     if isinstance(study.data, Genotypes):
         return _genotypes(study, source)
+    if isinstance(study.data, MultimodalData):
+        return _whole(study, source)
     raise ProtocolError(
         "data: expected a table, clinical events, notes, sequences, molecules or genotypes, "
         f"found {study.data.kind!r}"
@@ -149,11 +152,11 @@ def check_form(
                 "recall": {kind: round(one.share, 4) for kind, one in sorted(found.items())},
             }
         }
-    if not isinstance(study.data, ClinicalData):
-        return {}
     findings = SchemaFindings()
-    for resource in fhir_resources(settings, study.data.concepts, whole=whole):
-        findings.look_at(resource)
+    for part in parts_of(study.data):
+        concepts = part.concepts if isinstance(part, ClinicalData) else ()
+        for resource in fhir_resources(settings, concepts, whole=whole) if concepts else ():
+            findings.look_at(resource)
     if not findings.resources:
         return {}
 
@@ -415,6 +418,27 @@ def _genotypes(study: StudySpec, source: SiteSource) -> DataFound:
         held_out=len(held_out.labels),
         absent=dict(tally.absent),
         features=[complete, *found],
+    )
+
+
+def _whole(study: StudySpec, source: SiteSource) -> DataFound:
+    """Of each modality, how many patients of the study have it; nothing else of it."""
+    training, held_out = (source.tally(study, part=part) for part in ("train", "test"))
+    return DataFound(
+        people=training.people + held_out.people,
+        training=training.patients,
+        held_out=held_out.patients,
+        absent={"in no modality with a label": training.unlabelled + held_out.unlabelled},
+        features=[
+            FeatureFound(
+                name=one.name,
+                unit="one modality" if one.here else "absent here, as site.toml says",
+                patients=one.joined + other.joined,
+                outside=0,
+                unmapped=0,
+            )
+            for one, other in zip(training.modalities, held_out.modalities, strict=True)
+        ],
     )
 
 

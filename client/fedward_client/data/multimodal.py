@@ -22,12 +22,21 @@ _log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModalityFound:
-    """What a site has of one modality: its patients, and those of them who are in the study."""
+    """What a site has of one modality: `joined` are its patients who are in the study."""
 
     name: str
     here: bool
-    patients: int
     joined: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WholeFound:
+    """What a site has of a study: everybody, who is in it, who has no label, and by modality."""
+
+    people: int
+    patients: int
+    unlabelled: int
+    modalities: tuple[ModalityFound, ...]
 
 
 class MultimodalSource:
@@ -74,21 +83,22 @@ class MultimodalSource:
             for name in schema.parts
         }
 
-    def tally(self, study: StudySpec, read: Read) -> tuple[PatientRecords, list[ModalityFound]]:
-        """The joined records, and what each modality has. Raises: as `joined`."""
-        schema = multimodal_schema(study)
-        parts = self.parts(study, read)
-        whole = join(schema, parts)
-        known = set(whole.ids)
-        return whole, [
-            ModalityFound(
-                name=name,
-                here=found is not None,
-                patients=0 if found is None else found.patients,
-                joined=0 if found is None else len(known.intersection(found.ids)),
-            )
-            for name, found in parts.items()
-        ]
+    def tally(self, study: StudySpec, read: Read) -> WholeFound:
+        """What a site has of a study, exactly; it stays here. Raises: as `joined`."""
+        schema, parts = multimodal_schema(study), self.parts(study, read)
+        here = {name: set(found.ids) for name, found in parts.items() if found is not None}
+        labelled, unlabelled = here[schema.label_from], without_label(schema, parts)
+        return WholeFound(
+            people=len(labelled) + unlabelled,
+            patients=len(labelled),
+            unlabelled=unlabelled,
+            modalities=tuple(
+                ModalityFound(
+                    name=name, here=name in here, joined=len(labelled & here.get(name, set()))
+                )
+                for name in parts
+            ),
+        )
 
     @staticmethod
     def _read(study: StudySpec, name: str, read: Read) -> PatientRecords:

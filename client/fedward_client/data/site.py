@@ -11,7 +11,7 @@ from fedward_client.data.fhir import FhirFiles
 from fedward_client.data.fhir_server import FhirEndpoint, FhirServer
 from fedward_client.data.genotypes import GenotypeSource
 from fedward_client.data.images import ImageSource
-from fedward_client.data.multimodal import MultimodalSource
+from fedward_client.data.multimodal import MultimodalSource, WholeFound
 from fedward_client.data.notes import NotesSource
 from fedward_client.data.rows import LabelledSource
 from fedward_client.data.tabular import CheckedSource, CsvSource, DataSource, nobody
@@ -86,6 +86,12 @@ class SiteSource:
                 study, lambda name, one: self.of_modality(name).checked_records(one, part=part)
             )
         return self._source(study).checked_records(study, part=part)
+
+    def tally(self, study: StudySpec, *, part: TablePart) -> WholeFound:
+        """What is here of a study of several modalities. Raises: as `records`."""
+        return self.whole.tally(
+            study, lambda name, one: self.of_modality(name).records(one, part=part)
+        )
 
     def of_modality(self, name: str) -> "SiteSource":
         """The source of one modality: the [[data]] that are named for it, or those for any."""

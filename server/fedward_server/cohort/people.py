@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 Pixels = npt.NDArray[np.uint8]
-SIZE: Final = 24
-LOCI: Final = 24
+SIZE: Final = 16
+LOCI: Final = 16
 EFFECT: Final = 1.6
 """Log odds of the outcome for a standard deviation of one hidden number."""
 MISSING: Final = 0.1
@@ -99,9 +99,9 @@ def _patient(draws: np.random.Generator, patient: str, *, images: bool) -> Patie
 def _image(draws: np.random.Generator, shown: float) -> Pixels:
     """A noisy dark field with a soft spot somewhere, as bright as the hidden number says."""
     rows, columns = np.mgrid[0:SIZE, 0:SIZE]
-    top, left = draws.uniform(8, SIZE - 8, size=2)
-    spot = np.exp(-((rows - top) ** 2 + (columns - left) ** 2) / 18.0)
-    grey = 60 + draws.normal(0, 12, size=(SIZE, SIZE)) + (70 + 40 * shown) * spot
+    top, left = draws.uniform(5, SIZE - 5, size=2)
+    spot = np.exp(-((rows - top) ** 2 + (columns - left) ** 2) / 12.0)
+    grey = 60 + draws.normal(0, 8, size=(SIZE, SIZE)) + (80 + 40 * shown) * spot
     found: Pixels = np.clip(np.rint(grey), 0, 255).astype(np.uint8)
     return found
 
@@ -110,7 +110,7 @@ def _copies(draws: np.random.Generator, inherited: float) -> tuple[int, ...]:
     """Copies of `alt` at each locus: more of them where the hidden number is high."""
     found = []
     for locus in PANEL:
-        odds = np.log(locus.frequency / (1 - locus.frequency)) + 0.6 * inherited
+        odds = np.log(locus.frequency / (1 - locus.frequency)) + 0.9 * inherited
         found.append(int(draws.binomial(2, 1.0 / (1.0 + np.exp(-odds)))))
     return tuple(found)
 

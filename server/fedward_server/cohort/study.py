@@ -153,7 +153,7 @@ patients = {patients}
 """
 
 
-def study_text(patients: Mapping[str, int], *, rounds: int = 80) -> str:
+def study_text(patients: Mapping[str, int], *, rounds: int = 60) -> str:
     """The study.toml of hospitals with these numbers of made-up patients each."""
     training = {name: _rounded(count) for name, count in patients.items()}
     loci = ",\n".join(

@@ -31,6 +31,8 @@ START_SECONDS: Final = 120.0
 START_SECONDS_A_SITE: Final = 30.0
 """A site is six processes that import much; on two cores they come up one after the other."""
 STOP_SECONDS: Final = 20.0
+ASK_SECONDS: Final = 1800
+"""A rehearsal trains a whole study, and a busy machine takes its time."""
 STEADY_SECONDS: Final = 60.0
 MAX_DEATHS: Final = 6
 BIN: Final = Path(sys.executable).parent
@@ -206,7 +208,7 @@ class Federation:
             capture_output=True,
             check=False,
             env=offline_environment(),
-            timeout=120,
+            timeout=ASK_SECONDS,
         )
         if done.returncode != 0:
             raise StartError(
