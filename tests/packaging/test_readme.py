@@ -17,7 +17,7 @@ PROGRAMS = {"fedward-server": server, "fedward-client": client}
 
 
 @pytest.mark.parametrize(
-    ("program", "command"), sorted(set(re.findall(r"(fedward-(?:server|client)) ([a-z]+)", TEXT)))
+    ("program", "command"), sorted(set(re.findall(r"(fedward-(?:server|client)) ([a-z-]+)", TEXT)))
 )
 def test_every_command_that_is_named_exists(program: str, command: str) -> None:
     assert command in get_command(PROGRAMS[program]).commands  # type: ignore[attr-defined]

@@ -57,7 +57,7 @@ max_records_per_patient = 1
 noise = "distributed"
 
 [training]
-learning_rate = 2.0
+learning_rate = 8.0
 # frozen = ["encoders.image"] leaves an encoder as it starts.
 
 [aggregation]
