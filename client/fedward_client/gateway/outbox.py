@@ -127,16 +127,22 @@ class Outbox:
             sessions.append(session)
         del sessions[:-MAX_SESSIONS]
 
-    def check_object(self, pushed: PushedObject) -> None:
-        """Returns when an object is part of a released reply and is what its id says.
+    def reply_of(self, pushed: PushedObject) -> str:
+        """The released reply that an object is part of; the object is what its id says.
 
         Raises:
             ProtocolError: it is not.
         """
         if sha256_hex(pushed.content) != pushed.object_id:
             raise ProtocolError("object: expected the bytes of its id, found others")
-        if not any(_belongs(pushed, released) for released in self._released.values()):
-            raise ProtocolError("object: expected one of a released reply, found another")
+        for message_id, released in self._released.items():
+            if _belongs(pushed, released):
+                return message_id
+        raise ProtocolError("object: expected one of a released reply, found another")
+
+    def session(self, message_id: str) -> str:
+        """The push session that was opened last for a released reply: the others are over."""
+        return self._released[message_id].sessions[-1]
 
     @property
     def works_until(self) -> float:

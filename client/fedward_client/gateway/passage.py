@@ -6,16 +6,18 @@ the guard does not answer, nothing leaves.
 
 import asyncio
 import time
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final, Literal, Protocol, TypeVar
 
 import structlog
 
 from fedward_client.gateway.bundle import check_bundle
 from fedward_client.gateway.caller import Caller
-from fedward_client.gateway.fleet import Answer, Channel, FleetMessages, Outgoing
-from fedward_client.gateway.outbox import Outbox
+from fedward_client.gateway.fleet import Answer, Channel, FleetMessages, Outgoing, PushedObject
+from fedward_client.gateway.outbox import MAX_RELEASED, Outbox
 from fedward_client.gateway.outbox_file import OutboxFile
 from fedward_client.gateway.pulse import NoPulse, Pulse
 from fedward_client.gateway.spool import Spool, Waiting, is_spooled
@@ -90,6 +92,7 @@ class Gateway:
         self._pulse.works(self._outbox.works_until)
         self._spool = spool
         self._delivering: asyncio.Task[None] | None = None
+        self._announced: OrderedDict[str, bytes] = OrderedDict()
         # One thread: the guard answers one question at a time and the journal keeps its order.
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard")
         self._steps: Mapping[str, Callable[[_Call], Awaitable[Answer]]] = {
@@ -202,11 +205,17 @@ class Gateway:
                 raise
             return self._wait(self._spool, outgoing, call.body)
         if answer.status == OK:
-            self._outbox.opened(outgoing.message_id, self._fleet.session(answer.body))
-            self._keep_outbox()
+            self._opened(outgoing.message_id, answer, request=call.body)
         elif self._spool is not None and _is_busy(answer.status):
             return self._wait(self._spool, outgoing, call.body)
         return answer
+
+    def _opened(self, message_id: str, answer: Answer, *, request: bytes) -> None:
+        self._outbox.opened(message_id, self._fleet.session(answer.body))
+        self._keep_outbox()
+        self._announced[message_id] = request
+        while len(self._announced) > MAX_RELEASED:
+            self._announced.popitem(last=False)
 
     def _wait(self, spool: Spool, outgoing: Outgoing, request: bytes) -> Answer:
         """Takes a released reply that cannot be delivered now."""
@@ -285,7 +294,7 @@ class Gateway:
     async def _push_object(self, call: "_Call") -> Answer:
         pushed = self._fleet.pushed_object(call.body)
         try:
-            self._outbox.check_object(pushed)
+            message_id = self._outbox.reply_of(pushed)
             if self._spool is not None and is_spooled(pushed.session):
                 self._spool.take(pushed)
                 return Answer(status=OK, body=self._fleet.stored())
@@ -300,7 +309,43 @@ class Gateway:
         except (ProtocolError, PolicyRefused) as error:
             _log.warning("gateway.kept-back", route=call.route, code=error.code, reason=str(error))
             return Answer(status=OK, body=self._fleet.not_stored())
-        return await self._forward(call)
+        answer = await self._hand_over(call, pushed, message_id)
+        if answer.status == OK and not self._fleet.was_stored(answer.body):
+            return await self._hand_over_again(call, pushed, message_id)
+        return answer
+
+    async def _hand_over(self, call: "_Call", pushed: PushedObject, message_id: str) -> Answer:
+        # SuperNode knows the session that was opened for it; a later one has taken its place.
+        body = self._fleet.object_request(replace(pushed, session=self._outbox.session(message_id)))
+        return await self._forward(_Call(call.route, call.headers, body))
+
+    async def _hand_over_again(
+        self, call: "_Call", pushed: PushedObject, message_id: str
+    ) -> Answer:
+        """What becomes of an object that SuperLink did not take.
+
+        It may have it already: a call came twice, or its first answer was lost. SuperNode would
+        give the whole reply up. So the reply is announced once more, which says what is missing.
+        """
+        request = self._announced.get(message_id)
+        if request is None:
+            return Answer(status=OK, body=self._fleet.not_stored())
+        again = _Call("push-messages", call.headers, request)
+        await self._journal(
+            "out",
+            again,
+            kind="reply",
+            sha256=message_id,
+            size_bytes=len(request),
+            run=pushed.run_id,
+        )
+        answer = await self._forward(again)
+        if answer.status != OK:
+            return answer
+        self._opened(message_id, answer, request=request)
+        if pushed.object_id not in self._fleet.to_push(answer.body):
+            return Answer(status=OK, body=self._fleet.stored())
+        return await self._hand_over(call, pushed, message_id)
 
     async def _pull_object(self, call: "_Call") -> Answer:
         answer = await self._forward(call)
