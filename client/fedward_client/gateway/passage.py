@@ -41,6 +41,8 @@ DROPPED: Final = 403
 """Flower's own word for "this run is not running": SuperNode gives the message up and goes on."""
 RETRY: Final = 503
 """SuperNode tries again, for ever; every other status would end its loop or the process."""
+TRIES: Final = 3
+"""How often a reply is announced again for one object."""
 BUSY: Final = 429
 FAILED: Final = 500
 HOPELESS: Final = frozenset({Refusal.BODY_TOO_LARGE, Refusal.MALFORMED, Refusal.HEADER})
@@ -93,6 +95,7 @@ class Gateway:
         self._spool = spool
         self._delivering: asyncio.Task[None] | None = None
         self._announced: OrderedDict[str, bytes] = OrderedDict()
+        self._announcing = asyncio.Lock()
         # One thread: the guard answers one question at a time and the journal keeps its order.
         self._asking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guard")
         self._steps: Mapping[str, Callable[[_Call], Awaitable[Answer]]] = {
@@ -310,8 +313,16 @@ class Gateway:
             _log.warning("gateway.kept-back", route=call.route, code=error.code, reason=str(error))
             return Answer(status=OK, body=self._fleet.not_stored())
         answer = await self._hand_over(call, pushed, message_id)
-        if answer.status == OK and not self._fleet.was_stored(answer.body):
-            return await self._hand_over_again(call, pushed, message_id)
+        tries = 0
+        while (
+            answer.status == OK
+            and not self._fleet.was_stored(answer.body)
+            and message_id in self._announced
+            and (tries := tries + 1) <= TRIES
+        ):
+            # SuperNode pushes several objects at once, and a new session ends the one before.
+            async with self._announcing:
+                answer = await self._hand_over_again(call, pushed, message_id)
         return answer
 
     async def _hand_over(self, call: "_Call", pushed: PushedObject, message_id: str) -> Answer:
@@ -327,9 +338,7 @@ class Gateway:
         It may have it already: a call came twice, or its first answer was lost. SuperNode would
         give the whole reply up. So the reply is announced once more, which says what is missing.
         """
-        request = self._announced.get(message_id)
-        if request is None:
-            return Answer(status=OK, body=self._fleet.not_stored())
+        request = self._announced[message_id]
         again = _Call("push-messages", call.headers, request)
         await self._journal(
             "out",

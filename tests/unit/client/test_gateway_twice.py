@@ -118,6 +118,33 @@ def test_a_reply_is_whole_though_calls_come_twice(twice: tuple[str, ...]) -> Non
     assert channel.taken == objects(reply)
 
 
+@pytest.mark.parametrize("twice", [("push-object",), ("push-messages", "push-object")])
+def test_a_reply_is_whole_though_calls_come_twice_and_at_once(twice: tuple[str, ...]) -> None:
+    """SuperNode pushes several objects at the same time."""
+
+    class Slow(Sessions):
+        async def forward(self, route: str, headers: Mapping[str, str], body: bytes) -> Answer:
+            await asyncio.sleep(0)
+            return await super().forward(route, headers, body)
+
+    channel = Slow(twice=frozenset(twice))
+    gateway, reply = made(channel)
+    opened = PushMessagesResponse.FromString(
+        ask(gateway, "push-messages", push_messages(reply)).body
+    )
+    requests = [
+        push_object(one, content, session_id=opened.session_id)
+        for one, content in objects(reply).items()
+    ]
+
+    async def at_once() -> list[Answer]:
+        return await asyncio.gather(*(gateway.handle("push-object", {}, one) for one in requests))
+
+    answers = asyncio.run(at_once())
+    assert all(PushObjectResponse.FromString(answer.body).stored for answer in answers)
+    assert channel.taken == objects(reply)
+
+
 def test_an_object_whose_answer_was_lost_is_not_asked_for_in_vain() -> None:
     channel = Sessions()
     gateway, reply = made(channel)
@@ -159,4 +186,4 @@ def test_what_is_refused_again_is_said_to_be_refused() -> None:
     gateway, reply = made(channel)
 
     assert not any(push_all(gateway, reply))
-    assert channel.routes().count("push-object") == 2 * len(objects(reply))
+    assert channel.routes().count("push-object") == 4 * len(objects(reply))
