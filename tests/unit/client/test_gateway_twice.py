@@ -5,6 +5,7 @@ that is announced again opens a new one and ends the old, and asks for what is m
 """
 
 import asyncio
+import itertools
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -121,10 +122,12 @@ def test_a_reply_is_whole_though_calls_come_twice(twice: tuple[str, ...]) -> Non
 @pytest.mark.parametrize("twice", [("push-object",), ("push-messages", "push-object")])
 def test_a_reply_is_whole_though_calls_come_twice_and_at_once(twice: tuple[str, ...]) -> None:
     """SuperNode pushes several objects at the same time."""
+    numbers = itertools.count()
 
     class Slow(Sessions):
         async def forward(self, route: str, headers: Mapping[str, str], body: bytes) -> Answer:
-            await asyncio.sleep(0)
+            if route == "push-object":  # each a little later: in sessions that are over by then
+                await asyncio.sleep(0.002 * (next(numbers) % 7))
             return await super().forward(route, headers, body)
 
     channel = Slow(twice=frozenset(twice))
