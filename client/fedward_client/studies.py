@@ -265,7 +265,7 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
             else f"one of {len(column.values)} codes"
         )
         yield {"name": column.name, "use": what}
-    if isinstance(data, TabularData):
+    if isinstance(data, TabularData) and data.label is not None:
         yield {
             "name": data.label.column,
             "use": f"the label, positive from {data.label.positive_from}"
@@ -274,8 +274,8 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
         }
         if isinstance(data.label, TimeLabel):
             yield {"name": data.label.event_column, "use": "whether the event came"}
-        if data.split.kind == "column":
-            yield {"name": data.split.column, "use": "who is held out"}
+    if isinstance(data, TabularData) and data.split.kind == "column":
+        yield {"name": data.split.column, "use": "who is held out"}
 
 
 def _owned_fields(data: Pictures | NotesData | LabelledRows) -> Iterator[dict[str, str]]:

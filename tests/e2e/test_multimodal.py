@@ -23,7 +23,7 @@ def run(folder: Path, *, how: str, patients: int) -> dict[str, Any]:
     for old, new in (
         ("rounds = 60", f"rounds = {ROUNDS}"),
         ("average_last = 30", "average_last = 2"),
-        ('how = "gated"', f'how = "{how}"'),
+        ('how = "concatenation"', f'how = "{how}"'),
     ):
         assert old in text
         text = text.replace(old, new)

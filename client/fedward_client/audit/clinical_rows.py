@@ -13,7 +13,9 @@ from fedward_common.study.clinical import (
     ClinicalData,
     EventOutcome,
     Measured,
+    NoOutcome,
     Present,
+    TimeOutcome,
     ValueOutcome,
 )
 from fedward_common.study.clinical_encoding import Encoder
@@ -112,18 +114,22 @@ def _outcome(schema: ClinicalData, name: str, *, kind: str, had: bool) -> Iterat
         yield _event(name, outcome.concepts[0], time, value=repr(float(value)), unit=outcome.unit)
     elif had and outcome.concepts:
         yield _event(name, outcome.concepts[0], time)
-    elif not isinstance(outcome, EventOutcome) and outcome.follow_up:
+    elif isinstance(outcome, TimeOutcome) and outcome.follow_up:
         yield _event(name, outcome.follow_up[0], time)
 
 
 def _is_death(schema: ClinicalData) -> bool:
     """Whether only a death can be the outcome."""
     outcome = schema.outcome
-    return not isinstance(outcome, ValueOutcome) and outcome.death and not outcome.concepts
+    dies = isinstance(outcome, EventOutcome | TimeOutcome) and outcome.death
+    return dies and not outcome.concepts
 
 
 def _after(schema: ClinicalData) -> datetime:
-    window = schema.outcome.window
+    outcome = schema.outcome
+    if isinstance(outcome, NoOutcome):
+        return INDEX
+    window = outcome.window
     return INDEX + timedelta(days=(window.from_days + window.to_days) / 2.0)
 
 

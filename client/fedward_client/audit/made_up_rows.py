@@ -86,6 +86,8 @@ def _names(split: Split) -> list[str]:
 
 def _table_rows(schema: TabularData) -> list[list[SourceRow]]:
     """The rows of made-up patients: honest, at and far beyond the range, faulty, contradicting."""
+    if schema.label is None:
+        raise ConfigError("audit: expected a table with a label, found none")
     low, high = (0, 1) if isinstance(schema.label, TimeLabel) else _ends(schema.label)
     kinds: list[list[tuple[str, float]]] = [
         [("low", low)],
@@ -108,7 +110,9 @@ def _table_rows(schema: TabularData) -> list[list[SourceRow]]:
 
 
 def _row(schema: TabularData, name: str, *, kind: str, label: float) -> Row:
-    row = {schema.patient_key: name, schema.label.column: str(label)}
+    row = {schema.patient_key: name}
+    if schema.label is not None:
+        row[schema.label.column] = str(label)
     if isinstance(schema.label, TimeLabel):
         row |= {schema.label.column: "100", schema.label.event_column: str(label)}
     if not isinstance(schema.split, HashSplit):

@@ -244,7 +244,20 @@ class TimeOutcome(Strict):
         return self
 
 
-Outcome = Annotated[EventOutcome | ValueOutcome | TimeOutcome, Field(discriminator="kind")]
+class NoOutcome(Strict):
+    """Nothing: features of patients whose label is in another modality."""
+
+    kind: Literal["none"] = "none"
+
+    @property
+    def concepts(self) -> tuple[str, ...]:
+        """None."""
+        return ()
+
+
+Outcome = Annotated[
+    EventOutcome | ValueOutcome | TimeOutcome | NoOutcome, Field(discriminator="kind")
+]
 
 
 @register

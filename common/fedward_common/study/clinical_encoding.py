@@ -23,6 +23,7 @@ from fedward_common.study.clinical import (
     Feature,
     IndexEvent,
     Measured,
+    NoOutcome,
     Present,
     TimeOutcome,
     ValueOutcome,
@@ -169,6 +170,8 @@ class Encoder:
 
     def _label(self, person: Person, index: int) -> float | None:
         outcome = self._schema.outcome
+        if isinstance(outcome, NoOutcome):
+            return 0.0
         if isinstance(outcome, ValueOutcome):
             convert = self._outcome_convert
             if convert is None:

@@ -163,8 +163,9 @@ def required_columns(schema: TabularData | Table) -> tuple[str, ...]:
         return (schema.patient_key, *(column.name for column in schema.columns))
     split = () if isinstance(schema.split, HashSplit) else (schema.split.column,)
     names = (column.name for column in schema.columns)
+    label = () if schema.label is None else (schema.label.column,)
     event = (schema.label.event_column,) if isinstance(schema.label, TimeLabel) else ()
-    return (schema.patient_key, *names, schema.label.column, *event, *split)
+    return (schema.patient_key, *names, *label, *event, *split)
 
 
 def hash_part(split: HashSplit, patient: str) -> TablePart:
@@ -221,6 +222,8 @@ def _column_part(split: ColumnSplit, text: str) -> TablePart:
 
 def _label(schema: TabularData, row: Row, *, missing: frozenset[str]) -> float | None:
     rule = schema.label
+    if rule is None:
+        return 0.0
     text = _cell(row, rule.column)
     if code_text(text) in missing:
         return None
@@ -373,7 +376,7 @@ def _check_group(
             "split: expected all rows of a patient on one side, found a patient in both the "
             "training and the held-out rows"
         )
-    if len({record.label for record in group}) > 1:
+    if schema.label is not None and len({record.label for record in group}) > 1:
         raise DataError(
             f"column {schema.label.column!r}: expected one label per patient, found a patient "
             "with both classes"

@@ -1,7 +1,7 @@
 """The tabular variants: one task and one data schema."""
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -160,12 +160,18 @@ def require_hashable(split: object, *, no_patient_key: bool) -> None:
 
 @register
 class TabularData(DataSpec):
-    """One CSV table, one or more rows per patient."""
+    """One CSV table, one or more rows per patient.
+
+    Without a label nothing is learned from it alone: it is a modality of patients whose label is in
+    another.
+    """
+
+    added: ClassVar[frozenset[str]] = frozenset({"label"})
 
     kind: Literal["tabular"] = "tabular"
     patient_key: Name
     columns: tuple[Column, ...] = Field(min_length=1, max_length=4096, strict=False)
-    label: Label
+    label: Label | None = None
     split: Split
     missing: Literal["drop", "fill"] = "drop"
     missing_codes: tuple[str, ...] = Field(default=("", "?", "NA"), strict=False)
@@ -177,7 +183,9 @@ class TabularData(DataSpec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TabularData":
-        reserved = [self.patient_key, self.label.column]
+        reserved = [self.patient_key]
+        if self.label is not None:
+            reserved.append(self.label.column)
         if isinstance(self.label, TimeLabel):
             reserved.append(self.label.event_column)
         if isinstance(self.split, ColumnSplit):

@@ -6,7 +6,13 @@ from typing import Final, Literal
 from pydantic import Field, model_validator
 
 from fedward_common.errors import ConfigError
-from fedward_common.study.clinical import ClinicalData, EventOutcome, TimeOutcome, ValueOutcome
+from fedward_common.study.clinical import (
+    ClinicalData,
+    EventOutcome,
+    NoOutcome,
+    TimeOutcome,
+    ValueOutcome,
+)
 from fedward_common.study.evaluation import (
     BinnedScores,
     ClassScores,
@@ -370,6 +376,7 @@ def _label_kind(study: StudySpec) -> type[object]:
             EventOutcome: LabelRule,
             ValueOutcome: NumberLabel,
             TimeOutcome: TimeLabel,
+            NoOutcome: type(None),
         }
         return kinds[type(study.data.outcome)]
     raise ConfigError(f"data.kind: expected data with a label, found {study.data.kind!r}")

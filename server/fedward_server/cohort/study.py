@@ -29,7 +29,7 @@ kind = "multimodal"
 name = "multimodal"
 
 [model.fusion]
-how = "gated"            # or "concatenation", "attention"
+how = "concatenation"    # or "gated", "attention"
 width = 8
 
 [[model.fusion.encoders]]
@@ -57,7 +57,7 @@ max_records_per_patient = 1
 noise = "distributed"
 
 [training]
-learning_rate = 8.0
+learning_rate = 4.0
 # frozen = ["encoders.image"] leaves an encoder as it starts.
 
 [aggregation]

@@ -14,6 +14,7 @@ from fedward_common.privacy.disclosure import disclosure
 from fedward_common.study.spec import StudySpec
 from tests.support.genotype_studies import genotype_study
 from tests.support.guard_site import site_values
+from tests.support.multimodal import multimodal_study
 from tests.support.studies import make_dp, make_spec
 
 NOW = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -106,3 +107,21 @@ def test_a_disclosure_says_what_no_epsilon_covers_of_relatives() -> None:
     assert "relatives of a patient" not in {one.what for one in per_family.uncovered}
     assert any("at another hospital" in one.why for one in per_family.uncovered)
     assert per_family.claim.adjacency.value == "add or remove all records of one family of one site"
+
+
+def test_the_rules_about_genomes_and_keys_hold_for_every_modality_of_a_study() -> None:
+    study = multimodal_study(jurisdictions=["US"])
+    policy = SitePolicy(
+        rules=PolicyRules.model_validate(site_values(allowed_tasks=["multimodal"])["policy"]),
+        source="site.toml",
+        standing=Standing(site="north", approvers=()),
+        patient_keys=frozenset({"another"}),
+    )
+
+    abroad = objections(study, genomic_jurisdictions=["CN"])
+    kin = objections(study, family_keys=frozenset({"family"}))
+    keyed = [str(one) for one in policy.objections(study, now=NOW)]
+
+    assert "it is genomic and goes to US" in abroad[0]
+    assert "its families are by column (none)" in kin[0]
+    assert any("it takes column patient_id for who is one patient" in one for one in keyed)

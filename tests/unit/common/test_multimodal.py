@@ -9,11 +9,13 @@ from pydantic import ValidationError
 
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.models.registry import build_model, initial_tensors
-from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.encoding import PatientRecords, encode_present
 from fedward_common.study.multimodal import MultimodalData, parts_of
 from fedward_common.study.multimodal_encoding import join, without_label
 from fedward_common.study.spec import ModelSpec, StudySpec
+from fedward_common.study.tabular import LabelRule, TabularData
 from fedward_common.study.tasks import check_task, outputs_of
+from tests.support.clinical import clinical
 from tests.support.multimodal import (
     INPUTS,
     SPLIT,
@@ -24,7 +26,7 @@ from tests.support.multimodal import (
     multimodal_study,
     schema,
 )
-from tests.support.studies import make_data, make_spec
+from tests.support.studies import make_data, make_document, make_spec
 
 ALL = 3 + sum(INPUTS.values())
 
@@ -144,6 +146,55 @@ def test_several_classes_and_times_have_their_outputs() -> None:
     for study, outputs in ((three, 3), (timed, 2)):
         check_task(study)
         assert outputs_of(study) == outputs
+
+
+def test_a_label_may_be_in_any_modality_and_the_others_need_none() -> None:
+    table = {key: value for key, value in modalities()[1]["data"].items() if key != "label"}
+    image = {"kind": "image", "label": {"column": "ill", "low": 0, "high": 1, "positive_from": 1}}
+    records = clinical(outcome={"kind": "none"})
+    del records["split"]
+    data = multimodal_data(
+        label_from="image",
+        modalities=[
+            {"name": "image", "data": {**modalities()[0]["data"], **image}},
+            {"name": "table", "data": table},
+            {"name": "records", "data": records},
+        ],
+    )
+
+    found = MultimodalData.model_validate(data)
+
+    assert isinstance(found.label, LabelRule)
+    assert (
+        b'"label"' not in StudySpec.model_validate(make_document(data=table_alone(table))).canonical
+    )
+
+
+def table_alone(table: dict[str, Any]) -> dict[str, Any]:
+    return {**table, "split": SPLIT}
+
+
+def test_data_without_a_label_are_learned_from_in_no_study_of_their_own() -> None:
+    table = make_data()
+    del table["label"]
+    for data in (table, clinical(outcome={"kind": "none"})):
+        study = StudySpec.model_validate(make_document(data=data))
+        with pytest.raises(ConfigError, match=r"task.kind: expected one that fits the label"):
+            check_task(study)
+
+
+def test_a_table_without_a_label_has_its_rows_and_another_s_label_decides() -> None:
+    table = TabularData.model_validate(
+        {key: value for key, value in make_data().items() if key != "label"}
+    )
+    rows = [
+        {"patient_id": "a", "age": "40", "pain": "1", "split": "train"},
+        {"patient_id": "a", "age": "41", "pain": "2", "split": "train"},
+    ]
+
+    found, absent = encode_present(table, rows, part="train")
+
+    assert (found.ids, found.labels.tolist(), absent) == (("a",), [0.0, 0.0], 0)
 
 
 def records(
