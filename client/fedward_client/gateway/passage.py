@@ -351,8 +351,12 @@ class Gateway:
         answer = await self._forward(again)
         if answer.status != OK:
             return answer
-        self._opened(message_id, answer, request=request)
-        if pushed.object_id not in self._fleet.to_push(answer.body):
+        missing = self._fleet.to_push(answer.body)
+        if missing:
+            self._opened(message_id, answer, request=request)
+        # Otherwise all is there, or the ServerApp has the message and waits for its objects: then
+        # SuperLink knows the instruction no more, and the session before goes on.
+        if pushed.object_id not in missing:
             return Answer(status=OK, body=self._fleet.stored())
         return await self._hand_over(call, pushed, message_id)
 

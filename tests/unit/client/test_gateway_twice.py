@@ -40,6 +40,8 @@ class Sessions(FakeChannel):
     taken: dict[str, bytes] = field(default_factory=dict)
     session: str = ""
     pending: set[str] = field(default_factory=set)
+    given: bool = False
+    """Whether the ServerApp has taken the message: SuperLink knows its instruction no more."""
 
     async def forward(self, route: str, headers: Mapping[str, str], body: bytes) -> Answer:
         if route in self.twice:
@@ -50,6 +52,8 @@ class Sessions(FakeChannel):
         if route == "push-messages":
             pushed = PushMessagesRequest.FromString(body)
             wanted = objects_below(pushed)
+            if self.given:
+                return PushMessagesResponse(session_id=str(uuid.uuid4())).SerializeToString()
             self.session, self.pending = str(uuid.uuid4()), set(wanted) - set(self.taken)
             missing = [one for one in wanted if one in self.pending]
             return PushMessagesResponse(
@@ -175,6 +179,23 @@ def test_a_coordinator_that_lost_the_session_gets_every_object_all_the_same() ->
             gateway, "push-object", push_object(one, content, session_id=opened.session_id)
         )
         assert PushObjectResponse.FromString(answer.body).stored
+    assert channel.taken == objects(reply)
+
+
+@pytest.mark.parametrize("twice", [(), ("push-object",)])
+def test_objects_still_come_in_though_the_serverapp_took_the_message_early(
+    twice: tuple[str, ...],
+) -> None:
+    channel = Sessions(twice=frozenset(twice))
+    gateway, reply = made(channel)
+    opened = PushMessagesResponse.FromString(
+        ask(gateway, "push-messages", push_messages(reply)).body
+    )
+    channel.given = True
+
+    for one, content in objects(reply).items():
+        request = push_object(one, content, session_id=opened.session_id)
+        assert PushObjectResponse.FromString(ask(gateway, "push-object", request).body).stored
     assert channel.taken == objects(reply)
 
 
