@@ -105,6 +105,9 @@ def test_a_demo_whose_processes_are_killed_ends_with_its_table(tmp_path: Path) -
     result = survived_demo(tmp_path, "serverapp", "superlink", "city:task")
 
     assert result["rounds"]["committed"] == ROUNDS
+    # The task may die before its charge: then its round goes on without the city.
+    city = result["charged"].pop("city")
+    assert city in (ROUNDS - 1, ROUNDS)
     assert set(result["charged"].values()) == {ROUNDS}
 
 
