@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import Age, ClinicalData, Measured, Present, Sex
 from fedward_common.study.evaluation import EvaluationRelease
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.registry import DataSpec, Strict, register
 from fedward_common.study.tabular import CategoryColumn, Name, NumberColumn, TabularData
 
@@ -142,6 +143,8 @@ _Teller = Callable[[npt.NDArray[np.float32]], GroupPlaces]
 
 
 def _teller(data: DataSpec, grouping: Grouping) -> _Teller:
+    if isinstance(data, MultimodalData):
+        return _of_modality(data, grouping)
     place = 0
     if isinstance(data, TabularData):
         for column in data.columns:
@@ -158,6 +161,28 @@ def _teller(data: DataSpec, grouping: Grouping) -> _Teller:
         f"releases.groupings: expected a column or a feature that is one number, found "
         f"{grouping.by!r}"
     )
+
+
+def _of_modality(data: MultimodalData, grouping: Grouping) -> _Teller:
+    """By the first modality that has the column or feature; who lacks the modality is in none."""
+    start = len(data.parts)
+    for number, part in enumerate(data.parts.values()):
+        inputs = slice(start, start + part.input_size)
+        start = inputs.stop
+        names = [column.name for column in part.columns] if isinstance(part, TabularData) else []
+        names += [feature.name for feature in part.static] if isinstance(part, ClinicalData) else []
+        if grouping.by in names:
+            return _where_present(_teller(part, grouping), place=number, inputs=inputs)
+    raise ConfigError(
+        f"releases.groupings: expected a column or a feature of a modality, found {grouping.by!r}"
+    )
+
+
+def _where_present(tell: _Teller, *, place: int, inputs: slice) -> _Teller:
+    def there(features: npt.NDArray[np.float32]) -> GroupPlaces:
+        return np.where(features[:, place] > 0.5, tell(features[:, inputs]), -1).astype(np.int64)
+
+    return there
 
 
 def _of_column(column: NumberColumn | CategoryColumn, grouping: Grouping, place: int) -> _Teller:

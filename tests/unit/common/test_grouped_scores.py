@@ -19,6 +19,7 @@ from fedward_common.study.grouped_scores import (
 )
 from fedward_common.study.tabular import TabularData
 from tests.support.clinical import schema
+from tests.support.multimodal import schema as multimodal_schema
 from tests.support.studies import make_data
 
 DATA = TabularData.model_validate(make_data())
@@ -126,3 +127,19 @@ def test_values_are_counted_by_what_was_measured_and_what_was_predicted() -> Non
 
     assert places[:, 0].tolist() == [0, 3 * 4 + 2, 15, NOWHERE]
     assert (asked.rows, asked.marks) == (4, 1)
+
+
+def test_a_group_of_whole_patients_is_told_by_its_modality_and_who_lacks_it_is_in_none() -> None:
+    data = multimodal_schema()
+    alone = inputs(("40", "1"), ("55", "2"), ("70", "3"))
+    whole = np.zeros((4, data.input_size), dtype=np.float32)
+    whole[:3, 1] = 1.0  # the second modality is the table
+    whole[:3, 67:70] = alone
+
+    check_groupings(data, release(AGE, PAIN))
+
+    for grouping in (AGE, PAIN):
+        expected = [*group_places(DATA, grouping, alone).tolist(), -1]
+        assert group_places(data, grouping, whole).tolist() == expected
+    with pytest.raises(ConfigError, match="a column or a feature of a modality"):
+        check_groupings(data, release(Grouping(by="weight", cuts=(50.0,))))
