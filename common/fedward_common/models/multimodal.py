@@ -107,7 +107,8 @@ class Multimodal(nn.Module):
         codes = []
         for place, (name, encoder) in enumerate(self.encoders.items()):
             here = present[:, place : place + 1]
-            code = torch.tanh(encoder(parts[place]))
+            # Copied: products of rows with gaps between them round by where a row stands.
+            code = torch.tanh(encoder(parts[place].contiguous()))
             code = torch.where(here, code, torch.zeros_like(code))
             if name in self.absent:
                 code = code + self.absent[name](1.0 - here.to(code.dtype))
