@@ -67,6 +67,10 @@ bench-genomics: $(STAMP)  ## genotypes, sequences, molecules, omics of TCGA (SHA
 	@$(BIN)/python -m benchmarks.genomics_omics tox21 --data $(SHARED)/moleculenet --out runs/bench-genomics-tox21.json
 	@$(BIN)/python -m benchmarks.genomics_tcga --data $(SHARED)/tcga_multiomics --out runs/bench-genomics-tcga.json
 
+bench-multimodal: $(STAMP)  ## each modality alone and fused: chest X-ray + labs, TCGA (SHARED=folder of the data sets)
+	@$(BIN)/python -m benchmarks.multimodal hannover --data $(SHARED)/covid_cxr --out runs/bench-multimodal-hannover.json
+	@$(BIN)/python -m benchmarks.multimodal tcga --data $(SHARED)/tcga_multiomics --out runs/bench-multimodal-tcga.json
+
 bench-ledger: $(STAMP)  ## what one charge of the budget ledger costs
 	@$(BIN)/python -m benchmarks.ledger --out runs/bench-ledger.json
 
@@ -117,4 +121,4 @@ ci-deps:  ## Debian and npm packages that tests use (called once by .ci/run)
 clean:  ## remove caches and runs (not .venv)
 	@rm -rf runs .mypy_cache .ruff_cache .hypothesis .import_linter_cache
 
-.PHONY: help setup demo check test soak bundle bench-ehr bench-genomics bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean bench-rounds
+.PHONY: help setup demo check test soak bundle bench-ehr bench-genomics bench-multimodal bench-heart bench-breast bench-ledger bench-levers bench-privacy bench-dicom bench-phase bench-secagg bench-utility bench-imaging bench-hippocampus e2e-enrol ci-deps clean bench-rounds
