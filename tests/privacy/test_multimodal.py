@@ -4,6 +4,7 @@ The expected sums come from plain autograd in float64, one record at a time (rul
 """
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,18 @@ from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import build_model, initial_tensors
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.multimodal_encoding import join
-from tests.support.multimodal import INPUTS, multimodal_study, schema
+from tests.support.clinical import clinical, measured
+from tests.support.multimodal import (
+    INPUTS,
+    fusion,
+    modalities,
+    multimodal_data,
+    multimodal_study,
+    schema,
+)
+from tests.support.multimodal import model as network
 from tests.support.naive_dp import FirstInLine, NoNoise
 from tests.support.patient_sums import CLIP, Patient, clipped_sum, losses, naive_sum
 from tests.support.studies import make_dp
@@ -217,3 +228,68 @@ def without(one: PatientRecords, gone: str) -> PatientRecords:
         patient=patient_of.astype(np.int64),
         ids=ids,
     )
+
+
+def kinds() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Data of every kind that is not among the three, with an encoder."""
+    answer = {"column": "ill", "low": 0, "high": 1, "positive_from": 1}
+    pulse = measured("pulse", "LOINC:8867-4", unit="/min", low=20.0, high=220.0, fill=80.0,
+                     aggregation="sequence", missing="fill", window=None)  # fmt: skip
+    series = clinical(
+        features=[pulse], grid={"step_hours": 24.0, "steps": 3}, outcome={"kind": "none"}
+    )
+    del series["split"]
+    notes = {"kind": "notes", "label": answer,
+             "tokeniser": {"kind": "hashed-words", "max_tokens": 4, "buckets": 64}}  # fmt: skip
+    words = {"kind": "k-mers", "k": 2}
+    sequence = {"kind": "sequence", "alphabet": "dna", "length": 8, "label": answer,
+                "ambiguous": "unknown"}  # fmt: skip
+    genes = {"name": "rna", "scale": "log2-tpm", "genes": ["A", "B", "C"]}
+    return {
+        "series": (series, {"name": "gru", "hidden": [4], "steps": 3}),
+        "notes": (notes, {"name": "bilstm", "hidden": [4, 4], "shape": [4, 65]}),
+        "letters": (
+            {**sequence, "encoding": {"kind": "one-hot"}},
+            {"name": "cnn1d", "hidden": [4], "shape": [4, 8]},
+        ),
+        "words": (
+            {**sequence, "encoding": words},
+            {"name": "sequence-transformer", "hidden": [4, 4], "shape": [1, 18]},
+        ),
+        "profile": (
+            {"kind": "profiles", "label": answer, "layers": [genes]},
+            {"name": "linear"},
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", list(kinds()))
+def test_an_encoder_of_every_kind_passes_the_checks_and_trains(name: str) -> None:
+    data, encoder = kinds()[name]
+    both = [modalities()[1], {"name": name, "data": data}]
+    schema_of = MultimodalData.model_validate(multimodal_data(modalities=both))
+    sizes = {one: part.input_size for one, part in schema_of.parts.items()}
+    encoders = [
+        {"modality": "table", "name": "mlp", "hidden": [4], "inputs": sizes["table"]},
+        {"modality": name, "inputs": sizes[name], **encoder},
+    ]
+    study = multimodal_study(
+        data=multimodal_data(modalities=both), model=network(fusion=fusion(encoders=encoders))
+    )
+    features, labels = task_of(study).examples(device=torch.device("cpu"))(6)
+    records_of = PatientRecords(
+        features=features.numpy(), labels=labels.numpy(), patient=np.arange(6)
+    )
+    start = initial_tensors(study.model, schema_of.input_size)
+    trainer = LocalTrainer(
+        study,
+        SiteId("north"),
+        sampling=FirstInLine(),
+        noise=NoNoise(),
+        flags=PerformanceFlags(backend="loop"),
+    )
+
+    after = trainer.train(start, records_of).tensors
+
+    changed = {one for one in start if not np.array_equal(start[one], after[one])}
+    assert any(one.startswith(f"encoders.{name}.") for one in changed)

@@ -15,10 +15,16 @@ from torch import nn
 
 from fedward_common.errors import ConfigError
 from fedward_common.models.tabular import LogisticRegression, Mlp, empty_linear, initialise
+from fedward_common.models.text import BiLstm, TextTransformer, build_text_model
 from fedward_common.study.fusion import Encoder
 from fedward_common.study.spec import ModelSpec
 
 Build = Callable[[ModelSpec, int], nn.Module]
+_OF_WORDS: Final[Mapping[str, type[BiLstm] | type[TextTransformer]]] = {
+    "bilstm": BiLstm,
+    "text-transformer": TextTransformer,
+}
+"""Models that by themselves put out several numbers for each word and not for a record."""
 _SEEDS: Final = 2**53
 _NEVER: Final = -1e9
 """A score whose share of a softmax is exactly 0 beside any other in float32."""
@@ -166,8 +172,13 @@ def _encoder(
         outputs=width,
         initial_seed=(spec.initial_seed + 7919 * place) % _SEEDS,
     )
+    words = _OF_WORDS.get(encoder.name)
     try:
-        model = build(own, encoder.inputs)
+        model = (
+            build(own, encoder.inputs)
+            if words is None
+            else build_text_model(own, encoder.inputs, words, pooled=True)
+        )
     except ConfigError as error:
         raise ConfigError(f"modality {encoder.modality}: {error}") from error
     if isinstance(model, LogisticRegression):
