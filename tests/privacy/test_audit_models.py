@@ -21,6 +21,7 @@ from fedward_common.ids import SiteId
 from fedward_common.study.spec import StudySpec
 from tests.support.clinical import clinical, measured
 from tests.support.image_studies import SIDE, image_study
+from tests.support.multimodal import multimodal_study
 from tests.support.naive_dp import Repeatable
 from tests.support.studies import make_data, make_dp, make_spec
 
@@ -76,6 +77,9 @@ def study(name: str) -> StudySpec:
             return images(name="resnet18", hidden=[])
         case "lstm" | "gru":
             return series(name)
+        case "whole patients":
+            dp = make_dp(steps=4) | {"max_records_per_patient": 4}
+            return multimodal_study(**(SHORT | {"dp": dp}), how="attention")
         case "regression":
             data = make_data(label=NUMBER)
             model = {"name": "mlp", "hidden": [4]}
@@ -110,7 +114,7 @@ def measured_of(report: AuditReport, name: str) -> float:
 @pytest.mark.parametrize(
     "name",
     [
-        *("cnn", "lstm", "cox"),
+        *("cnn", "lstm", "cox", "whole patients"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in ("cnn with levers", "gru", "regression", "hazard", "resnet18")

@@ -11,11 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_client.audit.clinical_rows import clinical_rows, load_clinical
+from fedward_client.audit.whole_rows import AUDITED, ModalityRow, whole_patients
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.encoding import PatientRecords, Row, encode_present, hash_part
 from fedward_common.study.image_encoding import FloatArray, ImageRow, encode_images
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import ImageData, Pictures, PlainImages
+from fedward_common.study.multimodal import MultimodalData
+from fedward_common.study.multimodal_encoding import join
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import (
     CategoryColumn,
@@ -29,7 +32,9 @@ from fedward_common.study.tabular import (
 )
 
 HUGE = 1e30
-SourceRow = Row | ImageRow
+_NO_LABEL = LabelRule(column="no label", low=0, high=1, positive_from=1)
+"""Of images whose patients' label is in another modality: nobody reads that column."""
+SourceRow = Row | ImageRow | ModalityRow
 
 
 def load_rows(study: StudySpec, rows: Sequence[SourceRow]) -> PatientRecords:
@@ -43,7 +48,20 @@ def load_rows(study: StudySpec, rows: Sequence[SourceRow]) -> PatientRecords:
         case TabularData() as table:
             cells = [row for row in rows if isinstance(row, dict)]
             return encode_present(table, cells, part="train", one_record_per_patient=single)[0]
-        case ImageData() as images:
+        case MultimodalData() as whole:
+            tagged = [row for row in rows if isinstance(row, ModalityRow)]
+            return join(
+                whole,
+                {
+                    name: load_rows(
+                        study.model_copy(update={"data": part}),
+                        [one.row for one in tagged if one.modality == name],
+                    )
+                    for name, part in whole.parts.items()
+                    if isinstance(part, AUDITED)
+                },
+            )
+        case ImageData() | PlainImages() as images:
             pictures = [row for row in rows if isinstance(row, ImageRow)]
             return encode_images(images, pictures, part="train", strict=False)[0]
         case ClinicalData() as clinical:
@@ -51,19 +69,30 @@ def load_rows(study: StudySpec, rows: Sequence[SourceRow]) -> PatientRecords:
     raise _unknown(study)
 
 
-def made_up_rows(study: StudySpec) -> list[list[SourceRow]]:
+def made_up_rows(study: StudySpec) -> Sequence[Sequence[SourceRow]]:
     """The rows of some made-up patients, one list a patient.
 
     Raises:
         ConfigError: data of a kind that is not audited.
     """
+    if isinstance(study.data, MultimodalData):
+        made = {
+            name: _made_up(study.model_copy(update={"data": part}))
+            for name, part in study.data.parts.items()
+            if isinstance(part, AUDITED)
+        }
+        return whole_patients(study.data, made)
+    return _made_up(study)
+
+
+def _made_up(study: StudySpec) -> Sequence[Sequence[Row | ImageRow]]:
     match study.data:
         case TabularData() as table:
             return _table_rows(table)
-        case ImageData() as images:
+        case ImageData() | PlainImages() as images:
             return _image_rows(images)
         case ClinicalData() as clinical:
-            return [list(rows) for rows in clinical_rows(clinical)]
+            return clinical_rows(clinical)
     raise _unknown(study)
 
 
@@ -84,11 +113,10 @@ def _names(split: Split) -> list[str]:
     return list(islice(chosen, 16))
 
 
-def _table_rows(schema: TabularData) -> list[list[SourceRow]]:
+def _table_rows(schema: TabularData) -> list[list[Row]]:
     """The rows of made-up patients: honest, at and far beyond the range, faulty, contradicting."""
-    if schema.label is None:
-        raise ConfigError("audit: expected a table with a label, found none")
-    low, high = (0, 1) if isinstance(schema.label, TimeLabel) else _ends(schema.label)
+    label = schema.label
+    low, high = _ends(label) if isinstance(label, LabelRule | NumberLabel) else (0, 1)
     kinds: list[list[tuple[str, float]]] = [
         [("low", low)],
         [("high", high)],
@@ -136,8 +164,8 @@ def _cell(column: NumberColumn | CategoryColumn, kind: str) -> str:
     return repr(float(cells[kind]))
 
 
-def _image_rows(schema: ImageData) -> list[list[SourceRow]]:
-    label, shape = schema.label, schema.size
+def _image_rows(schema: ImageData | PlainImages) -> list[list[ImageRow]]:
+    label, shape = getattr(schema, "label", _NO_LABEL), schema.size
     if not isinstance(label, LabelRule):
         raise ConfigError("audit: expected images with one column of numbers as their label")
     ramp = np.linspace(0.0, 1.0, schema.input_size, dtype=np.float32).reshape(shape)
@@ -163,7 +191,7 @@ def _image_rows(schema: ImageData) -> list[list[SourceRow]]:
     ]
 
 
-def _image(schema: ImageData, label: str, about: tuple[str, FloatArray | None, float]) -> ImageRow:
+def _image(schema: Pictures, label: str, about: tuple[str, FloatArray | None, float]) -> ImageRow:
     name, pixels, number = about
     cells = {schema.patient_key: name, label: str(int(number))}
     if not isinstance(schema.split, HashSplit):
