@@ -1,6 +1,5 @@
 """The guard as a process: opens policy, ledger, journal and keys, then answers until ended."""
 
-import importlib
 import os
 import signal
 import threading
@@ -49,7 +48,6 @@ GATEWAY_BLOB_BYTES: Final = 0
 ADMIN_BLOB_BYTES: Final = MAX_STATEMENT_BYTES + MAX_STUDY_BYTES
 ROOT: Final = 0
 PRUNE_SECONDS: Final = 300.0
-REGISTRY: Final = "fedward_common.models.registry"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,9 +225,6 @@ def run_guard(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     guard = start_guard(settings, object_ids=object_ids, shapes=shapes)
-    if shapes is None:
-        # Torch takes seconds to load: done while nobody waits, after the sockets answer.
-        threading.Thread(target=importlib.import_module, args=(REGISTRY,), daemon=True).start()
     try:
         # Also at a site that nobody asks anything any more.
         pruned = time.monotonic()
@@ -242,12 +237,13 @@ def run_guard(
 
 
 def study_shapes(study: StudySpec) -> Mapping[str, tuple[int, ...]]:
-    """The names and shapes of a study's tensors: as it writes them out, or as the registry builds
-    them.
+    """The names and shapes of a study's tensors, as it writes them out.
+
+    Studies signed before 2026-11-27 write out those of plugins only: the registry builds theirs.
     """
     if study.model.tensors:
         return {tensor.name: tensor.shape for tensor in study.model.tensors}
-    # Not at the top: it loads torch, and the guard's sockets must answer soon after its start.
+    # Not at the top: it loads torch, for which a guard has no other use.
     from fedward_common.models.registry import model_shapes  # noqa: PLC0415
 
     return model_shapes(study.model, inputs=input_size(study.data))

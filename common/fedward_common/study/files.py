@@ -88,7 +88,9 @@ def parse_study(
     document = _parse_toml(text, source=source)
     unknown = _complete(document, source=source, keys=keys, lead_key_sha256=lead_key_sha256)
     study = _validated(document, source=source)
-    _check_model(study, source=source)
+    if shapes := _check_model(study, source=source):
+        document["model"]["tensors"] = [{"name": n, "shape": list(s)} for n, s in shapes.items()]
+        study = _validated(document, source=source)
     try:
         if is_statistics(study):
             statistics_releases(study)
@@ -214,23 +216,31 @@ def _validated(document: dict[str, Any], *, source: str) -> StudySpec:
         raise explain(error, source=source, document=document) from error
 
 
-def _check_model(study: StudySpec, *, source: str) -> None:
+def _check_model(study: StudySpec, *, source: str) -> dict[str, tuple[int, ...]]:
+    """The tensors of the model that the study learns, by name; none where it learns none."""
     # As `derive`: torch costs seconds, and only who signs a study comes this way.
-    from fedward_common.models.registry import build_model  # noqa: PLC0415
+    from fedward_common.models.registry import model_shapes  # noqa: PLC0415
     from fedward_common.study.tabular import TabularData  # noqa: PLC0415
     from fedward_common.study.units import check_unit  # noqa: PLC0415
 
     learned = TabularData | ClinicalData | Pictures | NotesData | LabelledRows | Genotypes
-    if isinstance(study.data, learned | MultimodalData) and not is_statistics(study):
-        try:
-            if type(study.task) in KNOWN_TASKS:
-                check_task(study)
-            build_model(study.model, study.data.input_size)
-            for part in parts_of(study.data):
-                for unit in part.units if isinstance(part, ClinicalData) else ():
-                    check_unit(unit)
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from error
+    if not isinstance(study.data, learned | MultimodalData) or is_statistics(study):
+        return {}
+    try:
+        if type(study.task) in KNOWN_TASKS:
+            check_task(study)
+        shapes = model_shapes(study.model, study.data.input_size)
+        for part in parts_of(study.data):
+            for unit in part.units if isinstance(part, ClinicalData) else ():
+                check_unit(unit)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+    if study.model.tensors and {t.name: t.shape for t in study.model.tensors} != shapes:
+        raise ConfigError(
+            f"{source}: model.tensors: expected those of the model {study.model.name!r} as it is "
+            "built here, found others; leave them out, they are filled in"
+        )
+    return shapes
 
 
 def _complete(

@@ -89,8 +89,8 @@ class LoRa(Strict):
 class ModelSpec(Extensible):
     """A model by its registered name, with its sizes.
 
-    `tensors` are written out for a model that is an installed plugin (`fedward.models`): a guard
-    checks updates against them and never runs a plugin.
+    `tensors` are written out when the study is signed: a guard checks updates against them, builds
+    no model and runs no plugin (`fedward.models`).
     """
 
     added: ClassVar[frozenset[str]] = frozenset(

@@ -111,6 +111,19 @@ def test_a_study_file_becomes_a_complete_study() -> None:
     assert study.dp.steps == 15
 
 
+def test_a_study_says_what_its_models_tensors_are() -> None:
+    """So that a guard needs no model, and no torch, to check an update."""
+    written = {tensor.name: tensor.shape for tensor in parse(STUDY).model.tensors}
+
+    assert written == {"linear.weight": (1, 3), "linear.bias": (1,)}
+
+
+def test_tensors_that_are_not_the_models_are_refused() -> None:
+    lie = '[model]\ntensors = [{ name = "linear.weight", shape = [1, 500] }]'
+
+    assert "model.tensors: expected those of the model" in problem("[model]", lie)
+
+
 def test_the_noise_is_derived_from_the_epsilon_of_the_file() -> None:
     asked: list[tuple[float, int, Unknown]] = []
 
