@@ -107,7 +107,7 @@ def distributed(study: StudySpec, training: Tables) -> Tensors:
     parts = summed(study, model_shapes(study.model, inputs))
     descent, kept = PooledDescent(study.training), released_models(study)
     model: dict[str, Array] = initial_tensors(study.model, inputs)
-    for _ in range(study.rounds):
+    for number in range(study.rounds):
         total: Any = 0
         for site, trainer in trainers.items():
             vector = trainer.integer_sum(model, training[site], grid=grid).vector
@@ -119,7 +119,7 @@ def distributed(study: StudySpec, training: Tables) -> Tensors:
             size = int(np.prod(shape, dtype=int))
             gradient[name] = mean[start : start + size].reshape(shape)
             start += size
-        model = descent.step(model, gradient)
+        model = descent.step(model, gradient, rate=study.learning_rate(number + 1))
         kept.add(model)
     return kept.mean()
 

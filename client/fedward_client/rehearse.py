@@ -46,8 +46,8 @@ def rehearse(
 def _one(trainer: LocalTrainer, study: StudySpec, records: PatientRecords) -> dict[str, Array]:
     model = initial_tensors(study.model, inputs=task_of(study).inputs)
     released = released_models(study)
-    for _ in range(study.rounds):
-        model = trainer.train(model, records).tensors
+    for number in range(1, study.rounds + 1):
+        model = trainer.train(model, records, round_number=number).tensors
         released.add(model)
     return released.mean()
 

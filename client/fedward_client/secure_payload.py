@@ -27,6 +27,7 @@ def training_numbers(
     weights: Tensors,
     records: PatientRecords,
     plan: SumPlan,
+    round_number: int,
     correction: Tensors,
 ) -> tuple[bytes, ExecutedPlan, Tensors]:
     """The site's clipped patient sum (distributed noise), or its noised, weighted update (local).
@@ -39,7 +40,7 @@ def training_numbers(
     if is_distributed(study):
         found = trainer.integer_sum(weights, records, grid=plan.grid)
         return _bytes(found.vector), found.executed, {}
-    update = trainer.train(weights, records, correction=correction)
+    update = trainer.train(weights, records, round_number=round_number, correction=correction)
     moved = flat(study, update.tensors) - flat(study, weights)
     scaled = np.rint(moved * study.weight(site) * plan.grid.scale)
     numbers = _bytes(np.clip(scaled, -LARGEST, LARGEST).astype(np.int64))

@@ -125,7 +125,7 @@ class Worker:
         """What leaves as it is, noised here, and what stays."""
         match instruction.kind:
             case "train":
-                return self._train(study, grant, model)
+                return self._train(study, grant, model, instruction.round)
             case "evaluate":
                 return self._evaluate(study, grant, model), b""
             case "statistics":
@@ -148,6 +148,7 @@ class Worker:
                     weights=opened.weights,
                     records=self.source.records(study, part="train"),
                     plan=plan,
+                    round_number=instruction.round,
                     correction=opened.correction,
                 )
                 _require_executed(study, ran)
@@ -158,11 +159,14 @@ class Worker:
         rows = list(self.source.rows(study))
         return statistics_numbers(study, release, rows, plan=plan), b""
 
-    def _train(self, study: StudySpec, grant: Grant, model: Octets) -> tuple[bytes, bytes]:
+    def _train(
+        self, study: StudySpec, grant: Grant, model: Octets, round_number: int
+    ) -> tuple[bytes, bytes]:
         opened = OpenedRound.of(study, model, grant.state)
         update = self._trainer(study, SiteId(grant.site)).train(
             opened.weights,
             self.source.records(study, part="train"),
+            round_number=round_number,
             correction=opened.correction,
         )
         _require_executed(study, update.executed)

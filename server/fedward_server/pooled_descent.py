@@ -30,14 +30,17 @@ class PooledDescent:
         self._second: dict[str, Wide] = {}
         self._steps = 0
 
-    def step(self, current: Tensors, gradient: dict[str, Wide]) -> dict[str, Array]:
-        """The next model: `current` moved along `gradient`, which names the trained tensors."""
+    def step(self, current: Tensors, gradient: dict[str, Wide], *, rate: float) -> dict[str, Array]:
+        """The next model: `current` moved along `gradient`, which names the trained tensors.
+
+        `rate`: the learning rate of this step, by the study's schedule.
+        """
         self._steps += 1
         move = self._adam if self._training.optimizer == "adam" else self._sgd
         following = dict(current)
         for name, part in gradient.items():
             value = np.asarray(current[name], dtype=np.float64)
-            following[name] = move(name, value, part).astype(np.float32)
+            following[name] = move(name, value, part, rate).astype(np.float32)
         return following
 
     def state(self) -> Mapping[str, npt.NDArray[Any]]:
@@ -54,21 +57,21 @@ class PooledDescent:
             if tensor:
                 (self._first if which == "first" else self._second)[tensor] = value
 
-    def _sgd(self, name: str, value: Wide, gradient: Wide) -> Wide:
+    def _sgd(self, name: str, value: Wide, gradient: Wide, rate: float) -> Wide:
         training = self._training
         gradient = gradient + training.weight_decay * value
         if training.momentum:
             before = self._first.get(name)
             gradient = gradient if before is None else training.momentum * before + gradient
             self._first[name] = gradient
-        return value - training.learning_rate * gradient
+        return value - rate * gradient
 
-    def _adam(self, name: str, value: Wide, gradient: Wide) -> Wide:
+    def _adam(self, name: str, value: Wide, gradient: Wide, rate: float) -> Wide:
         training, (beta1, beta2) = self._training, ADAM_BETAS
         first = beta1 * self._first.get(name, np.zeros_like(value)) + (1 - beta1) * gradient
         second = beta2 * self._second.get(name, np.zeros_like(value)) + (1 - beta2) * gradient**2
         self._first[name], self._second[name] = first, second
         mean = first / (1 - beta1**self._steps)
         spread = np.sqrt(second / (1 - beta2**self._steps))
-        decayed = value * (1 - training.learning_rate * training.weight_decay)
-        return decayed - training.learning_rate * mean / (spread + ADAM_EPSILON)
+        decayed = value * (1 - rate * training.weight_decay)
+        return decayed - rate * mean / (spread + ADAM_EPSILON)

@@ -115,7 +115,8 @@ class SecureRounds:
         if is_distributed(self.study) and isinstance(dp, DpSgd):
             gradient = opened.values / (dp.sampling_probability * patients)
             trained = unflat(self.study, gradient, shapes=self.shapes)
-            return opened.state, self.descent.step(model, trained)
+            rate = self.study.learning_rate(number)
+            return opened.state, self.descent.step(model, trained, rate=rate)
         share = patients / self.study.public_patients
         moved = unflat(self.study, opened.values / share, shapes=self.shapes)
         return opened.state, {

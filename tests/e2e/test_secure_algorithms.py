@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,6 +47,20 @@ FURTHER = {
         'name = "fedavg"': 'name = "fedbn"\nkept = ["hidden.1."]',
     },
     "fedadam": {**LOCAL, 'name = "fedavg"': 'name = "fedadam"\nlearning_rate = 0.5'},
+}
+TWO_STEPS = {
+    "rounds = 20": "rounds = 2",
+    "average_last = 4": "average_last = 1",
+    "[aggregation]": '[training.schedule]\nkind = "cosine"\n\n[aggregation]',
+}
+SCHEDULED = {
+    "pooled-schedule": TWO_STEPS,
+    "secret-schedule": {
+        **TWO_STEPS,
+        'noise = "distributed"': 'noise = "local"',
+        'id = "breast-cancer-distributed"\n': 'id = "breast-cancer-secret"\nsecure_sum = true\n',
+    },
+    "open-schedule": {**TWO_STEPS, 'noise = "distributed"': 'noise = "local"'},
 }
 STATISTICS = """\
 id = "breast-cancer-sums"
@@ -98,6 +113,7 @@ class Studies:
     rehearsed: dict[str, Any]
     signed: dict[str, SignedStudy]
     outcomes: dict[str, dict[str, Any]]
+    runs: dict[str, Path]
     models: dict[str, dict[str, np.ndarray]]
 
     def spec(self, name: str) -> StudySpec:
@@ -127,7 +143,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
     folder = tmp_path_factory.mktemp("algorithms")
     prepared = prepared_study(folder, changed(SCAFFOLD))
     signed = {"scaffold": prepared.signed}
-    for name, changes in FURTHER.items():
+    for name, changes in (FURTHER | SCHEDULED).items():
         signed[name] = changed_study(prepared, STUDY.read_text(), changes)
     signed["statistics"] = changed_study(prepared, statistics_text(), {})
     for site in prepared.layout.sites.values():
@@ -136,11 +152,11 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
         site.settings_file.write_text(allowing(site.settings_file.read_text()))
     with Federation(prepared.layout) as federation:
         outcome = run_study(federation, prepared, view=None)
-        outcomes, models = {}, {"scaffold": outcome.model}
-        for name in (*FURTHER, "statistics"):
+        outcomes, runs, models = {}, {}, {"scaffold": outcome.model}
+        for name in (*FURTHER, *SCHEDULED, "statistics"):
             outcomes[name] = ended(federation, signed[name])
-            run = run_path(federation.settings.state, outcomes[name]["run"])
-            models[name] = tensors_from_bytes((run / MODEL).read_bytes())
+            runs[name] = run_path(federation.settings.state, outcomes[name]["run"])
+            models[name] = tensors_from_bytes((runs[name] / MODEL).read_bytes())
         study = folder / "fedbn.json"
         study.write_bytes(signed["fedbn"].canonical)
         first = next(iter(prepared.layout.sites))
@@ -151,6 +167,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
             rehearsed=federation.ask_site(first, "rehearse", str(study), *options),
             signed=signed,
             outcomes=outcomes,
+            runs=runs,
             models=models,
         )
 
@@ -212,6 +229,23 @@ def test_local_noise_in_secret_sums_ends_with_every_round(studies: Studies, name
     assert outcome["refusals"] == {}
     assert studies.spec(name).dp.placement == "local"
     assert all(np.isfinite(value).all() for value in studies.models[name].values())
+
+
+@pytest.mark.parametrize("name", SCHEDULED)
+def test_the_rate_of_each_step_is_the_schedule_s_wherever_it_is_taken(
+    studies: Studies, name: str
+) -> None:
+    """Half a cosine over two steps: the whole rate, then none, which leaves the model as it is."""
+    first, second = (
+        tensors_from_bytes((studies.runs[name] / f"round-0000{number}.safetensors").read_bytes())
+        for number in (1, 2)
+    )
+    start = initial_tensors(studies.spec(name).model, inputs=30)
+
+    assert studies.spec(name).secure_sum == (name != "open-schedule")
+    assert studies.outcomes[name]["committed_rounds"] == 2
+    assert all(not np.array_equal(start[tensor], first[tensor]) for tensor in start)
+    assert all(np.array_equal(first[tensor], second[tensor]) for tensor in start)
 
 
 def test_a_fedbn_study_can_be_rehearsed_at_a_hospital(studies: Studies) -> None:

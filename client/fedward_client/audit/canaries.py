@@ -141,8 +141,8 @@ def _patient_scores(
     records = as_records([*ordinary, *chosen], inputs=probe.inputs)
     trainer = ports.trainer(study, site, sampling=ports.sampling, noise=ports.noise, flags=flags)
     weights: Tensors = probe.start
-    for _ in range(study.rounds):
-        weights = trainer.train(weights, records).tensors
+    for number in range(1, study.rounds + 1):
+        weights = trainer.train(weights, records, round_number=number).tensors
     fell = _losses(study, probe, probe.start, canaries) - _losses(study, probe, weights, canaries)
     return np.nan_to_num(fell), took_part
 

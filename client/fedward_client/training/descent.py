@@ -84,8 +84,14 @@ class LocalDescent:
         self._start = [parameter.detach().clone() for parameter in parameters]
         self._optimizer = _optimizer(study.training, self._parameters)
 
-    def step(self, gradient: torch.Tensor) -> None:
-        """One step along `gradient` [parameters], float64, flat in the parameters' order."""
+    def step(self, gradient: torch.Tensor, *, rate: float | None = None) -> None:
+        """One step along `gradient` [parameters], float64, flat in the parameters' order.
+
+        `rate`: the learning rate, where it is not the study's whole one.
+        """
+        if rate is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
         parts = torch.split(gradient, [parameter.numel() for parameter in self._parameters])
         origins = zip(self._start, self._correction, strict=True)
         for parameter, (origin, fixed), part in zip(self._parameters, origins, parts, strict=True):

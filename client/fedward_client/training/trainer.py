@@ -1,5 +1,6 @@
 """A site's part of one training round: weights in, a protected update out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,10 +108,16 @@ class LocalTrainer:
         self._flags = flags
 
     def train(
-        self, weights: Tensors, records: PatientRecords, *, correction: Tensors | None = None
+        self,
+        weights: Tensors,
+        records: PatientRecords,
+        *,
+        round_number: int | None = None,
+        correction: Tensors | None = None,
     ) -> TrainedUpdate:
         """The weights after `local_steps` steps of DP-SGD from `weights`.
 
+        `round_number` (1..) is needed where the study has a schedule: the rate depends on it.
         `correction`, by name, is added to every noisy gradient (SCAFFOLD).
 
         The model is checked on made-up records before `records` are touched, and once more
@@ -120,12 +127,14 @@ class LocalTrainer:
             ModelRefused: the model cannot have a patient-level guarantee.
             ProtocolError: `weights` are not the finite weights of the study's model.
             DataError: `records` are not grouped by patient.
-            ConfigError: the weights overflowed; the study's learning rate is too high.
+            ConfigError: the weights overflowed; the study's learning rate is too high. Or a
+                schedule, and no number of the round.
         """
+        rates = self._rates(round_number)
         model, engine = self._prepared(weights)
         untrained = untrained_state(model)
         patients = PatientTensors.from_records(records, device=self._device)
-        self._descend(model, engine, patients, correction or {})
+        self._descend(model, engine, patients, correction or {}, rates=rates)
         check_untrained_state(model, before=untrained)
         return TrainedUpdate(tensors=_finite(model), executed=_executed(engine))
 
@@ -193,12 +202,21 @@ class LocalTrainer:
         engine: PatientDpEngine,
         patients: PatientTensors,
         correction: Tensors,
+        *,
+        rates: Sequence[float],
     ) -> None:
         trained = trainable_parameters(model)
         fixed = [torch.tensor(correction[name]) for name in trained] if correction else []
         descent = LocalDescent(self._study, list(trained.values()), correction=fixed)
-        for _ in range(self._study.local_steps):
-            descent.step(engine.step(patients))
+        for rate in rates:
+            descent.step(engine.step(patients), rate=rate)
+
+    def _rates(self, round_number: int | None) -> list[float]:
+        """The learning rate of each local step."""
+        if round_number is None and self._study.training.schedule is not None:
+            raise ConfigError("training.schedule: expected the number of the round, found none")
+        steps = range(self._study.local_steps)
+        return [self._study.learning_rate(round_number or 1, step) for step in steps]
 
 
 def _site_plan(study: StudySpec, site_id: SiteId) -> PatientDpPlan:

@@ -21,6 +21,7 @@ from fedward_common.study.registry import (
     Strict,
     register,
 )
+from fedward_common.study.schedule import Schedule
 
 Width = Annotated[int, Field(ge=1, le=65536)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -146,7 +147,7 @@ class TrainingSpec(Extensible):
     `frozen` keep the values that the round starts with.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"optimizer", "frozen", "jitter"})
+    added: ClassVar[frozenset[str]] = frozenset({"optimizer", "frozen", "jitter", "schedule"})
 
     learning_rate: Positive
     momentum: float = Field(default=0.0, ge=0, lt=1)
@@ -154,6 +155,7 @@ class TrainingSpec(Extensible):
     optimizer: Literal["sgd", "adam"] = "sgd"
     frozen: tuple[str, ...] = Field(default=(), max_length=64, strict=False)
     jitter: Jitter | None = None
+    schedule: Schedule | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingSpec":
@@ -330,6 +332,15 @@ class StudySpec(Extensible):
         """The public constant N of the whole study: the sum of the sites' `patients`."""
         return sum(site.patients for site in self.sites)
 
+    def learning_rate(self, round_number: int, step: int = 0) -> float:
+        """The rate of local step 0.. of round 1.., by the study's schedule."""
+        training = self.training
+        if training.schedule is None:
+            return training.learning_rate
+        place = (round_number - 1) * self.local_steps + step
+        steps = self.rounds * self.local_steps
+        return training.learning_rate * training.schedule.part(place, steps=steps)
+
     def is_frozen(self, tensor: str) -> bool:
         """Whether the tensor of this name keeps its start: frozen, or the base of an adapter."""
         lora = self.model.lora
@@ -369,12 +380,21 @@ class StudySpec(Extensible):
         self._check_genomic()
         training = self.training
         if isinstance(self.aggregation, Scaffold) and (
-            training.optimizer != "sgd" or training.momentum or training.weight_decay
+            training.optimizer != "sgd"
+            or training.momentum
+            or training.weight_decay
+            or training.schedule is not None
         ):
             raise ValueError(
-                "training: expected plain sgd with scaffold (no momentum, no weight_decay): its "
-                "control variates are mean gradients, found more"
+                "training: expected plain sgd with scaffold (no momentum, no weight_decay, no "
+                "schedule): its control variates are mean gradients, found more"
             )
+        if training.schedule is not None:
+            steps = self.rounds * self.local_steps
+            if training.schedule.warm_up >= steps:
+                raise ValueError(
+                    f"training.schedule.warm_up: expected fewer than the study's {steps} steps"
+                )
         if self.aggregation.average_last > self.rounds:
             raise ValueError("aggregation.average_last: expected at most the number of rounds")
         if isinstance(self.dp, DpSgd):
