@@ -10,11 +10,11 @@ from pathlib import Path
 from fedward_client.data.tabular import CheckedSource
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
-from fedward_common.arrays import Array, tensors_to_bytes
+from fedward_common.arrays import Array, Tensors, tensors_to_bytes
 from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
-from fedward_common.models.registry import initial_tensors
+from fedward_common.models.start import start_tensors
 from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.spec import StudySpec
@@ -22,29 +22,41 @@ from fedward_common.trust.private_files import write_private
 
 
 def rehearse(
-    study: StudySpec, site: SiteId, source: CheckedSource, *, flags: PerformanceFlags, draws: int
+    study: StudySpec,
+    site: SiteId,
+    source: CheckedSource,
+    *,
+    flags: PerformanceFlags,
+    draws: int,
+    start_weights: bytes | None = None,
 ) -> list[dict[str, Array]]:
     """`draws` models, each trained with the study's noise, rounds and steps on this site alone.
 
+    `start_weights`: the file that the study begins with, where it names one.
+
     Raises:
-        ConfigError: the study does not include this site.
+        ConfigError: the study does not include this site, or begins with another file.
         DataError: the site's data do not fit the study.
     """
     if study.site(site) is None:
         raise ConfigError(f"rehearse: expected a study with the site {site}, found one without it")
+    start = start_tensors(study.model, task_of(study).inputs, file=start_weights)
     records = source.checked_records(study, part="train")
     return [
         _one(
             LocalTrainer(study, site, sampling=Csprng(), noise=Csprng(), flags=flags),
             study,
             records,
+            start=start,
         )
         for _ in range(draws)
     ]
 
 
-def _one(trainer: LocalTrainer, study: StudySpec, records: PatientRecords) -> dict[str, Array]:
-    model = initial_tensors(study.model, inputs=task_of(study).inputs)
+def _one(
+    trainer: LocalTrainer, study: StudySpec, records: PatientRecords, *, start: Tensors
+) -> dict[str, Array]:
+    model = dict(start)
     released = released_models(study)
     for number in range(1, study.rounds + 1):
         model = trainer.train(model, records, round_number=number).tensors

@@ -153,6 +153,7 @@ def study_report(settings: SiteSettings, study: StudySpec, *, now: datetime) -> 
         "model": study.model.name if isinstance(study.dp, DpSgd) else None,
         "plugin": _plugin(settings, study),
         "aggregation": study.aggregation.name if isinstance(study.dp, DpSgd) else None,
+        "start_weights": study.model.start and study.model.start.sha256,
         "kept": kept_words(study) or None,
         "rounds": study.rounds,
         "local_steps": study.local_steps,

@@ -79,6 +79,11 @@ def _doing(report: dict[str, Any]) -> Iterator[str]:
             f"{report['local_steps']} steps; the sites' updates are joined by "
             f"{report['aggregation']}."
         )
+    if report.get("start_weights"):
+        yield (
+            f"It begins with weights learned elsewhere (SHA-256 {report['start_weights']}); the "
+            "data that they were learned from are no part of this study's epsilon."
+        )
     if report.get("kept"):
         yield f"Between rounds, {report['kept']}."
     if report["plugin"] is not None:

@@ -30,6 +30,7 @@ from fedward_server.adapters.phase_link import PhaseLink
 from fedward_server.adapters.registry import SqlRegistry, open_registry
 from fedward_server.adapters.reply_pulls import quicken
 from fedward_server.adapters.run_files import RunFolder, SystemClock, read_study, run_path
+from fedward_server.adapters.start_weights import read_start_weights
 from fedward_server.blob_fleet import BlobFleet
 from fedward_server.fleet import Fleet
 from fedward_server.members import is_named_member
@@ -84,6 +85,7 @@ def _run(grid: Grid, settings: CoordinatorSettings, folder: RunFolder, *, digest
             heads=HeadsFile(settings.state),
             site_keys=_site_keys(registry, study),
             tray=BlobTray(settings.blob_folder),
+            start_weights=read_start_weights(settings.state, study),
         ).run()
     folder.emit("run.finished", study=study.digest, rounds=result.committed_rounds)
     folder.finish(

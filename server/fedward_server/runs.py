@@ -31,6 +31,7 @@ from fedward_server.adapters.run_files import (
     study_path,
     unfinished_runs,
 )
+from fedward_server.adapters.start_weights import keep_start_weights
 from fedward_server.bundle import bundle_folder
 from fedward_server.serve import register_nodes, require_running
 from fedward_server.settings import CoordinatorSettings
@@ -42,15 +43,20 @@ CANCEL_GRACE_SECONDS: Final = 3.0
 it has let go of the log."""
 
 
-def start_run(settings: CoordinatorSettings, signed_study: bytes) -> tuple[str, int]:
+def start_run(
+    settings: CoordinatorSettings, signed_study: bytes, *, start_weights: Path | None = None
+) -> tuple[str, int]:
     """The name and Flower id of a new run of a signed study; the study is verified first.
+
+    `start_weights`: the file that the study begins with, where it names one that is not kept yet.
 
     Raises:
         ProtocolError, SignatureRefused: it is not a signed study.
-        ConfigError: another run is in its way.
+        ConfigError: another run is in its way, or the weights are not those that it names.
         StartError: the coordinator is not running or refused.
     """
     study = store_study(settings, signed_study)
+    keep_start_weights(settings.state, study, start_weights)
     require_running(settings)
     register_nodes(settings)
     bundle = build_bundle(bundle_folder())

@@ -18,7 +18,8 @@ from fedward_common.arrays import Array, Tensors, tensors_to_bytes
 from fedward_common.errors import ConfigError, ProtocolError, StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
-from fedward_common.models.registry import initial_tensors, model_shapes
+from fedward_common.models.registry import model_shapes
+from fedward_common.models.start import start_tensors
 from fedward_common.study.evaluation import evaluation_of
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
@@ -78,6 +79,7 @@ class StudyRun:
     """One run of one signed study over a fleet. `signed_study`: the bytes every site verifies.
 
     `site_keys` are the sites' Ed25519 keys in hexadecimal; only secure sums need them.
+    `start_weights` is the file that the study names, where it does.
     """
 
     study: StudySpec
@@ -89,6 +91,7 @@ class StudyRun:
     heads: LedgerHeads = field(default_factory=HeadsInMemory)
     site_keys: Mapping[SiteId, str] = field(default_factory=dict)
     tray: Tray = field(default_factory=InMemory)
+    start_weights: bytes | None = None
 
     @cached_property
     def exchanges(self) -> Exchanges:
@@ -155,10 +158,12 @@ class StudyRun:
     def _training(self, start: Resumed) -> StudyResult:
         study, progress = self.study, start.progress
         tail = released_models(study)
-        model: Tensors = initial_tensors(study.model, inputs=self._inputs)
         rounds = self._rounds(start)
-        if progress.committed:
-            model = progress.model
+        model: Tensors = (
+            progress.model
+            if progress.committed
+            else start_tensors(study.model, self._inputs, file=self.start_weights)
+        )
         model = self.tray.keep(model).tensors
         if progress.committed:
             tail.restore(progress.average, model)

@@ -9,6 +9,7 @@ from fedward_common.study.files import SiteKeys
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import SigningKey
+from fedward_server.adapters.start_weights import keep_start_weights
 from fedward_server.runs import store_study
 from fedward_server.settings import CoordinatorSettings
 from fedward_server.study_files import KeysFile, checked_study, registry_keys, write_signed
@@ -66,8 +67,20 @@ class Submission:
         """
         return checked_study(self.file, keys=self.keys, key=key)
 
-    def sign(self, spec: StudySpec, key: SigningKey, *, out: Path | None) -> Submitted:
-        """Signs `spec`, keeps it on the coordinator and writes the file for the hospitals."""
+    def sign(
+        self,
+        spec: StudySpec,
+        key: SigningKey,
+        *,
+        out: Path | None,
+        start_weights: Path | None = None,
+    ) -> Submitted:
+        """Signs `spec`, keeps it on the coordinator and writes the file for the hospitals.
+
+        Raises:
+            ConfigError: `start_weights` is not the file that the study begins with.
+        """
+        keep_start_weights(self.settings.state, spec, start_weights)
         signed = SignedStudy.sign(spec, key)
         study = store_study(self.settings, signed.canonical)
         target = out or self.file.with_name(f"{study.id}.signed.json")

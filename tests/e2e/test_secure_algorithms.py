@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedward_common.arrays import tensors_from_bytes
+from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
+from fedward_common.canonical import sha256_hex
 from fedward_common.log.events import read_events
 from fedward_common.models.registry import initial_tensors
 from fedward_common.study.kept import is_kept
@@ -61,6 +62,18 @@ SCHEDULED = {
         'id = "breast-cancer-distributed"\n': 'id = "breast-cancer-secret"\nsecure_sum = true\n',
     },
     "open-schedule": {**TWO_STEPS, 'noise = "distributed"': 'noise = "local"'},
+}
+HIDDEN = {
+    "hidden.0.weight": np.linspace(-1.0, 1.0, 240, dtype=np.float32).reshape(8, 30),
+    "hidden.0.bias": np.linspace(0.0, 0.5, 8, dtype=np.float32),
+}
+"""An encoder that was learned elsewhere."""
+PRETRAINED = {
+    "rounds = 20": "rounds = 3",
+    "average_last = 4": "average_last = 1",
+    'name = "logistic-regression"': 'name = "mlp"\nhidden = [8]\n\n[model.start]\n'
+    f'sha256 = "{sha256_hex(tensors_to_bytes(HIDDEN))}"\ntensors = ["hidden.0."]',
+    "momentum = 0.0": 'momentum = 0.0\nfrozen = ["hidden.0."]',
 }
 STATISTICS = """\
 id = "breast-cancer-sums"
@@ -110,7 +123,7 @@ class Studies:
 
     prepared: Prepared
     result: dict[str, Any]
-    rehearsed: dict[str, Any]
+    rehearsed: dict[str, dict[str, Any]]
     signed: dict[str, SignedStudy]
     outcomes: dict[str, dict[str, Any]]
     runs: dict[str, Path]
@@ -145,6 +158,9 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
     signed = {"scaffold": prepared.signed}
     for name, changes in (FURTHER | SCHEDULED).items():
         signed[name] = changed_study(prepared, STUDY.read_text(), changes)
+    signed["pretrained"] = changed_study(prepared, STUDY.read_text(), PRETRAINED)
+    weights = folder / "encoder.safetensors"
+    weights.write_bytes(tensors_to_bytes(HIDDEN))
     signed["statistics"] = changed_study(prepared, statistics_text(), {})
     for site in prepared.layout.sites.values():
         for one in signed.values():
@@ -153,18 +169,22 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
     with Federation(prepared.layout) as federation:
         outcome = run_study(federation, prepared, view=None)
         outcomes, runs, models = {}, {}, {"scaffold": outcome.model}
-        for name in (*FURTHER, *SCHEDULED, "statistics"):
-            outcomes[name] = ended(federation, signed[name])
+        for name in (*FURTHER, *SCHEDULED, "pretrained", "statistics"):
+            file = weights if name == "pretrained" else None
+            outcomes[name] = ended(federation, signed[name], start_weights=file)
             runs[name] = run_path(federation.settings.state, outcomes[name]["run"])
             models[name] = tensors_from_bytes((runs[name] / MODEL).read_bytes())
-        study = folder / "fedbn.json"
-        study.write_bytes(signed["fedbn"].canonical)
         first = next(iter(prepared.layout.sites))
-        options = ("--out", str(folder / "rehearsed"), "--draws", "1")
+        rehearsed = {}
+        for name, more in (("fedbn", ()), ("pretrained", ("--start-weights", str(weights)))):
+            study = folder / f"{name}.json"
+            study.write_bytes(signed[name].canonical)
+            options = ("--out", str(folder / f"rehearsed-{name}"), "--draws", "1", *more)
+            rehearsed[name] = federation.ask_site(first, "rehearse", str(study), *options)
         yield Studies(
             prepared=prepared,
             result=assemble_result(prepared.study, prepared.copy, outcome, seconds=1.0),
-            rehearsed=federation.ask_site(first, "rehearse", str(study), *options),
+            rehearsed=rehearsed,
             signed=signed,
             outcomes=outcomes,
             runs=runs,
@@ -183,8 +203,10 @@ def allowing(settings: str) -> str:
     return text.replace('"tabular-classification"', tasks)
 
 
-def ended(federation: Federation, signed: SignedStudy) -> dict[str, Any]:
-    name, _ = start_run(federation.settings, signed.canonical)
+def ended(
+    federation: Federation, signed: SignedStudy, *, start_weights: Path | None = None
+) -> dict[str, Any]:
+    name, _ = start_run(federation.settings, signed.canonical, start_weights=start_weights)
     for _ in follow(federation.settings, name, alive=federation.keep_up):
         pass
     return {**require_finished(federation.settings, name), "run": name}
@@ -249,7 +271,17 @@ def test_the_rate_of_each_step_is_the_schedule_s_wherever_it_is_taken(
 
 
 def test_a_fedbn_study_can_be_rehearsed_at_a_hospital(studies: Studies) -> None:
-    assert len(studies.rehearsed["models"]) == 1
+    assert len(studies.rehearsed["fedbn"]["models"]) == 1
+
+
+def test_a_head_is_learned_on_a_frozen_encoder_out_of_a_file(studies: Studies) -> None:
+    start = initial_tensors(studies.spec("pretrained").model, inputs=30)
+    (alone,) = studies.rehearsed["pretrained"]["models"]
+
+    assert studies.outcomes["pretrained"]["committed_rounds"] == 3
+    for model in (studies.models["pretrained"], tensors_from_bytes(Path(alone).read_bytes())):
+        assert all(np.array_equal(model[name], HIDDEN[name]) for name in HIDDEN)
+        assert not any(np.array_equal(model[n], start[n]) for n in start if n not in HIDDEN)
 
 
 def test_statistics_are_sums_over_all_hospitals_with_the_noise_of_one(studies: Studies) -> None:

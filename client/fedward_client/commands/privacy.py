@@ -19,6 +19,9 @@ def rehearse(
     out: Annotated[Path, typer.Option(help="Where the models are written; they stay here.")],
     config: Config = DEFAULT_CONFIG,
     draws: Annotated[int, typer.Option(min=1, help="How many times, with fresh noise.")] = 1,
+    start_weights: Annotated[
+        Path | None, typer.Option(help="The safetensors file that the study begins with.")
+    ] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -47,6 +50,7 @@ def rehearse(
         SiteSource(settings, excluded=partial(excluded_patients, settings)),
         flags=flags,
         draws=draws,
+        start_weights=None if start_weights is None else read_study(start_weights),
     )
     paths = [str(path) for path in write_models(models, out)]
     typer.echo(

@@ -239,7 +239,6 @@ def _uncovered(study: StudySpec) -> tuple[tuple[str, str], ...]:
 
 def _claim(study: StudySpec, facts: KnownFacts) -> Claim:
     dp, event = study.dp, study_event(study)
-    training = dp if isinstance(dp, DpSgd) else None
     known = dp if isinstance(dp, DpSgd | ReleasesOnly) else None
     delta = None if known is None else known.delta
     return Claim(
@@ -290,9 +289,7 @@ def _claim(study: StudySpec, facts: KnownFacts) -> Claim:
         ),
         floating_point=configured(_floating_point(study)),
         hyper_parameters=declared_by_person(facts.hyper_parameters),
-        pre_training=declared_by_person(
-            facts.pre_training if training else "nothing is trained in this study"
-        ),
+        pre_training=_pre_training(study, facts),
         utility=measured(None if facts.utility is None else dict(facts.utility)),
         subgroups=declared_by_person(facts.subgroups),
         empirical_audit=measured(None if facts.audit is None else dict(facts.audit)),
@@ -301,6 +298,20 @@ def _claim(study: StudySpec, facts: KnownFacts) -> Claim:
         ),
         ethics_valid_until=configured(study.ethics_valid_until),
         software=measured(None if facts.software is None else dict(facts.software)),
+    )
+
+
+def _pre_training(study: StudySpec, facts: KnownFacts) -> Entry:
+    start = study.model.start
+    if not isinstance(study.dp, DpSgd):
+        return declared_by_person("nothing is trained in this study")
+    if start is None:
+        return declared_by_person(facts.pre_training)
+    which = ", ".join(f"{prefix}*" for prefix in start.tensors) or "all of it"
+    said = facts.pre_training or "nobody said what"
+    return configured(
+        f"the model ({which}) begins with weights of SHA-256 {start.sha256}; whose data they were "
+        f"learned from is not covered by this study's epsilon: {said}"
     )
 
 

@@ -220,6 +220,7 @@ def _check_model(study: StudySpec, *, source: str) -> dict[str, tuple[int, ...]]
     """The tensors of the model that the study learns, by name; none where it learns none."""
     # As `derive`: torch costs seconds, and only who signs a study comes this way.
     from fedward_common.models.registry import model_shapes  # noqa: PLC0415
+    from fedward_common.models.start import start_shapes  # noqa: PLC0415
     from fedward_common.study.tabular import TabularData  # noqa: PLC0415
     from fedward_common.study.units import check_unit  # noqa: PLC0415
 
@@ -230,6 +231,7 @@ def _check_model(study: StudySpec, *, source: str) -> dict[str, tuple[int, ...]]
         if type(study.task) in KNOWN_TASKS:
             check_task(study)
         shapes = model_shapes(study.model, study.data.input_size)
+        start_shapes(study.model, study.data.input_size)
         for part in parts_of(study.data):
             for unit in part.units if isinstance(part, ClinicalData) else ():
                 check_unit(unit)

@@ -22,6 +22,7 @@ from fedward_common.study.registry import (
     register,
 )
 from fedward_common.study.schedule import Schedule
+from fedward_common.study.start_weights import StartWeights
 
 Width = Annotated[int, Field(ge=1, le=65536)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -95,7 +96,10 @@ class ModelSpec(Extensible):
     """
 
     added: ClassVar[frozenset[str]] = frozenset(
-        {"tensors", "outputs", "steps", "shape", "weight_standardisation", "lora", "fusion"}
+        {
+            *("tensors", "outputs", "steps", "shape", "weight_standardisation"),
+            *("lora", "fusion", "start"),
+        }
     )
 
     name: str = Field(min_length=1, max_length=64)
@@ -116,6 +120,7 @@ class ModelSpec(Extensible):
     )
     lora: LoRa | None = None
     fusion: Fusion | None = Field(default=None, description="of several modalities")
+    start: StartWeights | None = None
 
 
 class Jitter(Extensible):

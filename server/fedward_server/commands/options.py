@@ -10,6 +10,10 @@ from fedward_common.errors import ConfigError
 DEFAULT_CONFIG: Final = Path("/etc/fedward/coordinator.toml")
 Config = Annotated[Path, typer.Option("--config", help="The coordinator's settings file.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+StartWeightsFile = Annotated[
+    Path | None,
+    typer.Option("--start-weights", help="The safetensors file that [model.start] names."),
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Print a traceback with an error.")]
 
 

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedward_server.commands.options import DEFAULT_CONFIG, Config, Debug, Json, read_bytes
+from fedward_server.commands.options import (
+    DEFAULT_CONFIG,
+    Config,
+    Debug,
+    Json,
+    StartWeightsFile,
+    read_bytes,
+)
 
 app = typer.Typer()
 runs = typer.Typer(no_args_is_help=True, help="Runs of signed studies.")
@@ -32,6 +39,7 @@ def sandbox(
         list[str] | None,
         typer.Option(help="edge, SITE:gateway, ...: kill -9 this process in the second round."),
     ] = None,
+    start_weights: StartWeightsFile = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -39,7 +47,7 @@ def sandbox(
     del debug
     from fedward_server.sandbox.run import Inputs, run_sandbox
 
-    inputs = Inputs.parse(study=study, sites=site or [], data=data)
+    inputs = Inputs.parse(study=study, sites=site or [], data=data, start_weights=start_weights)
     result = run_sandbox(inputs, out=out, quiet=as_json, kill=kill or ())
     if as_json:
         typer.echo(json.dumps(result))
@@ -114,6 +122,7 @@ def bundle(as_json: Json = False, debug: Debug = False) -> None:
 def runs_start(
     signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
     config: Config = DEFAULT_CONFIG,
+    start_weights: StartWeightsFile = None,
     wait: Annotated[bool, typer.Option(help="Follow the run to its end.")] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -124,7 +133,9 @@ def runs_start(
     from fedward_server.settings import load_coordinator_settings
 
     settings = load_coordinator_settings(config)
-    name, _ = start_run(settings, read_bytes(signed_study, "a signed study"))
+    name, _ = start_run(
+        settings, read_bytes(signed_study, "a signed study"), start_weights=start_weights
+    )
     if wait:
         for event in follow(settings, name):
             if not as_json:

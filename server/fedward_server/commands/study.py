@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from fedward_server.commands.options import DEFAULT_CONFIG, Config, Debug, Json
+from fedward_server.commands.options import DEFAULT_CONFIG, Config, Debug, Json, StartWeightsFile
 
 study = typer.Typer(no_args_is_help=True, help="A study from its file to its signed model.")
 lead = typer.Typer(no_args_is_help=True, help="The study lead's own key.")
@@ -113,6 +113,7 @@ def study_submit(
     start: Annotated[
         bool, typer.Option(help="Start a run at once, without approvals yet.")
     ] = False,
+    start_weights: StartWeightsFile = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -137,7 +138,7 @@ def study_submit(
             typer.echo("confirm each site's words by telephone, then repeat with --yes", err=True)
             raise typer.Exit(2)
         typer.confirm("Did every hospital confirm the words of its keys?", abort=True)
-    submitted = submission.sign(spec, lead_key, out=out)
+    submitted = submission.sign(spec, lead_key, out=out, start_weights=start_weights)
     run = start_run(settings, submitted.signed.canonical)[0] if start else None
     if as_json:
         typer.echo(json.dumps({**facts, "file": str(submitted.file), "run": run}))

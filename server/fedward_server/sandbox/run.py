@@ -32,6 +32,7 @@ from fedward_common.trust.private_files import write_atomically
 from fedward_server.adapters.flower_control import build_bundle
 from fedward_server.adapters.model_package import write_package
 from fedward_server.adapters.registry import open_registry
+from fedward_server.adapters.start_weights import keep_start_weights
 from fedward_server.bundle import bundle_folder, studies_folder
 from fedward_server.ports import SiteRecord
 from fedward_server.report.card import model_card
@@ -73,6 +74,7 @@ DEMO_STUDY: Final = "breast-cancer.toml"
 STUDY: Final = "study.toml"
 SITES: Final = "sites"
 """Of a cohort with a study of its own (`make-cohort`): a folder for each site."""
+START_WEIGHTS: Final = "start-weights.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,9 +84,17 @@ class Inputs:
     study: Path
     sites: Mapping[SiteId, Path]
     source: Path | None = None
+    start_weights: Path | None = None
 
     @classmethod
-    def parse(cls, *, study: Path | None, sites: Sequence[str], data: Path | None) -> "Inputs":
+    def parse(
+        cls,
+        *,
+        study: Path | None,
+        sites: Sequence[str],
+        data: Path | None,
+        start_weights: Path | None = None,
+    ) -> "Inputs":
         """The inputs that the command line names.
 
         Raises:
@@ -93,15 +103,26 @@ class Inputs:
         if data is not None and sites:
             raise ConfigError("expected either --data or --site, found both. Leave one out")
         if data is not None and (data / STUDY).is_file():
-            return cls(study=study or data / STUDY, sites=_site_folders(data))
+            return cls(
+                study=study or data / STUDY,
+                sites=_site_folders(data),
+                start_weights=start_weights,
+            )
         if data is not None:
-            return cls(study=study or _known_study(data), sites={}, source=data)
+            return cls(
+                study=study or _known_study(data),
+                sites={},
+                source=data,
+                start_weights=start_weights,
+            )
         folders = dict(_named_folder(text) for text in sites)
         if len(folders) != len(sites):
             raise ConfigError("--site: expected every site once, found one twice")
         if folders and study is None:
             raise ConfigError("--site: expected a STUDY.toml with it, found none")
-        return cls(study=study or studies_folder() / DEMO_STUDY, sites=folders)
+        return cls(
+            study=study or studies_folder() / DEMO_STUDY, sites=folders, start_weights=start_weights
+        )
 
     def data_files(self, folder: Path) -> dict[SiteId, Path]:
         """One patients.csv per site; a known data set is dealt out under `folder`."""
@@ -149,6 +170,7 @@ class Prepared:
     study: StudySpec
     signed: SignedStudy
     copy: ParentCopy
+    start_weights: Path | None = None
 
 
 def prepare(inputs: Inputs, *, out: Path) -> Prepared:
@@ -172,8 +194,12 @@ def prepare(inputs: Inputs, *, out: Path) -> Prepared:
     write_coordinator(layout)
     write_sites(layout, study=study, bundle_sha256=build_bundle(bundle_folder()).sha256)
     write_atomically(out / "study.json", signed.canonical)
+    weights = None
+    if inputs.start_weights is not None:
+        weights = out / START_WEIGHTS
+        write_atomically(weights, inputs.start_weights.read_bytes())
     _register(layout)
-    return Prepared(layout=layout, study=study, signed=signed, copy=copy)
+    return Prepared(layout=layout, study=study, signed=signed, copy=copy, start_weights=weights)
 
 
 def _check(inputs: Inputs) -> StudySpec:
@@ -202,6 +228,8 @@ def _check(inputs: Inputs) -> StudySpec:
                 f"{inputs.study}: sites: expected an entry for {', '.join(idle)}, found none"
             )
         ParentCopy.read(study, files)
+        # Into the scratch folder: checked as a coordinator would, and kept nowhere.
+        keep_start_weights(Path(scratch), study, inputs.start_weights)
     return study
 
 
@@ -306,7 +334,9 @@ def run_study(
 
     federation.start(on_state=lambda site, state: show(f"site.{state}", site=site))
     ready = time.monotonic()
-    name, _ = start_run(federation.settings, prepared.signed.canonical)
+    name, _ = start_run(
+        federation.settings, prepared.signed.canonical, start_weights=prepared.start_weights
+    )
     evaluated = ready
 
     def alive() -> None:
@@ -332,6 +362,7 @@ def run_study(
             federation,
             out=prepared.layout.root / "alone",
             draws=1 if _is_costly(prepared.study) else ALONE_DRAWS,
+            start_weights=prepared.start_weights,
         ),
         timings={
             "start": ready - started,
@@ -354,13 +385,15 @@ def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, An
 
 
 def _rehearsals(
-    federation: Federation, *, out: Path, draws: int
+    federation: Federation, *, out: Path, draws: int, start_weights: Path | None
 ) -> dict[SiteId, list[dict[str, Array]]]:
     """Each site's models from the study's plan without partners (`fedward-client rehearse`)."""
 
     def of(site: SiteId) -> list[dict[str, Array]]:
         study = str(federation.layout.root / "study.json")
-        options = ("--out", str(out / site), "--draws", str(draws))
+        options = ["--out", str(out / site), "--draws", str(draws)]
+        if start_weights is not None:
+            options += ["--start-weights", str(start_weights)]
         report = federation.ask_site(site, "rehearse", study, *options)
         return [tensors_from_bytes(Path(path).read_bytes()) for path in report["models"]]
 

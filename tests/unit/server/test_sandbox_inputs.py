@@ -113,3 +113,19 @@ def test_named_folders_become_the_sites_tables(tmp_path: Path) -> None:
     inputs = Inputs.parse(study=Path("s"), sites=[f"a={tmp_path}"], data=None)
 
     assert inputs.data_files(tmp_path / "unused") == {SiteId("a"): tmp_path / "patients.csv"}
+
+
+def test_start_weights_are_checked_before_anything_is_written(tmp_path: Path) -> None:
+    study = write_short_study(tmp_path / "study.toml")
+    other = tmp_path / "weights"
+    other.write_bytes(b"other")
+    inputs = Inputs.parse(study=study, sites=[], data=None, start_weights=other)
+
+    with pytest.raises(ConfigError, match=r"expected a study with \[model.start\]"):
+        prepare(inputs, out=tmp_path / "out")
+    study.write_text(
+        study.read_text().replace("[dp]", f'[model.start]\nsha256 = "{"0" * 64}"\n\n[dp]')
+    )
+    with pytest.raises(ConfigError, match="expected the file with SHA-256"):
+        prepare(inputs, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
