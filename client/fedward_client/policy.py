@@ -292,6 +292,7 @@ class SitePolicy:
             )
 
     def _releases(self, study: StudySpec) -> Iterator[PolicyRefused]:
+        rules = self.rules
         if sum(isinstance(release, EvaluationRelease) for release in study.releases) > 1:
             yield self._refused(
                 study, f"one release of binned scores is allowed, it asks for more. {STEWARD}"
@@ -301,7 +302,13 @@ class SitePolicy:
                 yield self._refused(
                     study, f"its release {release.kind} is none that is known here. {STEWARD}"
                 )
-            least = self.rules.min_cell_size
+            if isinstance(release, EvaluationRelease) and release.times > rules.max_evaluations:
+                yield self._refused(
+                    study,
+                    f"it evaluates its model up to {release.times} times, the most "
+                    f"(max_evaluations) in {self.source} is {rules.max_evaluations}. {STEWARD}",
+                )
+            least = rules.min_cell_size
             if (
                 isinstance(release, ColumnStatistics | VariantRelease)
                 and release.min_cell_size < least

@@ -189,6 +189,9 @@ class PolicyRules(Strict):
     delta: float = Field(gt=0, lt=0.01)
     approved_bundles: tuple[DigestText, ...] = Field(default=(), strict=False)
     allow_evaluation: bool = False
+    max_evaluations: int = Field(
+        default=1, ge=1, le=1001, description="of one study: validations, and the final model"
+    )
     allow_statistics: bool = False
     allow_phases: bool = Field(
         default=True, description="steps of a study in one stream instead of a message each"

@@ -341,7 +341,7 @@ def _leaves(study: StudySpec) -> Iterator[dict[str, Any]]:
         if isinstance(release, EvaluationRelease):
             yield {
                 "what": f"{release.counted}, with noise",
-                "times": 1,
+                "times": release.times,
             }
         elif isinstance(release, VariantRelease):
             yield {"what": f"{release.said}, with noise", "times": 1}

@@ -50,6 +50,7 @@ class Progress:
     totals: tuple[Mapping[str, Any] | None, ...] = ()
     counts: Mapping[SiteId, list[list[float]]] | None = None
     pooled: Mapping[str, Any] | None = None
+    validations: tuple[tuple[int, float | None], ...] = ()
     attempts: int = 0
     log_seq: int = 0
     log_sha256: str = ""
@@ -58,6 +59,11 @@ class Progress:
     def evaluated(self) -> bool:
         """Whether the evaluation is in it."""
         return self.counts is not None or self.pooled is not None
+
+    @property
+    def validated(self) -> bool:
+        """Whether the model of the last round was validated, so that it was kept before."""
+        return bool(self.validations) and self.validations[-1][0] == self.next_round - 1
 
     def to_bytes(self) -> bytes:
         """The checkpoint whole."""
@@ -79,6 +85,7 @@ class Progress:
             "totals": [None if one is None else dict(one) for one in self.totals],
             "counts": None if self.counts is None else dict(self.counts),
             "pooled": None if self.pooled is None else dict(self.pooled),
+            "validations": [list(one) for one in self.validations],
             "attempts": self.attempts,
             "log_seq": self.log_seq,
             "log_sha256": self.log_sha256,
@@ -115,7 +122,8 @@ class Progress:
             return cls(
                 **facts
                 | {"sites": tuple(SiteId(site) for site in facts["sites"])}
-                | {"totals": tuple(facts["totals"])},
+                | {"totals": tuple(facts["totals"])}
+                | {"validations": tuple((n, auc) for n, auc in facts.get("validations", ()))},
                 model=groups["model"],
                 optimiser=groups["optimiser"],
                 average=groups["average"],
@@ -150,14 +158,14 @@ class Resumed:
     """Where a run begins: `progress` with what the log knows beyond it.
 
     `opened` is the exchange that was under way; `untold` says that the last committed round is not
-    in the log yet; `evaluated` that the evaluation was abandoned; `fresh` that nothing happened
-    before; `attempts` is the highest attempt of any exchange.
+    in the log yet; `burnt_evaluations` are the rounds after which an evaluation was abandoned;
+    `fresh` says that nothing happened before; `attempts` is the highest attempt of any exchange.
     """
 
     progress: Progress
     opened: Opened | None = None
     untold: bool = False
-    evaluated: bool = False
+    burnt_evaluations: frozenset[int] = frozenset()
     fresh: bool = True
     attempts: int = 0
 
@@ -166,7 +174,8 @@ class Resumed:
         if self.opened is None:
             return self
         if self.opened.kind == "evaluate":
-            return replace(self, opened=None, evaluated=True)
+            burnt = self.burnt_evaluations | {self.opened.round}
+            return replace(self, opened=None, burnt_evaluations=burnt)
         progress = replace(
             self.progress,
             next_round=self.opened.round + 1,
@@ -183,8 +192,9 @@ def resumed(
     `final` are the refusals after which a site is not asked again.
     """
     opened: Opened | None = None
-    evaluated, fresh = False, progress.next_round == 1
-    told = fresh or progress.evaluated
+    burnt: set[int] = set()
+    fresh = progress.next_round == 1
+    told = fresh or progress.evaluated or progress.validated
     attempts = 0
     refusals, following, abandoned = dict(progress.refusals), progress.next_round, 0
     for action, fields in events:
@@ -199,7 +209,7 @@ def resumed(
             )
         elif action == "round.abandoned":
             if opened is not None and opened.kind == "evaluate":
-                evaluated = True
+                burnt.add(opened.round)
             elif fields["round"] >= following:
                 following, abandoned = int(fields["round"]) + 1, abandoned + 1
             opened = None
@@ -218,7 +228,7 @@ def resumed(
         ),
         opened=opened,
         untold=not told and following == progress.next_round,
-        evaluated=evaluated,
+        burnt_evaluations=frozenset(burnt),
         fresh=fresh,
         attempts=max(attempts, progress.attempts),
     )

@@ -17,6 +17,12 @@ def run_card(study: StudySpec, *, run: str, outcome: Mapping[str, Any], epsilon:
     cost = epsilon_text(epsilon, delta=float(dp["delta"]), per=unit_text(str(dp["unit"])))
     sites = "\n".join(f"| {site.id} | {site.patients} |" for site in study.sites)
     committed, abandoned = outcome["committed_rounds"], outcome["abandoned_rounds"]
+    stopped = ""
+    if outcome.get("stopped_after") is not None:
+        stopped = (
+            f"\n- Stopped early after round {outcome['stopped_after']}, by noised counts of the "
+            "held-out patients that evaluated it as well: its figures flatter a little."
+        )
     return f"""\
 # Model card: {markdown_text(study.title)}
 
@@ -38,7 +44,7 @@ Records stayed at the hospitals; the numbers are public planning constants of th
 ## Training
 
 - {committed} of {study.rounds} rounds committed, {abandoned} abandoned; {study.local_steps} local \
-steps a round; aggregation {study.aggregation.name}.
+steps a round; aggregation {study.aggregation.name}.{stopped}
 - Which sites took part in which round, and the digest of the model after it: manifest.json.
 
 ## Privacy

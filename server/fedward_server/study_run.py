@@ -17,10 +17,10 @@ import numpy.typing as npt
 from fedward_common.arrays import Array, Tensors, tensors_to_bytes
 from fedward_common.errors import ConfigError, ProtocolError, StudyFailed
 from fedward_common.ids import SiteId
-from fedward_common.models.averages import released_models
+from fedward_common.models.averages import ReleasedModels, released_models
 from fedward_common.models.registry import model_shapes
 from fedward_common.models.start import start_tensors
-from fedward_common.study.evaluation import evaluation_of
+from fedward_common.study.evaluation import evaluation_of, validation_rounds
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import (
@@ -29,7 +29,7 @@ from fedward_common.study.statistics import (
     statistics_releases,
 )
 from fedward_common.wire import Octets
-from fedward_server.evaluation import PooledCounts
+from fedward_server.evaluation import PooledCounts, PrivateFigures, evaluate
 from fedward_server.exchange import Ask, Exchanges
 from fedward_server.fleet import Clock, Fleet, InMemory, RunEvents, RunStore, Tray
 from fedward_server.ledger_heads import HeadsInMemory, LedgerHeads
@@ -46,6 +46,8 @@ Counts = npt.NDArray[np.float64]
 class StudyResult:
     """What a study gives: the final model, the noised counts per site, and how its rounds went.
 
+    `validations`: round and AUC of each, where the study may stop early; `stopped_after` its last
+    round then, None where it came to its end.
     With secure sums there are no counts of a site, but `pooled` ones. A study of statistics has no
     model; `statistics` then holds the totals of each release, None
     for a release that did not reach the quorum.
@@ -58,6 +60,8 @@ class StudyResult:
     refusals: dict[SiteId, str]
     statistics: tuple[Totals | None, ...] = ()
     pooled: PooledCounts | None = None
+    validations: tuple[tuple[int, float | None], ...] = ()
+    stopped_after: int | None = None
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -67,6 +71,9 @@ class StudyResult:
             "abandoned_rounds": self.abandoned_rounds,
             "refusals": dict(self.refusals),
         }
+        if self.validations:
+            facts["validations"] = [list(one) for one in self.validations]
+            facts["stopped_after"] = self.stopped_after
         if self.pooled is not None:
             facts["pooled"] = self.pooled.as_json()
         if self.statistics:
@@ -167,7 +174,13 @@ class StudyRun:
         model = self.tray.keep(model).tensors
         if progress.committed:
             tail.restore(progress.average, model)
+        asked = study.rounds
         for number in range(progress.next_round, study.rounds + 1):
+            progress = self._validated(number - 1, progress, tail, start)
+            if self._stops(progress):
+                asked = number - 1
+                self.events.emit("run.stopped-early", round=asked, rounds=study.rounds)
+                break
             trained = rounds.train(number, model)
             if trained is None:
                 continue
@@ -195,9 +208,57 @@ class StudyRun:
             counts={} if study.secure_sum else self._evaluate(weights, progress, start),
             pooled=self._evaluate_pooled(weights, progress, start) if study.secure_sum else None,
             committed_rounds=progress.committed,
-            abandoned_rounds=study.rounds - progress.committed,
+            abandoned_rounds=asked - progress.committed,
             refusals=dict(self.exchanges.refusals),
+            validations=progress.validations,
+            stopped_after=None if asked == study.rounds else asked,
         )
+
+    def _stops(self, progress: Progress) -> bool:
+        release = evaluation_of(self.study)
+        stopping = None if release is None else release.stopping
+        return stopping is not None and stopping.stops([auc for _, auc in progress.validations])
+
+    def _validated(
+        self, number: int, progress: Progress, tail: ReleasedModels, start: Resumed
+    ) -> Progress:
+        """The progress with what a validation after round `number` found, where one is due there.
+
+        What is counted is the model that would be released now. A round that was abandoned is in
+        the checkpoint with it: what came before is not asked again.
+        """
+        known = {one for one, _ in progress.validations}
+        if number not in validation_rounds(self.study) or number in known or not progress.committed:
+            return progress
+        found: tuple[RoundState, PrivateFigures] | None = None
+        if number not in start.burnt_evaluations:
+            found = self._figures(number, self.tray.keep(tail.mean()).octets, start)
+        auc = None if found is None or found[1].auc is None else round(found[1].auc.value, 6)
+        progress = replace(
+            progress,
+            next_round=number + 1,
+            abandoned=number - progress.committed,
+            validations=(*progress.validations, (number, auc)),
+            attempts=self._attempts,
+        )
+        self.store.checkpoint(progress)
+        if found is not None and self.study.secure_sum:
+            self.exchanges.commit(found[0])
+        self.events.emit("model.validated", round=number)
+        return progress
+
+    def _figures(
+        self, number: int, model: Octets, start: Resumed
+    ) -> tuple[RoundState, PrivateFigures] | None:
+        """What the noised counts after round `number` say; None where they did not come."""
+        if self.study.secure_sum:
+            found = self._pooled(number, model)
+            return None if found is None else (found[0], found[1].figures)
+        counts = self._counts(number, model, start)
+        release = evaluation_of(self.study)
+        if counts is None or release is None:
+            return None
+        return counts[0], evaluate(counts[1], release=release).pooled
 
     def _rounds(self, start: Resumed) -> Rounds:
         """How this study's rounds go, where the run before it left off."""
@@ -304,44 +365,58 @@ class StudyRun:
         self, model: Octets, progress: Progress, start: Resumed
     ) -> PooledCounts | None:
         """The noised counts over all sites; None without an evaluation or where it failed."""
-        release = evaluation_of(self.study)
         if progress.pooled is not None:
             return PooledCounts.from_json(progress.pooled)
-        opened = (
-            None
-            if release is None or start.evaluated
-            else self.secure.total("evaluate", self.study.rounds, model)
-        )
+        burnt = self.study.rounds in start.burnt_evaluations
+        found = None if burnt else self._pooled(self.study.rounds, model)
+        if found is None:
+            return None
+        self._commit(found[0], replace(progress, pooled=found[1].as_json()))
+        return found[1]
+
+    def _pooled(self, number: int, model: Octets) -> tuple[RoundState, PooledCounts] | None:
+        """The noised counts over all sites after round `number`, opened and not committed yet."""
+        release = evaluation_of(self.study)
+        opened = None if release is None else self.secure.total("evaluate", number, model)
         if release is None or opened is None:
             return None
-        pooled = PooledCounts(
+        return opened.state, PooledCounts(
             counts=opened.values.reshape(release.rows, release.bins),
             sites=opened.survivors,
             noise=opened.noise_std,
         )
-        self._commit(opened.state, replace(progress, pooled=pooled.as_json()))
-        return pooled
 
     def _evaluate(self, model: Octets, progress: Progress, start: Resumed) -> dict[SiteId, Counts]:
         """The noised counts per site; empty without an evaluation or below its quorum."""
-        release = evaluation_of(self.study)
-        if release is None or start.evaluated:
+        if self.study.rounds in start.burnt_evaluations:
             return {}
         if progress.counts is not None:
             return {site: np.asarray(rows) for site, rows in progress.counts.items()}
+        found = self._counts(self.study.rounds, model, start)
+        if found is None:
+            return {}
+        rows = {site: counts.tolist() for site, counts in found[1].items()}
+        self.store.checkpoint(replace(progress, counts=rows))
+        return found[1]
+
+    def _counts(
+        self, number: int, model: Octets, start: Resumed
+    ) -> tuple[RoundState, dict[SiteId, Counts]] | None:
+        """The noised counts of each site after round `number`; None below the quorum."""
+        release = evaluation_of(self.study)
+        if release is None:
+            return None
         counts: dict[SiteId, Counts] = {}
 
         def take(site: SiteId, payload: Octets) -> None:
             counts[site] = parse_counts(bytes(payload), rows=release.rows, bins=release.bins)
 
-        ask = Ask(kind="evaluate", round=self.study.rounds, model=model)
+        ask = Ask(kind="evaluate", round=number, model=model)
         state = self.exchanges.run(again(ask, start.opened), take)
         if not state.has_quorum:
             self.exchanges.abandon(state)
-            return {}
-        rows = {site: found.tolist() for site, found in counts.items()}
-        self.store.checkpoint(replace(progress, counts=rows))
-        return counts
+            return None
+        return state, counts
 
 
 def parse_counts(payload: bytes, *, bins: int, rows: int = 2) -> Counts:

@@ -120,7 +120,8 @@ def _updates(study: StudySpec) -> str:
 
 def _release(release: ReleaseSpec) -> str:
     if isinstance(release, EvaluationRelease):
-        return f"once: {release.counted}, with noise of {release.noise_std:g}"
+        when = "once" if release.times == 1 else f"up to {release.times} times"
+        return f"{when}: {release.counted}, with noise of {release.noise_std:g}"
     if isinstance(release, VariantRelease):
         return f"once: {release.said}, with noise of {release.noise_multiplier:g} x sensitivity"
     if isinstance(release, ColumnStatistics):

@@ -75,6 +75,13 @@ PRETRAINED = {
     f'sha256 = "{sha256_hex(tensors_to_bytes(HIDDEN))}"\ntensors = ["hidden.0."]',
     "momentum = 0.0": 'momentum = 0.0\nfrozen = ["hidden.0."]',
 }
+STOPPING = {
+    "rounds = 20": "rounds = 6",
+    "average_last = 4": "average_last = 1",
+    "noise_multiplier = 6.0": "noise_multiplier = 6.0\n\n[releases.early_stopping]\nevery = 1\n"
+    "validations = 4\npatience = 1\nleast_gain = 0.9",
+}
+"""No second validation is better than the first by so much."""
 STATISTICS = """\
 id = "breast-cancer-sums"
 title = "How large are the nuclei?"
@@ -158,6 +165,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
     signed = {"scaffold": prepared.signed}
     for name, changes in (FURTHER | SCHEDULED).items():
         signed[name] = changed_study(prepared, STUDY.read_text(), changes)
+    signed["stopping"] = changed_study(prepared, STUDY.read_text(), STOPPING)
     signed["pretrained"] = changed_study(prepared, STUDY.read_text(), PRETRAINED)
     weights = folder / "encoder.safetensors"
     weights.write_bytes(tensors_to_bytes(HIDDEN))
@@ -169,7 +177,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studies]:
     with Federation(prepared.layout) as federation:
         outcome = run_study(federation, prepared, view=None)
         outcomes, runs, models = {}, {}, {"scaffold": outcome.model}
-        for name in (*FURTHER, *SCHEDULED, "pretrained", "statistics"):
+        for name in (*FURTHER, *SCHEDULED, "stopping", "pretrained", "statistics"):
             file = weights if name == "pretrained" else None
             outcomes[name] = ended(federation, signed[name], start_weights=file)
             runs[name] = run_path(federation.settings.state, outcomes[name]["run"])
@@ -197,6 +205,7 @@ def allowing(settings: str) -> str:
     text = re.sub(r"max_epsilon_(\w+) = .*", r"max_epsilon_\1 = 40.0", settings)
     text = re.sub(r"min_noise = .*", "min_noise = 0.5", text)
     text = text.replace("allow_statistics = false", "allow_statistics = true")
+    text = text.replace("max_evaluations = 1", "max_evaluations = 5")
     # What a study with distributed noise costs if all others collude.
     text = text.replace("[policy]\n", "[policy]\nmax_epsilon_if_all_others_collude = 80.0\n")
     tasks = '"tabular-classification", "federated-statistics"'
@@ -268,6 +277,18 @@ def test_the_rate_of_each_step_is_the_schedule_s_wherever_it_is_taken(
     assert studies.outcomes[name]["committed_rounds"] == 2
     assert all(not np.array_equal(start[tensor], first[tensor]) for tensor in start)
     assert all(np.array_equal(first[tensor], second[tensor]) for tensor in start)
+
+
+def test_a_study_ends_early_by_noised_counts_that_were_each_opened_once(studies: Studies) -> None:
+    outcome = studies.outcomes["stopping"]
+    rounds, aucs = zip(*outcome["validations"], strict=True)
+
+    assert outcome["stopped_after"] == outcome["committed_rounds"] == rounds[-1] < 6
+    assert len([auc for auc in aucs if auc is not None]) == 2
+    trained = list(range(1, rounds[-1] + 1))
+    assert [sorted(site) for site in studies.opened("stopping")] == [
+        [*trained, *(6 + number for number in trained), 11]
+    ] * 4
 
 
 def test_a_fedbn_study_can_be_rehearsed_at_a_hospital(studies: Studies) -> None:

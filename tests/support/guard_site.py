@@ -89,6 +89,15 @@ def signed(study: StudySpec, *, lead: SigningKey = LEAD) -> bytes:
     return SignedStudy.sign(study, lead).canonical
 
 
+def stopping_study(**changes: Any) -> StudySpec:
+    """`a_study` of five rounds that validates after the second and the fourth."""
+    release = a_study().releases[0].model_dump(mode="json") | {
+        "early_stopping": {"every": 2, "validations": 2, "patience": 1}
+    }
+    values = a_study(**changes).model_dump(mode="json") | {"releases": [release]}
+    return StudySpec.model_validate(values)
+
+
 def instruction(study: StudySpec, number: int = 1, **changes: Any) -> bytes:
     """A training instruction of round `number`; `changes` override single fields."""
     fields: dict[str, Any] = {

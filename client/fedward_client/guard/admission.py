@@ -18,6 +18,7 @@ from fedward_common.privacy.accounting import epsilon_admission
 from fedward_common.privacy.ledger import Charge, Ledger, Purpose, Reservation
 from fedward_common.privacy.mechanism import alone_study
 from fedward_common.secagg.sums import last_sum
+from fedward_common.study.evaluation import validation_rounds
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import key_sha256
@@ -57,7 +58,8 @@ def require_of_study(instruction: Instruction, study: StudySpec, *, site: SiteId
 
     1. It names the study's digest and its roster. 2. Its cohort is sites of the study, each once,
     and this site is in it. 3. Its round is one of the study's, its kind one that the study has; an
-    evaluation comes after the last round (rules 7: once, the final model).
+    evaluation comes after the last round or after one that the study validates (rules 7: a declared
+    number of times, by default once, the final model).
 
     Raises:
         ProtocolError: which of these is not so.
@@ -84,10 +86,11 @@ def require_of_study(instruction: Instruction, study: StudySpec, *, site: SiteId
             f"instruction: expected a round of 1 to {study.rounds}, found {instruction.round}"
         )
     charged_event(instruction, study)
-    if instruction.kind == "evaluate" and instruction.round != study.rounds:  # rules 7
+    evaluated = (*validation_rounds(study), study.rounds)
+    if instruction.kind == "evaluate" and instruction.round not in evaluated:  # rules 7
         raise ProtocolError(
-            f"instruction: expected the final model's evaluation, after round {study.rounds}, "
-            f"found one after round {instruction.round}"
+            f"instruction: expected the final model's evaluation, after round {study.rounds}, or a "
+            f"validation that the study declares, found one after round {instruction.round}"
         )
 
 

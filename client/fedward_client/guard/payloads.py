@@ -12,7 +12,7 @@ from fedward_client.statistics import release_of
 from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ProtocolError
-from fedward_common.privacy.mechanism import release_event, round_event
+from fedward_common.privacy.mechanism import evaluation_event, release_event, round_event
 from fedward_common.privacy.statistics import check_values
 from fedward_common.study.evaluation import EvaluationRelease, evaluation_of
 from fedward_common.study.kept import released_shapes
@@ -37,7 +37,7 @@ def charged_event(instruction: Instruction, study: StudySpec) -> DpEvent:
         case "train" | "phase":  # a phase costs nothing itself, but is one of such rounds
             return round_event(study)
         case "evaluate":
-            return release_event(_evaluation(study))
+            return evaluation_event(_evaluation(study))
         case "statistics":
             return release_event(release_of(instruction, study))
     raise ProtocolError(f"instruction: expected one that costs something, found {instruction.kind}")

@@ -403,13 +403,23 @@ def _release(study: StudySpec, number: int) -> Entry:
     if isinstance(release, EvaluationRelease):
         facts |= {
             "sensitivity": f"L2: {release.sensitivity:g}",
-            "when": "once, the final model, on held-out patients",
+            "when": _when(release),
         }
     elif isinstance(release, ColumnStatistics | VariantRelease):
         facts |= {"sensitivity": _sensitivity(release, study), "when": "once"}
     else:
         raise ConfigError(f"disclosure: expected a known release, found {release.kind!r}")
     return configured(facts)
+
+
+def _when(release: EvaluationRelease) -> str:
+    if release.stopping is None:
+        return "once, the final model, on held-out patients"
+    return (
+        f"at most {release.times} times on the same held-out patients: after every "
+        f"{release.stopping.every} rounds, to end training early, and the final model; all "
+        "are in the epsilon, which stays that of every round and every validation"
+    )
 
 
 def _registry(study: StudySpec, claim: Claim, facts: KnownFacts) -> Registry:

@@ -105,7 +105,7 @@ class Reservation:
             epsilon=dp.epsilon,
             epsilon_is=dp.epsilon_is,
             rounds=study.rounds if isinstance(dp, DpSgd) else 0,
-            releases=len(study.releases),
+            releases=sum(getattr(release, "times", 1) for release in study.releases),
             alone=alone_event(study),
         )
 

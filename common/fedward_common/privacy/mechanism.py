@@ -78,6 +78,12 @@ def release_event(release: ReleaseSpec) -> DpEvent:
 
 @release_event.register
 def _(release: EvaluationRelease) -> DpEvent:
+    once = evaluation_event(release)
+    return once if release.times == 1 else SelfComposedDpEvent(once, release.times)
+
+
+def evaluation_event(release: EvaluationRelease) -> DpEvent:
+    """What one of the release's evaluations costs: each has noise of its own."""
     # One patient moves the counts by at most the release's sensitivity in L2 (privacy/histogram);
     # the noise on each count is the multiplier times that.
     return GaussianDpEvent(release.noise_multiplier)

@@ -15,7 +15,7 @@ from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.privacy.statistics import noise_spread
 from fedward_common.secagg.fixedpoint import FixedPoint
 from fedward_common.secagg.refusals import Reason, SecAggRefused
-from fedward_common.study.evaluation import EvaluationRelease, evaluation_of
+from fedward_common.study.evaluation import evaluation_of, validation_rounds
 from fedward_common.study.kept import released_shapes
 from fedward_common.study.spec import DpSgd, SecureAggregation, StudySpec
 from fedward_common.study.statistics import cells, is_statistics, statistics_releases
@@ -54,15 +54,23 @@ class SumPlan:
 
 
 def sum_number(study: StudySpec, kind: Kind, round_number: int) -> int:
-    """The number of a sum within its study: rounds first, then the evaluation. Never used twice."""
-    return study.rounds + 1 if kind == "evaluate" else round_number
+    """The number of a sum within its study: rounds first, then the evaluations, of which that of
+    the final model is the last. Never used twice.
+    """
+    if kind != "evaluate":
+        return round_number
+    validated = validation_rounds(study)
+    if round_number in validated:
+        return study.rounds + 1 + validated.index(round_number)
+    return last_sum(study)
 
 
 def last_sum(study: StudySpec) -> int:
     """The number of the study's last secret sum."""
     if is_statistics(study):
         return len(study.releases)
-    return study.rounds + any(isinstance(r, EvaluationRelease) for r in study.releases)
+    release = evaluation_of(study)
+    return study.rounds + (0 if release is None else release.times)
 
 
 def is_distributed(study: StudySpec) -> bool:

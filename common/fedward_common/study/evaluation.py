@@ -1,18 +1,53 @@
 """Evaluations of the final model: how held-out patients are counted, and what that costs."""
 
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from fedward_common.study.registry import ReleaseSpec, register
+from fedward_common.study.registry import ReleaseSpec, Strict, register
 
 if TYPE_CHECKING:
     from fedward_common.study.spec import StudySpec
 
 
+class EarlyStopping(Strict):
+    """When training ends before its last round: held-out patients get no better scores.
+
+    After every `every` rounds, `validations` times, the model is counted as the final one is: each
+    time a release of its own, with noise of its own. Training ends when the best AUC so far, by
+    those counts, was not beaten by more than `least_gain` for `patience` validations. The model is
+    then the last one. Every validation is reserved, whether it comes to it or not, and the study
+    costs what all its rounds cost: a stop that depends on data is no saving (rules 4, 7).
+    """
+
+    every: int = Field(ge=1, le=100_000)
+    validations: int = Field(ge=1, le=1000)
+    patience: int = Field(ge=1, le=1000)
+    least_gain: float = Field(default=0.0, ge=0, lt=1)
+
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """After which rounds the model is validated."""
+        return tuple(self.every * number for number in range(1, self.validations + 1))
+
+    def stops(self, aucs: Sequence[float | None]) -> bool:
+        """Whether training ends after these validations; None where one says nothing."""
+        best, since = -math.inf, 0
+        for auc in aucs:
+            if auc is None:
+                continue
+            if auc > best + self.least_gain:
+                best, since = auc, 0
+            else:
+                since += 1
+        return since >= self.patience
+
+
 class EvaluationRelease(ReleaseSpec):
-    """Counts [rows, bins] of held-out patients under the final model, once, with Gaussian noise.
+    """Counts [rows, bins] of held-out patients under the final model, with Gaussian noise: once,
+    unless the study stops early (`BinnedScores`).
 
     A patient marks `marks` cells with a weight of 1 each, an equal share by every record, each mark
     in rows of its own: adding or removing a patient moves the counts by at most sqrt(marks) in L2.
@@ -21,6 +56,16 @@ class EvaluationRelease(ReleaseSpec):
 
     bins: int = Field(ge=2, le=20)
     noise_multiplier: float = Field(gt=0, allow_inf_nan=False)
+
+    @property
+    def stopping(self) -> EarlyStopping | None:
+        """How training ends early; None where it does not."""
+        return None
+
+    @property
+    def times(self) -> int:
+        """How often it is released at most: declared, and reserved as a whole."""
+        return 1 + (0 if self.stopping is None else self.stopping.validations)
 
     @property
     def rows(self) -> int:
@@ -50,13 +95,21 @@ class EvaluationRelease(ReleaseSpec):
 
 @register
 class BinnedScores(EvaluationRelease):
-    """Evaluation of a binary model, once.
+    """Evaluation of a binary model, once, and as often before as `early_stopping` says.
 
     Per class, how many held-out patients score in each of `bins` equal parts of [0, 1], plus
     Gaussian noise of `noise_multiplier` (L2 sensitivity 1).
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"early_stopping"})
+
     kind: Literal["binned-scores"] = "binned-scores"
+    early_stopping: EarlyStopping | None = None
+
+    @property
+    def stopping(self) -> EarlyStopping | None:
+        """As the study says."""
+        return self.early_stopping
 
 
 @register
@@ -127,6 +180,13 @@ class OverlapScores(EvaluationRelease):
             f"held-out patients by overlap and by surface distance of {self.structures} "
             f"structure(s) in {self.bins} bins"
         )
+
+
+def validation_rounds(study: "StudySpec") -> tuple[int, ...]:
+    """After which rounds the study validates its model; none where it does not stop early."""
+    release = evaluation_of(study)
+    stopping = None if release is None else release.stopping
+    return () if stopping is None else stopping.rounds
 
 
 def evaluation_of(study: "StudySpec") -> EvaluationRelease | None:

@@ -10,6 +10,7 @@ from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.ids import DIGEST, LABEL, Digest, SiteId
 from fedward_common.secagg.refusals import SecAggRefused
 from fedward_common.secagg.thresholds import Thresholds
+from fedward_common.study.evaluation import validation_rounds
 from fedward_common.study.fusion import Fusion
 from fedward_common.study.registry import (
     AnyData,
@@ -306,7 +307,10 @@ class StudySpec(Extensible):
     @property
     def streams(self) -> bool:
         """Whether the rounds may go as steps of a phase instead of one message each."""
-        single = self.local_steps == 1 and isinstance(self.dp, DpSgd)
+        # A validation is a message, which would end the phase each time.
+        single = (
+            self.local_steps == 1 and isinstance(self.dp, DpSgd) and not validation_rounds(self)
+        )
         return self.stream == "always" or (self.stream == "auto" and single)
 
     @property
@@ -400,6 +404,7 @@ class StudySpec(Extensible):
                 raise ValueError(
                     f"training.schedule.warm_up: expected fewer than the study's {steps} steps"
                 )
+        self._check_stopping()
         if self.aggregation.average_last > self.rounds:
             raise ValueError("aggregation.average_last: expected at most the number of rounds")
         if isinstance(self.dp, DpSgd):
@@ -433,6 +438,16 @@ class StudySpec(Extensible):
         """
         how = self.secagg or SecureAggregation()
         return Thresholds.of(len(self.sites), malicious_sites=how.malicious_sites, mode=how.mode)
+
+    def _check_stopping(self) -> None:
+        validated = validation_rounds(self)
+        if validated and validated[-1] >= self.rounds:
+            raise ValueError(
+                f"releases.early_stopping: expected the last validation before round {self.rounds},"
+                f" found it after round {validated[-1]}; the final model is evaluated anyway"
+            )
+        if validated and self.stream == "always":
+            raise ValueError('stream: expected "auto" or "never" with early_stopping')
 
     def _check_genomic(self) -> None:
         if self.data.is_genomic and not self.genomic:

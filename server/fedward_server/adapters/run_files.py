@@ -81,7 +81,9 @@ class RunFolder:
                 f"log {self._folder / LOG}: expected the events that the checkpoint follows, found "
                 "others. Restore the newest copy of both"
             )
-        told = progress.evaluated or any(a == "model.checkpoint" for a, _ in later)
+        told = (progress.evaluated or progress.validated) or any(
+            a == "model.checkpoint" for a, _ in later
+        )
         if progress.model and not told:
             self._tell_model(progress)  # the process ended between the file and its event
         return resumed(progress, later, final=FINAL_REFUSALS)
@@ -93,7 +95,7 @@ class RunFolder:
         """
         seq, sha256 = self._log.head
         kept = replace(progress, log_seq=seq, log_sha256=sha256)
-        if progress.model and not progress.evaluated:
+        if progress.model and not (progress.evaluated or progress.validated):
             model, number = tensor_parts(progress.model), progress.next_round - 1
             write_atomically(self._folder / f"round-{number:05d}.safetensors", model, mode=0o600)
             write_atomically(self._folder / CHECKPOINT, kept.parts(), mode=0o600)

@@ -81,6 +81,20 @@ class Rounds(_Value):
 
     committed: int
     abandoned: int
+    stopped_after: int | None = None
+    validations: tuple[tuple[int, float | None], ...] = ()
+
+    @property
+    def said(self) -> str:
+        """The same in words."""
+        text = f"{self.committed} rounds committed, {self.abandoned} abandoned"
+        if self.stopped_after is not None:
+            text += (
+                f"; stopped early after round {self.stopped_after}, by the same held-out patients "
+                "that the private figures are of: these flatter a little, and ε is that of every "
+                "round"
+            )
+        return text
 
 
 class CurvePoint(_Value):

@@ -80,6 +80,8 @@ class Outcome:
     journals: Mapping[SiteId, Mapping[str, Any]]
     timings: Mapping[str, float]
     alone: Mapping[SiteId, Sequence[Tensors]]
+    stopped_after: int | None = None
+    validations: Sequence[tuple[int, float | None]] = ()
 
 
 def read_outcome(
@@ -102,6 +104,8 @@ def read_outcome(
         pooled=PooledCounts.from_json(facts["pooled"]) if facts.get("pooled") else None,
         committed=facts["committed_rounds"],
         abandoned=facts["abandoned_rounds"],
+        stopped_after=facts.get("stopped_after"),
+        validations=[(number, auc) for number, auc in facts.get("validations", ())],
         budgets=budgets,
         journals=journals,
         timings=timings,
@@ -287,7 +291,18 @@ def assemble_result(
         "bytes_sent": bytes_sent,
         "seconds": round(seconds, 2),
         "timings": {name: round(value, 2) for name, value in outcome.timings.items()},
-        "rounds": {"committed": outcome.committed, "abandoned": outcome.abandoned},
+        "rounds": {
+            "committed": outcome.committed,
+            "abandoned": outcome.abandoned,
+            **(
+                {
+                    "stopped_after": outcome.stopped_after,
+                    "validations": [list(one) for one in outcome.validations],
+                }
+                if outcome.validations
+                else {}
+            ),
+        },
         "curve": _curve(study, copy, outcome),
         "roc": {
             "exact": roc_points(study, outcome.model, copy.held_out),

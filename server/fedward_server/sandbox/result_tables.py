@@ -37,8 +37,8 @@ def print_result(result: Mapping[str, Any], console: Console) -> None:
     console.print(Text(f"study {clean(run.study.id)}  digest {clean(run.study.digest[:12])}"))
     console.print(
         Text(
-            f"{run.rounds.committed} rounds committed, {run.rounds.abandoned} abandoned  "
-            f"{bytes_text(run.total_bytes_sent)} sent  {seconds_text(run.seconds)}"
+            f"{run.rounds.said}  {bytes_text(run.total_bytes_sent)} sent  "
+            f"{seconds_text(run.seconds)}"
         )
     )
     console.print()

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.study.clinical import ClinicalData
+from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
@@ -74,6 +75,7 @@ max_epsilon_per_study = {max_epsilon}
 max_epsilon_total = {max_epsilon}
 delta = {delta}
 {secure}allow_evaluation = true
+max_evaluations = {evaluations}
 allow_statistics = {statistics}
 approved_bundles = [{bundle}]
 
@@ -110,6 +112,9 @@ def write_sites(layout: Layout, *, study: StudySpec, bundle_sha256: str) -> None
         "max_epsilon": study.dp.epsilon,
         "delta": study.dp.delta,
         "statistics": isinstance(study.dp, ReleasesOnly),
+        "evaluations": max(
+            (one.times for one in study.releases if isinstance(one, EvaluationRelease)), default=1
+        ),
         "bundle": bundle_sha256,
         "secure": _secure_rules(study),
     }

@@ -37,6 +37,7 @@ from tests.support.guard_site import (
     signed,
     site_values,
     statement,
+    stopping_study,
     update,
     update_shapes,
 )
@@ -324,6 +325,24 @@ def test_the_evaluation_is_charged_once_for_the_study(site: Site) -> None:
 
     assert Reply.parse(envelope.header).kind == "evaluate"
     assert site.ledger.accounts()[0].charged("release") == 1
+
+
+def test_each_validation_is_answered_once_and_none_that_is_not_declared(tmp_path: Path) -> None:
+    study = stopping_study(epsilon=4.0)
+    limits = {"max_epsilon_per_study": 9.0, "max_epsilon_total": 9.0}
+    site = Site(folder=tmp_path / "replies", policy=policy(study, max_evaluations=3, **limits))
+
+    for number in (2, 4, 5):
+        grant = site.guard.begin(instruction(study, number, kind="evaluate"), signed(study))
+        assert isinstance(grant, Grant)
+        site.guard.seal(grant.receipt, counts())
+    for number in (1, 3):
+        with pytest.raises(ProtocolError, match="a validation that the study declares"):
+            site.guard.begin(instruction(study, number, kind="evaluate"), signed(study))
+    with pytest.raises(ProtocolError, match="A round is answered once"):
+        site.guard.begin(instruction(study, 4, attempt=1, kind="evaluate"), signed(study))
+
+    assert site.ledger.accounts()[0].charged("release") == 3
 
 
 def test_a_study_without_evaluation_cannot_be_evaluated(tmp_path: Path) -> None:

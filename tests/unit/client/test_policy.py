@@ -22,6 +22,7 @@ from tests.support.guard_site import (
     about,
     site_values,
     statement,
+    stopping_study,
 )
 from tests.support.secure_federation import secure_study
 
@@ -74,6 +75,14 @@ def test_each_rule_refuses_on_its_own(changes: dict[str, Any], message: str) -> 
         policy(study, **changes).permits(study, now=NOW)
 
     assert message in str(raised.value)
+
+
+def test_a_hospital_allows_one_evaluation_unless_it_says_more() -> None:
+    study = stopping_study()
+
+    with pytest.raises(PolicyRefused, match=r"up to 3 times, the most \(max_evaluations\)"):
+        policy(study).permits(study, now=NOW)
+    policy(study, max_evaluations=3).permits(study, now=NOW)
 
 
 def test_an_unapproved_study_is_told_its_digest() -> None:

@@ -329,3 +329,70 @@ def test_fedadam_goes_on_with_its_moments() -> None:
     second.restore(kept.optimiser)
 
     np.testing.assert_array_equal(second.step(half, mean)["w"], expected["w"])
+
+
+STOPPING = {
+    "kind": "binned-scores",
+    "bins": 4,
+    "noise_multiplier": 3.0,
+    "early_stopping": {"every": 1, "validations": 5, "patience": 2},
+}
+
+
+def stopping(folder: Path) -> Hospital:
+    """Six rounds and validations whose counts never get better: it stops after the third."""
+    hospital = Hospital(folder, rounds=6, releases=[STOPPING])
+    for site in hospital.sites.values():
+        site.counts = [[400.0, 100.0, 50.0, 20.0], [20.0, 50.0, 100.0, 400.0]]
+    return hospital
+
+
+def test_training_ends_early_where_its_validations_gain_nothing(tmp_path: Path) -> None:
+    hospital = stopping(tmp_path)
+
+    result = hospital.attempt(Cuts())
+
+    assert (result.committed_rounds, result.abandoned_rounds, result.stopped_after) == (3, 0, 3)
+    assert [number for number, _ in result.validations] == [1, 2, 3]
+    assert all(auc is not None and auc > 0.8 for _, auc in result.validations)
+    assert ("run.stopped-early", 3) in hospital.actions()
+    assert len(result.counts) == 4
+
+
+@pytest.mark.parametrize("stride", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_study_that_stops_early_does_so_whenever_its_coordinator_was_killed(
+    tmp_path: Path, stride: int
+) -> None:
+    whole, counting = stopping(tmp_path / "whole"), Cuts()
+    expected = whole.attempt(counting)
+    digest = whole.study.digest
+    paid = [f"{digest}/{kind}/{n}" for n in (1, 2, 3) for kind in ("train", "evaluate")]
+
+    for at in range(1, counting.seen + 1, stride):
+        hospital = stopping(tmp_path / str(at))
+        hospital.study, hospital.sites = whole.study, whole.sites
+        for site in whole.sites.values():
+            site.stored.clear()
+            site.charged.clear()
+        with pytest.raises(PowerCut):
+            hospital.attempt(Cuts(at))
+        found = hospital.attempt(Cuts())
+
+        for name, tensor in expected.model.items():
+            np.testing.assert_array_equal(found.model[name], tensor)
+        assert (found.validations, found.stopped_after) == (expected.validations, 3)
+        assert (found.committed_rounds, found.abandoned_rounds) == (3, 0)
+        assert all(s.charged == [*paid, f"{digest}/evaluate/6"] for s in hospital.sites.values())
+        kept = [n for action, n in hospital.actions() if action == "model.checkpoint"]
+        assert kept == [1, 2, 3]
+
+
+def test_a_validation_below_its_quorum_says_nothing_and_training_goes_on(tmp_path: Path) -> None:
+    hospital = stopping(tmp_path)
+    for site in list(hospital.sites.values())[:2]:
+        site.silent_rounds = {2}
+
+    result = hospital.attempt(Cuts())
+
+    assert result.validations[1] == (2, None)
+    assert (result.committed_rounds, result.abandoned_rounds, result.stopped_after) == (3, 1, 4)
