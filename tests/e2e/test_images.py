@@ -107,6 +107,46 @@ def test_images_train_a_model_and_the_unit_is_printed_as_it_is(unit: str, tmp_pa
     assert words in (tmp_path / "out" / "report.html").read_text()
 
 
+COLOUR = {
+    f"shape = [1, {SIDE}, {SIDE}]": f"shape = [3, {SIDE}, {SIDE}]",
+    "learning_rate = 0.5": "learning_rate = 0.5\n\n[training.jitter]\ncopies = 2\nscale = 0.05\n"
+    'augment = [{ kind = "flip", axis = "left-right" }, { kind = "turn", degrees = 10.0 },\n'
+    '{ kind = "zoom", factor = 0.1 }, { kind = "contrast", factor = 0.1 },\n'
+    '{ kind = "brightness", by = 0.05 }]',
+    'kind = "image"\n': 'kind = "image"\nchannels = 3\n',
+}
+
+
+def test_colour_images_train_on_changed_copies_of_themselves(tmp_path: Path) -> None:
+    text = STUDY
+    for old, new in COLOUR.items():
+        assert old in text
+        text = text.replace(old, new)
+    people = [f"p{number}" for number in range(60)]
+    splits = ["test" if number % 2 else "train" for number in range(60)]
+    labels = [number // 2 % 2 for number in range(60)]
+    options = []
+    for seed, site in enumerate(SITES):
+        text += f'\n[[sites]]\nid = "{site}"\npatients = 30\n'
+        (tmp_path / site).mkdir()
+        path = tmp_path / site / "images.npz"
+        npz(path, patients=people, labels=labels, splits=splits, seed=seed, colour=True)
+        options += ["--site", f"{site}={tmp_path / site}"]
+    (tmp_path / "study.toml").write_text(text)
+    out = ("--out", tmp_path / "out", "--json")
+
+    done = program(
+        "fedward-server", "sandbox", tmp_path / "study.toml", *options, *out, timeout=900
+    )
+
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["rounds"] == {"committed": 2, "abandoned": 0}
+    assert result["study"]["model"]["shape"] == [3, SIDE, SIDE]
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+    assert np.isfinite(result["auc"]["federated"])
+
+
 MASKS = {
     'kind = "image-classification"': 'kind = "image-segmentation"',
     f'name = "cnn"\nshape = [1, {SIDE}, {SIDE}]\nhidden = [4]': (

@@ -44,12 +44,16 @@ def npz(
     splits: list[str],
     side: int = SIDE,
     seed: int = 0,
+    colour: bool = False,
     **more: Any,
 ) -> Path:
-    """A made-up set: bright images are positive."""
+    """A made-up set: bright images are positive; of colour ones their green."""
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 120, (len(labels), side, side), dtype=np.uint8)
     images += np.array(labels, dtype=np.uint8)[:, None, None] * 120
+    if colour:
+        other = generator.integers(0, 240, (2, *images.shape), dtype=np.uint8)
+        images = np.stack([other[0], images, other[1]], axis=-1)
     np.savez(
         path,
         images=images,

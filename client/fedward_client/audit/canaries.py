@@ -113,7 +113,8 @@ def _block_scores(
     )
     engine = ports.engine(
         _Coordinates(count=BLOCK_CANARIES, size=probe.plan.clip_norm),
-        replace(probe.plan, copies=1, jitter=0.0, shift=0),  # these records are no images
+        # These records are no images.
+        replace(probe.plan, copies=1, jitter=0.0, shift=0, augment=()),
         parameters=BLOCK_CANARIES,
         sampling=ports.sampling,
         noise=ports.noise,

@@ -155,6 +155,7 @@ def site_plan(study: StudySpec, site: SiteId) -> PatientDpPlan:
         copies=1 if jitter is None else jitter.copies,
         jitter=0.0 if jitter is None else jitter.scale,
         shift=jitter.shift if jitter is not None and flat else 0,
+        augment=() if jitter is None else jitter.augment,
         image=(data.height, data.width) if isinstance(data, ImageData) and flat else (0, 0),
     )
 

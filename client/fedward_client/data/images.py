@@ -23,7 +23,7 @@ from fedward_client.data.nifti import load_mask, load_nifti
 from fedward_client.data.tabular import nobody, readable_lines
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.study.encoding import PatientRecords, TablePart
-from fedward_common.study.image_encoding import ImageRow, encode_images, npz_rows
+from fedward_common.study.image_encoding import ImageRow, colours, encode_images, npz_rows
 from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.spec import StudySpec
 
@@ -158,6 +158,8 @@ class _FilePixels:
         and what is larger than the study's size loses its edges.
         """
         place, window = self._place(), self._window()
+        if colours(self.schema) and (place.is_dir() or place.name.endswith(NIFTI)):
+            raise DataError("images: expected single objects in colour, found a volume")
         try:
             if place.name.endswith(NIFTI):
                 voxels = load_nifti(place, window=window).voxels
@@ -168,6 +170,8 @@ class _FilePixels:
                 picture = load_picture(place, window=window)
                 if len(picture.pixels) != 1:
                     raise DataError("images: expected single images, found several frames")
+                if colours(self.schema):
+                    return _in_colour(picture.pixels[0], self.schema)
                 voxels = picture.pixels[0].mean(axis=2, dtype=np.float32)
         except BadObject as error:
             raise DataError(f"images: expected a readable object, found {error.reason}") from error
@@ -193,6 +197,17 @@ class _FilePixels:
     def _window(self) -> Window | None:
         window = self.schema.window
         return None if window is None else Window(low=window.low, high=window.high)
+
+
+def _in_colour(pixels: FloatArray, schema: Pictures) -> FloatArray:
+    """Red, green and blue of the study's size, [3, height, width]."""
+    if pixels.shape[2] != len("rgb"):
+        raise DataError("images: expected colour images, found grey ones")
+    one_by_one = [
+        fitted(pixels[:, :, channel], height=schema.height, width=schema.width)
+        for channel in range(pixels.shape[2])
+    ]
+    return np.stack(one_by_one)
 
 
 def _flat(voxels: FloatArray, schema: Pictures) -> FloatArray:

@@ -15,6 +15,7 @@ from fedward_client.data.dicom.reasons import BadObject
 from fedward_client.data.dicom.series import load_volume
 from fedward_client.data.images import centred, fitted
 from fedward_common.errors import DataError
+from fedward_common.study.image_encoding import colours
 from fedward_common.study.imaging import ImageMasks, Pictures
 
 
@@ -47,6 +48,8 @@ def read_subject(path: Path, data: Pictures) -> Subject:
     Raises:
         DataError: nothing that this study's model can be asked about.
     """
+    if colours(data):
+        raise DataError("predict: expected a model of grey images, found one of colour images")
     window = None
     if data.window is not None:
         window = Window(low=data.window.low, high=data.window.high)

@@ -31,7 +31,7 @@ from fedward_common.privacy.randomness import RandomSource
 from fedward_common.secagg.fixedpoint import FixedPoint
 from fedward_common.secagg.sums import summed
 from fedward_common.study.encoding import PatientRecords
-from fedward_common.study.imaging import ImageData
+from fedward_common.study.imaging import ImageData, Pictures
 from fedward_common.study.spec import DpSgd, StudySpec
 
 
@@ -236,17 +236,24 @@ def _site_plan(study: StudySpec, site_id: SiteId) -> PatientDpPlan:
         copies=1 if jitter is None else jitter.copies,
         jitter=0.0 if jitter is None else jitter.scale,
         shift=0 if jitter is None else jitter.shift,
+        augment=() if jitter is None else jitter.augment,
         image=_image(study),
     )
 
 
 def _image(study: StudySpec) -> tuple[int, int]:
-    """Height and width of the study's images; nothing else can be shifted."""
+    """Height and width of the study's images; of nothing else can pixels move."""
+    jitter = study.training.jitter
+    if jitter is not None and jitter.augment and not isinstance(study.data, Pictures):
+        raise ConfigError(
+            f"training.jitter.augment: expected images with it, found {study.data.kind}"
+        )
     if isinstance(study.data, ImageData) and not study.data.depth:
         return study.data.height, study.data.width
-    if study.training.jitter is not None and study.training.jitter.shift:
+    if jitter is not None and jitter.moves:
+        what = "shift" if jitter.shift else "augment"
         raise ConfigError(
-            f"training.jitter.shift: expected flat images with it, found {study.data.kind}"
+            f"training.jitter.{what}: expected flat images with it, found {study.data.kind}"
         )
     return 0, 0
 

@@ -94,7 +94,8 @@ def encode_images(
 
 
 def npz_rows(path: Path, schema: Pictures) -> list[ImageRow]:
-    """The rows of a benchmark set: `images` uint8 or float [n, *size], one array a column.
+    """The rows of a benchmark set: `images` uint8 or float [n, *size], one array a column; of
+    colour [n, height, width, 3].
 
     With masks, `masks` holds whole numbers in the shape of `images`.
 
@@ -112,10 +113,13 @@ def npz_rows(path: Path, schema: Pictures) -> list[ImageRow]:
         raise DataError("images: expected no array for the patient, found one")
     images = arrays["images"]
     columns = {name: arrays[name].ravel().astype(str) for name in schema.columns}
-    if images.shape[1:] != schema.size or any(arrays[p].shape != images.shape for p in pictures):
+    stored = (*schema.size[1:], schema.size[0]) if colours(schema) else schema.size
+    if images.shape[1:] != stored or any(arrays[p].shape != images.shape for p in pictures):
         raise DataError(
             f"images: expected {_size_text(schema)} pixels, found arrays of another size"
         )
+    if colours(schema):
+        images = np.moveaxis(images, -1, 1)
     if any(len(column) != len(images) for column in columns.values()):
         raise DataError("images: expected one cell for each image, found another number")
     return [
@@ -144,6 +148,11 @@ class _NpzPixels:
         """One mask as it is."""
         mask: FloatArray = self.images[self.number].astype(np.float32)
         return mask
+
+
+def colours(schema: Pictures) -> bool:
+    """Whether images have three channels."""
+    return isinstance(schema, ImageData) and schema.channels > 1
 
 
 def _image(schema: Pictures, row: ImageRow, *, patient: str) -> _Image:

@@ -161,10 +161,23 @@ class Pictures(DataSpec):
 
 @register
 class ImageData(Pictures):
-    """Images with a label for each patient (see `Pictures`)."""
+    """Images with a label for each patient (see `Pictures`); with three `channels` in colour.
+
+    A colour image is red, green and blue, each by the range of its bits; no grey one is taken for
+    it. The inputs are channel by channel.
+    """
+
+    added: ClassVar[frozenset[str]] = Pictures.added | {"channels"}
 
     kind: Literal["image"] = "image"
     label: ImageLabel
+    channels: Literal[1, 3] = 1
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """As of `Pictures`, and of a colour image [channels, height, width]."""
+        plain = (self.depth, self.height, self.width) if self.depth else (self.height, self.width)
+        return (self.channels, *plain) if self.channels > 1 else plain
 
     @property
     def _own_columns(self) -> tuple[str, ...]:
@@ -174,6 +187,12 @@ class ImageData(Pictures):
     def outputs(self) -> int:
         """How many numbers a model puts out for an image."""
         return 1 if isinstance(self.label, LabelRule) else len(self.label.names)
+
+    @model_validator(mode="after")
+    def _colour_is_flat(self) -> "ImageData":
+        if self.channels > 1 and (self.depth or self.window is not None):
+            raise ValueError("channels: expected flat images without window in colour")
+        return self
 
 
 @register

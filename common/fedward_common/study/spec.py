@@ -10,6 +10,7 @@ from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.ids import DIGEST, LABEL, Digest, SiteId
 from fedward_common.secagg.refusals import SecAggRefused
 from fedward_common.secagg.thresholds import Thresholds
+from fedward_common.study.augmentation import Jitter
 from fedward_common.study.evaluation import validation_rounds
 from fedward_common.study.fusion import Fusion
 from fedward_common.study.registry import (
@@ -122,28 +123,6 @@ class ModelSpec(Extensible):
     lora: LoRa | None = None
     fusion: Fusion | None = Field(default=None, description="of several modalities")
     start: StartWeights | None = None
-
-
-class Jitter(Extensible):
-    """Augmentation multiplicity: `copies` of each record, set apart in ways that keep its label.
-
-    Every modality: Gaussian noise of `scale` on the encoded inputs. Images only: moved by at most
-    `shift` pixels each way, edges repeated; no flips and no turns, which make another finding of a
-    radiograph. The copies go into the patient's own mean gradient, before it is clipped, so they
-    cost no privacy (De et al. 2022).
-    """
-
-    added: ClassVar[frozenset[str]] = frozenset({"shift"})
-
-    copies: int = Field(ge=2, le=64)
-    scale: float = Field(ge=0, le=1)
-    shift: int = Field(default=0, ge=0, le=64)
-
-    @model_validator(mode="after")
-    def _sets_apart(self) -> "Jitter":
-        if not self.scale and not self.shift:
-            raise ValueError("jitter: expected scale or shift above 0, found equal copies")
-        return self
 
 
 class TrainingSpec(Extensible):

@@ -98,6 +98,61 @@ def test_a_folder_of_dicom_files_with_a_table_is_a_set_and_a_broken_file_one_abs
     assert (records.patients, len(records.labels)) == (2, 3)
 
 
+COLOURS = {"channels": 3}
+
+
+def test_colour_images_are_channel_by_channel_and_the_patients_those_of_grey_ones(
+    tmp_path: Path,
+) -> None:
+    path = npz(tmp_path / "a.npz", patients=PEOPLE, labels=LABELS, splits=SPLITS, colour=True)
+    study = image_study(
+        data=COLOURS, model={"name": "cnn", "shape": [3, SIDE, SIDE], "hidden": [4]}
+    )
+
+    train = source(path).records(study, part="train")
+
+    green = np.load(path)["images"][0, :, :, 1] / 255.0 * 2.0 - 1.0
+    assert train.features.shape == (6, 3 * SIDE * SIDE)
+    assert train.patient.tolist() == [0, 0, 1, 2, 3, 3]
+    assert build_model(study.model, study.data.input_size)(  # type: ignore[attr-defined]
+        torch.from_numpy(train.features)
+    ).shape == (6,)
+    np.testing.assert_allclose(train.features[0].reshape(3, SIDE, SIDE)[1], green, atol=1e-6)
+    with pytest.raises(DataError, match="arrays of another size"):
+        source(path).records(image_study(), part="train")
+
+
+def test_a_colour_dicom_object_is_red_green_and_blue_and_a_grey_one_no_colour_image(
+    tmp_path: Path,
+) -> None:
+    dataset = ct_slice(size=SIDE)
+    dataset.SamplesPerPixel, dataset.PlanarConfiguration = 3, 0
+    dataset.PhotometricInterpretation = "RGB"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit = 7
+    pixels = np.zeros((SIDE, SIDE, 3), dtype=np.uint8)
+    pixels[:, :, 0], pixels[:, :, 2] = 255, 51
+    dataset.PixelData = pixels.tobytes()
+    write(dataset, tmp_path / "0.dcm")
+    write(ct_slice(size=SIDE), tmp_path / "1.dcm")
+    with (tmp_path / "images.csv").open("w", newline="") as file:
+        rows = [["0.dcm", "a", 1, "train"], ["1.dcm", "b", 0, "train"]]
+        csv.writer(file).writerows([["image", "patient_id", "label", "split"], *rows])
+    study = image_study(data=COLOURS)
+
+    records = source(tmp_path).records(study, part="train")
+
+    planes = records.features.reshape(-1, 3, SIDE * SIDE)
+    assert records.patients == 1
+    for plane, value in zip(planes[0], (1.0, -1.0, -0.6), strict=True):
+        np.testing.assert_allclose(plane, value, atol=1e-6)
+    with pytest.raises(DataError, match="expected colour images, found grey"):
+        source(tmp_path).checked_records(study, part="train")
+    with pytest.raises(ValidationError, match="without window in colour"):
+        image_study(data={**COLOURS, "window": {"low": 0.0, "high": 1.0}})
+    assert "channels" not in image_study().model_dump(mode="json")["data"]
+
+
 @pytest.mark.skipif(not COVID.is_dir(), reason="the Hannover radiographs are not at ../shared/data")
 def test_the_71_patients_of_hannover_stay_71_patients_with_243_images(tmp_path: Path) -> None:
     """Grouping on real images: whoever needed intensive care, several images a patient."""

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fedward_client.training.patient_dp.augment import augmented
 from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, add_clipped
 from fedward_client.training.patient_dp.plan import Int64Array, PatientDpPlan, PatientTensors
 from fedward_client.training.patient_dp.sampling import Draw, chunks, draw_patients, draw_records
@@ -133,6 +134,10 @@ class PatientDpEngine:
         features = patients.features.index_select(0, rows)
         if self.plan.shift:
             features = self._shifted(features)
+        if self.plan.augment:
+            features = augmented(
+                features, image=self.plan.image, ways=self.plan.augment, sampling=self._sampling
+            )
         if self.plan.jitter:
             apart = torch.from_numpy(self._sampling.normal(features.numel()))
             features = features + (self.plan.jitter * apart).to(features).view_as(features)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from fedward_common.errors import DataError
+from fedward_common.study.augmentation import MOVING, Augmentation
 from fedward_common.study.encoding import PatientRecords
 
 Int64Array = npt.NDArray[np.int64]
@@ -35,6 +36,8 @@ class PatientDpPlan:
     """The standard deviation of the Gaussian that sets the copies apart."""
     shift: int = 0
     """By how many pixels at most a copy of an image is moved each way."""
+    augment: tuple[Augmentation, ...] = ()
+    """In which ways a copy of an image is changed besides."""
     image: tuple[int, int] = (0, 0)
     """Height and width where records are images."""
 
@@ -51,6 +54,8 @@ class PatientDpPlan:
             raise ValueError("clipping, copies, jitter: expected a known kind, 1 up and 0 up")
         if self.shift and not 0 <= self.shift < min(self.image):
             raise ValueError("shift: expected an image and less than its sides")
+        if any(isinstance(one, MOVING) for one in self.augment) and not min(self.image):
+            raise ValueError("augment: expected an image where pixels move")
         if self.max_records_per_patient < 1 or self.public_patients < 1:
             raise ValueError("records per patient and public patients: expected at least 1 each")
 
