@@ -36,6 +36,7 @@ from fedward_common.secagg.sums import (
     Shapes,
     SumPlan,
     is_distributed,
+    kind_of_sum,
     last_sum,
     sum_number,
     sum_plan,
@@ -44,7 +45,6 @@ from fedward_common.secagg.sums import (
 )
 from fedward_common.study.kept import round_tensors
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_common.study.statistics import is_statistics
 from fedward_common.trust.signing import key_sha256
 from fedward_common.wire import Kind, Octets
 from fedward_server.exchange import Ask, Exchanges, Take
@@ -269,9 +269,7 @@ class SecureRounds:
         )
 
     def _plan(self, number: int) -> SumPlan:
-        kind: Kind = "train" if number <= self.study.rounds else "evaluate"
-        if is_statistics(self.study):
-            kind = "statistics"
+        kind = kind_of_sum(self.study, number)
         return sum_plan(self.study, kind, number, shapes=self.shapes)
 
 

@@ -1,7 +1,7 @@
 """Studies with secret sums, over real guards and workers: the model is the central mechanism's."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from zlib import crc32
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from fedward_common.arrays import tensors_from_bytes
 from fedward_common.errors import StudyFailed
 from fedward_common.ids import SiteId
 from fedward_common.privacy.collusion import collusion_facts
@@ -57,11 +58,16 @@ Whom = Callable[[int], set[str]]
 
 
 def pooled_dp_sgd(
-    one: Federation, *, without: Whom = lambda _: set(), unasked: Whom = lambda _: set()
+    one: Federation,
+    *,
+    without: Whom = lambda _: set(),
+    unasked: Whom = lambda _: set(),
+    parts: Sequence[float] = (),
 ) -> Any:
     """Plain numpy DP-SGD over all hospitals' patients, with the sites' own draws and noise.
 
-    `without` are the sites that are not in a round's sum, `unasked` those that drew nothing for it.
+    `without` are the sites that are not in a round's sum, `unasked` those that drew nothing for it;
+    `parts`: of the learning rate, round by round.
     """
     study, dp, weights = one.study, one.study.dp, np.zeros(3)
     draws = {s: seeded(1)(n) for n, s in enumerate(one.hospitals)}
@@ -86,7 +92,8 @@ def pooled_dp_sgd(
             total += clipped.sum(axis=0) + share * drawn_noise
             patients += study.site(site).patients
         gradient = total / (dp.sampling_probability * patients)
-        weights = weights - study.training.learning_rate * gradient
+        part = parts[number - 1] if parts else 1.0
+        weights = weights - part * study.training.learning_rate * gradient
     return weights
 
 
@@ -117,6 +124,75 @@ def test_masks_on_equals_plain_numpy_pooled_dp_sgd_with_the_same_draws(
 
     assert result.committed_rounds == 3
     np.testing.assert_allclose(learned(result.model), pooled_dp_sgd(one), atol=1e-5)
+
+
+def test_a_schedule_s_rates_are_those_of_plain_numpy_round_by_round(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    """Half a cosine over three rounds, by hand: the whole rate, half of it, none."""
+    training = {"learning_rate": 0.5, "schedule": {"kind": "cosine"}}
+    one = deterministic(tmp_path, opened, change={"training": training})
+
+    result = one.run().run()
+
+    expected = pooled_dp_sgd(one, parts=(1.0, 0.5, 0.0))
+    np.testing.assert_allclose(learned(result.model), expected, atol=1e-5)
+
+
+def test_local_noise_in_a_secret_sum_follows_the_schedule_too(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    """Of two rounds of one step the second has the rate 0 and moves nothing."""
+    training = {"learning_rate": 0.5, "schedule": {"kind": "cosine"}}
+    change = {"training": training}
+    two = federation(tmp_path / "two", placement="local", rounds=2, change=change)
+    opened.append(two)
+    store = FakeStore()
+    run = two.run()
+    run.store = store
+
+    result = run.run()
+
+    first, second = (tensors_from_bytes(store.checkpoints[number]) for number in (1, 2))
+    assert result.committed_rounds == 2
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert any(np.abs(value).max() > 0 for value in first.values())
+
+
+def test_validations_are_sums_of_their_own_and_each_guard_charges_every_one(
+    tmp_path: Path, opened: list[Federation]
+) -> None:
+    """Six rounds; no second validation gains 0.9, so that it ends after the second that says
+    something, and what was reserved is the whole plan.
+    """
+    release = {
+        "kind": "binned-scores",
+        "bins": 5,
+        "noise_multiplier": 2.0,
+        "early_stopping": {"every": 1, "validations": 4, "patience": 1, "least_gain": 0.9},
+    }
+    one = federation(
+        tmp_path,
+        sites=4,
+        rounds=6,
+        epsilon=9.0,
+        policy={"max_evaluations": 5},
+        change={"releases": [release]},
+    )
+    opened.append(one)
+
+    result = one.run().run()
+
+    assert result.stopped_after == result.committed_rounds == 2
+    assert [number for number, auc in result.validations if auc is not None] == [1, 2]
+    assert result.pooled is not None
+    for hospital in one.hospitals.values():
+        (account,) = hospital.service.ledger.accounts()
+        assert (account.charged("round"), account.charged("release")) == (2, 3)
+        assert (account.reservation.rounds, account.reservation.releases) == (6, 5)
+    numbers = [asked.round for site, asked, _ in one.seen if asked.kind == "unmask"]
+    assert sorted(set(numbers)) == [1, 2, 3, 4, 11]
 
 
 def lost_in(kind: str, number: int, who: str) -> Callable[[SiteId, Instruction], bool]:

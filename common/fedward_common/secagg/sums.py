@@ -54,15 +54,23 @@ class SumPlan:
 
 
 def sum_number(study: StudySpec, kind: Kind, round_number: int) -> int:
-    """The number of a sum within its study: rounds first, then the evaluations, of which that of
-    the final model is the last. Never used twice.
+    """The number of a sum within its study, in the order of time: a round, the validation after it,
+    the next round; the evaluation of the final model is the last. Never used twice.
     """
-    if kind != "evaluate":
-        return round_number
     validated = validation_rounds(study)
-    if round_number in validated:
-        return study.rounds + 1 + validated.index(round_number)
-    return last_sum(study)
+    if kind == "evaluate" and round_number not in validated:
+        return last_sum(study)
+    before = sum(one < round_number for one in validated)
+    return round_number + before + (kind == "evaluate")
+
+
+def kind_of_sum(study: StudySpec, number: int) -> Kind:
+    """What the sum of this number adds up."""
+    if is_statistics(study):
+        return "statistics"
+    rounds = (*validation_rounds(study), study.rounds)
+    evaluated = {sum_number(study, "evaluate", one) for one in rounds}
+    return "evaluate" if evaluation_of(study) is not None and number in evaluated else "train"
 
 
 def last_sum(study: StudySpec) -> int:

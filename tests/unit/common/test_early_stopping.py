@@ -10,7 +10,7 @@ from fedward_common.privacy.accounting import epsilon_admission
 from fedward_common.privacy.disclosure import disclosure
 from fedward_common.privacy.ledger import Reservation
 from fedward_common.privacy.mechanism import leaf_counts, study_event
-from fedward_common.secagg.sums import last_sum, sum_number
+from fedward_common.secagg.sums import kind_of_sum, last_sum, sum_number
 from fedward_common.study.evaluation import EarlyStopping, validation_rounds
 from fedward_common.study.spec import StudySpec
 from tests.support.studies import make_spec
@@ -73,7 +73,15 @@ def test_every_validation_is_in_the_study_s_price_whether_it_comes_to_it_or_not(
 
 
 def test_each_evaluation_is_a_sum_of_its_own_and_the_final_one_the_last() -> None:
-    assert [sum_number(study(), "evaluate", number) for number in (2, 4, 6, 8)] == [9, 10, 11, 12]
+    numbers = {
+        sum_number(study(), kind, number): kind
+        for kind, rounds in (("train", range(1, 9)), ("evaluate", (2, 4, 6, 8)))
+        for number in rounds
+    }
+
+    assert sorted(numbers) == list(range(1, 13))
+    assert [n for n in sorted(numbers) if numbers[n] == "evaluate"] == [3, 6, 9, 12]
+    assert all(kind_of_sum(study(), number) == kind for number, kind in numbers.items())
     assert last_sum(study()) == 12
     assert last_sum(make_spec(rounds=8)) == sum_number(make_spec(rounds=8), "evaluate", 8) == 9
 
