@@ -6,7 +6,7 @@ patients were held out. Patients are drawn, never records.
 """
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -95,3 +95,11 @@ def _calibration_error(scores: Numbers, with_it: Numbers, weights: Numbers) -> N
         gaps += np.abs(with_it[:, there].sum(1) - weights[:, there] @ scores[there])
     gap: Numbers = gaps / weights.sum(1)
     return gap
+
+
+def rounds_facts(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """How the rounds of a run went, and its validations where it had any."""
+    found = {"committed": facts["committed_rounds"], "abandoned": facts["abandoned_rounds"]}
+    if facts.get("validations"):
+        found |= {name: facts[name] for name in ("stopped_after", "validations")}
+    return found

@@ -49,7 +49,7 @@ from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
 from fedward_server.sandbox.folders import data_file, modality_folders
 from fedward_server.sandbox.genotypes import read_genotypes
-from fedward_server.sandbox.measures import DRAWS
+from fedward_server.sandbox.measures import DRAWS, rounds_facts
 from fedward_server.sandbox.notes import all_notes
 from fedward_server.sandbox.rows import all_rows
 from fedward_server.sandbox.statistics import Tables, read_tables
@@ -74,14 +74,11 @@ class Outcome:
     checkpoints: dict[int, bytes]
     counts: dict[SiteId, np.ndarray]
     pooled: PooledCounts | None
-    committed: int
-    abandoned: int
+    rounds: Mapping[str, Any]
     budgets: Mapping[SiteId, Mapping[str, Any]]
     journals: Mapping[SiteId, Mapping[str, Any]]
     timings: Mapping[str, float]
     alone: Mapping[SiteId, Sequence[Tensors]]
-    stopped_after: int | None = None
-    validations: Sequence[tuple[int, float | None]] = ()
 
 
 def read_outcome(
@@ -102,10 +99,7 @@ def read_outcome(
         },
         counts={SiteId(site): np.asarray(rows) for site, rows in facts["counts"].items()},
         pooled=PooledCounts.from_json(facts["pooled"]) if facts.get("pooled") else None,
-        committed=facts["committed_rounds"],
-        abandoned=facts["abandoned_rounds"],
-        stopped_after=facts.get("stopped_after"),
-        validations=[(number, auc) for number, auc in facts.get("validations", ())],
+        rounds=rounds_facts(facts),
         budgets=budgets,
         journals=journals,
         timings=timings,
@@ -291,18 +285,7 @@ def assemble_result(
         "bytes_sent": bytes_sent,
         "seconds": round(seconds, 2),
         "timings": {name: round(value, 2) for name, value in outcome.timings.items()},
-        "rounds": {
-            "committed": outcome.committed,
-            "abandoned": outcome.abandoned,
-            **(
-                {
-                    "stopped_after": outcome.stopped_after,
-                    "validations": [list(one) for one in outcome.validations],
-                }
-                if outcome.validations
-                else {}
-            ),
-        },
+        "rounds": outcome.rounds,
         "curve": _curve(study, copy, outcome),
         "roc": {
             "exact": roc_points(study, outcome.model, copy.held_out),
