@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pydicom import dcmread
+from sklearn.metrics import roc_auc_score
 
 from fedward_client.data.site import SiteSource
 from fedward_client.data_check import check_data, check_form, data_report
@@ -22,6 +23,7 @@ from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
 from fedward_common.study.multimodal import MultimodalData
 from fedward_server.cohort.make import make_cohort
+from fedward_server.cohort.people import draw_patients
 from fedward_server.sandbox.run import Inputs, Prepared, prepare
 from fedward_server.study_summary import reads
 
@@ -76,6 +78,23 @@ def test_everything_says_that_nobody_in_it_is_real(cohort: Path) -> None:
     assert "nobody in here is or was a person" in (cohort / "study.toml").read_text().replace(
         "\n# ", " "
     )
+
+
+def test_each_modality_says_a_part_of_the_outcome_and_together_they_say_more() -> None:
+    drawn = draw_patients(1, site=0, name="made-up-01", count=3000, images=True)
+    whole = [one for one in drawn if one.image is not None and one.copies is not None]
+    ill = [one.ill for one in whole]
+    scores = {
+        "image": [float(np.sort(one.image, axis=None)[-20:].mean()) for one in whole],
+        "records": [np.log(one.crp) for one in whole],
+        "variants": [float(sum(one.copies)) for one in whole],
+    }
+
+    alone = {name: roc_auc_score(ill, found) for name, found in scores.items()}
+    together = sum((np.array(found) - np.mean(found)) / np.std(found) for found in scores.values())
+
+    assert all(0.6 < auc < 0.8 for auc in alone.values())
+    assert roc_auc_score(ill, together) > max(alone.values()) + 0.08
 
 
 @pytest.mark.parametrize(("sites", "patients", "seed"), [(2, 9, 1), (3, 0, 1), (3, 9, -1)])
