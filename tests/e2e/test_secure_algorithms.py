@@ -238,9 +238,12 @@ def test_layers_that_fedbn_keeps_are_in_no_sum(studies: Studies) -> None:
 
 
 def test_evaluation_histograms_are_opened_over_all_hospitals_only(studies: Studies) -> None:
-    low, high = studies.result["auc"]["federated_private_interval"]
-
-    assert 0 <= low <= studies.result["auc"]["federated_private"] <= high <= 1
+    auc = studies.result["auc"]
+    # Four hospitals' noise is in each bin: by it a class may have too few patients to be shown.
+    if (interval := auc["federated_private_interval"]) is None:
+        assert auc["federated_private"] is None
+    else:
+        assert 0 <= interval[0] <= auc["federated_private"] <= interval[1] <= 1
     for name in ("fedbn", "fedadam"):
         assert studies.outcomes[name]["counts"] == {}
         assert len(studies.outcomes[name]["pooled"]["sites"]) == 4
