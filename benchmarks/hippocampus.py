@@ -136,7 +136,7 @@ def at_epsilon(study: StudySpec, epsilon: float) -> StudySpec:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--rounds", type=int, default=120)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--epsilons", type=float, nargs="*", default=[8.0, 50.0])
