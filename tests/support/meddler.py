@@ -94,6 +94,7 @@ class _Upstream(http.client.HTTPSConnection):
 
 class _Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
+    request_queue_size = 256  # five, as it is by itself, is a fault of its own
 
     def __init__(self, path: str, meddler: Meddler) -> None:
         self.meddler = meddler
