@@ -242,3 +242,11 @@ def test_without_a_settings_file_the_folders_say_what_a_site_has(
     assert isinstance(made.study.data, MultimodalData)
     found = SiteSource(own).records(made.study, part="train")
     assert found.features.tobytes() == made.copy.training[LAST].features.tobytes()
+
+
+def test_a_cohort_that_cannot_be_written_leaves_nothing_and_says_what_to_do(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+
+    with pytest.raises(ConfigError, match="expected a folder that can be made and written"):
+        make_cohort(tmp_path / "file" / "cohort", sites=3, patients=10, seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

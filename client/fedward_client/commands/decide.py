@@ -26,7 +26,7 @@ Study = Annotated[
     str, typer.Argument(help="A signed study (JSON), or the beginning of a digest from `list`.")
 ]
 Approver = Annotated[
-    str, typer.Option("--approver", help="Your name, as [[approvers]] in site.toml has it.")
+    str, typer.Option("--approver", help="Your name among the approvers of site.toml.")
 ]
 Key = Annotated[Path, typer.Option("--key", help="The file of your private key.")]
 Passphrase = Annotated[

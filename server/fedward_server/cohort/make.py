@@ -1,11 +1,13 @@
 """`fedward-server make-cohort`: made-up hospitals in a folder, and a study that they can run."""
 
+import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from fedward_common.errors import ConfigError
 from fedward_server.cohort.images import DICOM, write_images
-from fedward_server.cohort.people import draw_patients, site_names
+from fedward_server.cohort.people import Patient, draw_patients, site_names
 from fedward_server.cohort.records import FHIR, write_records
 from fedward_server.cohort.study import study_text
 from fedward_server.cohort.variants import BUILD, write_variants
@@ -57,7 +59,8 @@ def make_cohort(out: Path, *, sites: int, patients: int, seed: int) -> dict[str,
     The last hospital has no images. Equal arguments give equal bytes.
 
     Raises:
-        ConfigError: `out` has something in it, or numbers that no cohort has.
+        ConfigError: `out` has something in it or cannot be written (nothing is left then), or
+            numbers that no cohort has.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError(f"{out}: expected a new or empty folder, found something in it")
@@ -76,16 +79,14 @@ def make_cohort(out: Path, *, sites: int, patients: int, seed: int) -> dict[str,
         }
     except ValueError as error:
         raise ConfigError(f"make-cohort: {error}") from error
-    for name, people in drawn.items():
-        folder = out / SITES / name
-        folder.mkdir(parents=True)
-        if name != names[-1]:
-            write_images(folder / "image", people)
-        write_records(folder / "records", people)
-        write_variants(folder / "variants", people)
-        (folder / SETTINGS).write_text(_settings(images=name != names[-1]), encoding="utf-8")
-    (out / STUDY).write_text(study_text(dict.fromkeys(names, patients)), encoding="utf-8")
-    (out / "README").write_text(README, encoding="utf-8")
+    try:
+        _write(out, drawn, patients=patients)
+    except OSError as error:
+        shutil.rmtree(out, ignore_errors=True)
+        raise ConfigError(
+            f"{out}: expected a folder that can be made and written, found otherwise "
+            f"({error.strerror}); name another, or free some space"
+        ) from error
     return {
         "folder": str(out),
         "study": str(out / STUDY),
@@ -94,6 +95,20 @@ def make_cohort(out: Path, *, sites: int, patients: int, seed: int) -> dict[str,
         "without_images": names[-1],
         "made_up": True,
     }
+
+
+def _write(out: Path, drawn: Mapping[str, Sequence[Patient]], *, patients: int) -> None:
+    last = list(drawn)[-1]
+    for name, people in drawn.items():
+        folder = out / SITES / name
+        folder.mkdir(parents=True)
+        if name != last:
+            write_images(folder / "image", people)
+        write_records(folder / "records", people)
+        write_variants(folder / "variants", people)
+        (folder / SETTINGS).write_text(_settings(images=name != last), encoding="utf-8")
+    (out / STUDY).write_text(study_text(dict.fromkeys(drawn, patients)), encoding="utf-8")
+    (out / "README").write_text(README, encoding="utf-8")
 
 
 def _settings(*, images: bool) -> str:

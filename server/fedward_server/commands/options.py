@@ -12,7 +12,10 @@ Config = Annotated[Path, typer.Option("--config", help="The coordinator's settin
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
 StartWeightsFile = Annotated[
     Path | None,
-    typer.Option("--start-weights", help="The safetensors file that [model.start] names."),
+    typer.Option(
+        "--start-weights",
+        help="The safetensors file that the study's model.start names by its digest.",
+    ),
 ]
 Debug = Annotated[bool, typer.Option("--debug", help="Print a traceback with an error.")]
 

@@ -11,7 +11,9 @@ from fedward_server.commands.options import DEFAULT_CONFIG, Config, Debug, Json
 site = typer.Typer(no_args_is_help=True, help="Hospitals: invite, grant, revoke.")
 operator = typer.Typer(no_args_is_help=True, help="The people who grant and revoke.")
 
-OperatorName = Annotated[str, typer.Option("--operator", help="Your name in [[operators]].")]
+OperatorName = Annotated[
+    str, typer.Option("--operator", help="Your name among the operators of coordinator.toml.")
+]
 OperatorKey = Annotated[Path, typer.Option("--key", help="The file of your key.")]
 IssuingPassphrase = Annotated[
     Path | None,

@@ -162,7 +162,7 @@ def studies_constants(
     statistics: Annotated[Path, typer.Argument(help="The statistics.json of a finished study.")],
     debug: Debug = False,
 ) -> None:
-    """Print low, high and fill of each column as [[data.columns]] lines for a next study."""
+    """Print low, high and fill of each column as lines for the data.columns of a next study."""
     del debug
     from fedward_server.report.statistics import constants_toml, read_statistics
 
