@@ -13,6 +13,8 @@ import torch
 from torch import nn
 
 from fedward_common.models.dp_layers import dp_layer
+from fedward_common.models.registry import build_model
+from fedward_common.study.spec import ModelSpec
 
 
 class Logit(nn.Module):
@@ -240,6 +242,12 @@ class UNet3d(nn.Module):
         return voxels.flatten(1).mean(dim=1)
 
 
+def gru_d(*, steps: int, width: int, variables: int, hidden: int) -> nn.Module:
+    """Fedward's own `gru-d`; of made-up numbers as masks those above 0.5 are observed."""
+    spec = ModelSpec(name="gru-d", hidden=(hidden,), steps=steps, shape=(variables,))
+    return build_model(spec, steps * width)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Network:
     """A network, the shape of one of its records, and whether a record is words (0 .. words-1)."""
@@ -258,6 +266,9 @@ class Network:
 FULL: dict[str, Network] = {
     "mlp": Network(build=mlp, shape=(64,)),
     "lstm": Network(build=Lstm, shape=(48, 32)),
+    "gru-d": Network(
+        build=lambda: gru_d(steps=48, width=32, variables=15, hidden=64), shape=(48 * 32,)
+    ),
     "cnn": Network(build=cnn, shape=(1, 28, 28)),
     "transformer": Network(build=Transformer, shape=(32,), words=500),
     "resnet18": Network(build=resnet18, shape=(3, 64, 64)),
@@ -267,6 +278,7 @@ FULL: dict[str, Network] = {
 TINY: dict[str, Network] = {
     "mlp": Network(build=lambda: mlp(inputs=6, hidden=(7, 5)), shape=(6,)),
     "lstm": Network(build=lambda: Lstm(inputs=3, hidden=4), shape=(5, 3)),
+    "gru-d": Network(build=lambda: gru_d(steps=4, width=5, variables=2, hidden=3), shape=(4 * 5,)),
     "cnn": Network(build=lambda: cnn(side=8, width=4, groups=2), shape=(1, 8, 8)),
     "transformer": Network(
         build=lambda: Transformer(words=11, width=8, heads=2, length=6), shape=(6,), words=11

@@ -61,8 +61,9 @@ def test_survival_is_learned_and_evaluated_at_its_horizon(tmp_path: Path) -> Non
     assert "C-index" in page
 
 
-def test_time_series_come_from_tables_fhir_and_omop_in_one_study(tmp_path: Path) -> None:
-    result = run(tmp_path, "series", settings=other_sources(tmp_path))
+@pytest.mark.parametrize("name", ["series", "gru-d"])
+def test_time_series_come_from_tables_fhir_and_omop_in_one_study(name: str, tmp_path: Path) -> None:
+    result = run(tmp_path, name, settings=other_sources(tmp_path))
 
     assert result["study"]["task"] == "timeseries-classification"
     assert np.isfinite(result["auc"]["federated"])

@@ -85,6 +85,7 @@ def outcome(prepared: Prepared) -> Outcome:
         "profiles",
         pytest.param("regression", marks=pytest.mark.slow),
         pytest.param("series", marks=pytest.mark.slow),
+        pytest.param("gru-d", marks=pytest.mark.slow),
     ],
 )
 def test_a_study_s_sites_read_what_the_parent_read_and_its_figures_are_reported(
@@ -151,6 +152,7 @@ FIGURES = {
     "regression": _regression,
     "survival": _survival,
     "series": _series,
+    "gru-d": _series,
     "tags": _tags,
     "sequences": _sequences,
     "molecules": _molecules,

@@ -1,4 +1,4 @@
-"""The guarantees on seven kinds of network, on every back end that takes them (rules 24).
+"""The guarantees on eight kinds of network, on every back end that takes them (rules 24).
 
 The expected sums come from plain autograd in float64, one record at a time.
 """

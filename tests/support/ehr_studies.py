@@ -164,6 +164,7 @@ held_out = 0.5
 """
 )
 
+GRU_D = SERIES.replace('name = "gru"', 'name = "gru-d"\nshape = [2]')
 PER_RECORD = STUDY.replace("max_records_per_patient", 'unit = "record"\nmax_records_per_patient')
 TAGS = (
     PER_RECORD
@@ -277,6 +278,7 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "regression": (REGRESSION, table_sites),
     "survival": (SURVIVAL, table_sites),
     "series": (SERIES, event_sites),
+    "gru-d": (GRU_D, event_sites),
     "tags": (TAGS, text_sites),
     "sequences": ("genomic = true\n" + PER_RECORD + SEQUENCES, sequence_sites),
     "molecules": (PER_RECORD + MOLECULES, molecule_sites),

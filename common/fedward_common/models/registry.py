@@ -10,6 +10,7 @@ from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
 from fedward_common.models.feature_transformer import ft_transformer
 from fedward_common.models.graphs import graph_network
+from fedward_common.models.gru_d import gru_d
 from fedward_common.models.imaging import cnn, densenet121, resnet18, resnet50, unet
 from fedward_common.models.loci import locus_cnn
 from fedward_common.models.low_rank import adapt
@@ -44,6 +45,7 @@ _FACTORIES: dict[str, ModelFactory] = {
     "locus-cnn": locus_cnn,
     "gru": gru,
     "lstm": lstm,
+    "gru-d": gru_d,
     "ft-transformer": ft_transformer,
     "bilstm": bilstm,
     "text-transformer": text_transformer,

@@ -216,6 +216,19 @@ def _check_steps(study: StudySpec) -> None:
         steps = study.data.grid.steps
         if study.model.steps != steps:
             raise ConfigError(f"model.steps: expected {steps}, found {study.model.steps}")
+    if study.model.name == "gru-d":
+        _check_masks(study)
+
+
+def _check_masks(study: StudySpec) -> None:
+    """Returns when every variable that GRU-D takes for one has a value and a mask at every step."""
+    data = study.data
+    variables = len(data.sequences) if isinstance(data, ClinicalData) else 0
+    if study.model.shape != (variables,):
+        raise ConfigError(
+            f"model.shape: expected [{variables}] for gru-d, one for each feature that is a "
+            f"sequence, found {list(study.model.shape)}"
+        )
 
 
 def _check_sequences(study: StudySpec, data: SequenceData) -> None:

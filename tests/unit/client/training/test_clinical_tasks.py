@@ -54,7 +54,7 @@ def survival(task: Survival, **changes: Any) -> StudySpec:
     return study(**(settings | changes))
 
 
-def series() -> StudySpec:
+def series(**model: Any) -> StudySpec:
     spec = clinical_spec().data.model_dump(mode="json")
     weight = measured("weight", "LOINC:29463-7", unit="kg", aggregation="sequence", window=None,
                       missing="fill")  # fmt: skip
@@ -62,7 +62,7 @@ def series() -> StudySpec:
         "features": [weight, {"type": "sex"}],
         "grid": {"step_hours": 24.0, "steps": 3},
     }
-    return study(**SERIES, data=data)
+    return study(**(SERIES | {"model": SERIES["model"] | model}), data=data)
 
 
 STUDIES = {
@@ -75,6 +75,7 @@ STUDIES = {
     "hazard": survival(HAZARD),
     "cox": survival(COX),
     "gru": series(),
+    "gru-d": series(name="gru-d", shape=[1]),
 }
 
 
@@ -176,6 +177,7 @@ def test_labels_of_a_table_are_numbers_or_days() -> None:
         {"model": {"name": "mlp", "hidden": [4], "outputs": 2}},
         {"model": {"name": "mlp", "hidden": [4], "steps": 3}},
         {"task": HAZARD, "data": make_data(label=TIME)},
+        {"task": SERIES["task"], "model": SERIES["model"] | {"name": "gru-d", "shape": [1]}},
         {"task": COX, "data": make_data(label=TIME), "model": {"name": "linear", "outputs": 3}},
         {
             "task": {"kind": "tabular-regression"},
