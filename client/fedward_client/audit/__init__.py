@@ -5,7 +5,7 @@ approves. It works on made-up patients only, so it costs no privacy and may run 
 """
 
 from fedward_client.audit.canaries import canary_findings
-from fedward_client.audit.inversion import inversion_findings
+from fedward_client.audit.inversion import inversion_findings, why_not_tried
 from fedward_client.audit.noise import (
     MINIMUM_STEPS,
     block_findings,
@@ -60,6 +60,7 @@ def audit_study(
     ports = AuditPorts() if ports is None else ports
     probe = StepProbe(study, site, flags=flags, ports=ports)
     findings, loaded = probe_loader(study, ports.loader)
+    not_tried: tuple[str, ...] = ()
     try:
         sensitivity = probe_sensitivity(probe, loaded)
         noise = noise_findings(run_noise_steps(probe, ports, steps=noise_steps), probe)
@@ -68,6 +69,7 @@ def audit_study(
         if canaries:
             findings += canary_findings(study, site, probe=probe, flags=flags, ports=ports)
             findings += inversion_findings(study, probe=probe, ports=ports)
+            not_tried = why_not_tried(probe)
     except ModelRefused as refusal:
         findings.append(_model_and_loss(refusal))
     return AuditReport(
@@ -78,6 +80,7 @@ def audit_study(
         device=flags.device,
         noise_steps=noise_steps,
         findings=tuple(findings),
+        not_tried=not_tried,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from fedward_client.audit.one_run import CONFIDENCE, DOUBT, OneRun, judge
 from fedward_client.audit.report import Finding
-from fedward_client.audit.sensitivity import AuditPorts, Patient, StepProbe, as_records
+from fedward_client.audit.sensitivity import AuditPorts, Patient, StepProbe
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
 from fedward_client.training.patient_dp.back_end import Chunk
 from fedward_client.training.patient_dp.plan import PatientTensors
@@ -139,7 +139,7 @@ def _patient_scores(
         for _ in range(min(probe.plan.public_patients, 200))
     ]
     chosen = [canary for canary, inside in zip(canaries, took_part, strict=True) if inside]
-    records = as_records([*ordinary, *chosen], inputs=probe.inputs)
+    records = probe.records([*ordinary, *chosen])
     trainer = ports.trainer(study, site, sampling=ports.sampling, noise=ports.noise, flags=flags)
     weights: Tensors = probe.start
     for number in range(1, study.rounds + 1):

@@ -5,67 +5,83 @@ are read by sources that open files; what is tried here is everything behind the
 """
 
 from collections.abc import Callable, Sequence
-from itertools import count, islice
 
 import numpy as np
 import numpy.typing as npt
 
 from fedward_client.audit.clinical_rows import clinical_rows, load_clinical
-from fedward_client.audit.whole_rows import AUDITED, ModalityRow, whole_patients
+from fedward_client.audit.genotype_rows import genotype_rows, load_genotypes
+from fedward_client.audit.labelled_rows import labelled_rows, load_labelled
+from fedward_client.audit.note_rows import load_notes, note_rows
+from fedward_client.audit.source_rows import (
+    CalledRow,
+    ModalityRow,
+    OwnRow,
+    SourceRow,
+    label_cells,
+    split_cells,
+    training_names,
+)
+from fedward_client.audit.whole_rows import whole_patients
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.study.clinical import ClinicalData
-from fedward_common.study.encoding import PatientRecords, Row, encode_present, hash_part
+from fedward_common.study.encoding import PatientRecords, Row, encode_present
+from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.image_encoding import FloatArray, ImageRow, encode_images
-from fedward_common.study.imaging import ImageData, Pictures, PlainImages
+from fedward_common.study.imaging import ImageMasks, Pictures
+from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.multimodal_encoding import join
+from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import (
     CategoryColumn,
-    HashSplit,
-    LabelRule,
     NumberColumn,
-    NumberLabel,
-    Split,
     TabularData,
-    TimeLabel,
 )
 
 HUGE = 1e30
-_NO_LABEL = LabelRule(column="no label", low=0, high=1, positive_from=1)
-"""Of images whose patients' label is in another modality: nobody reads that column."""
-SourceRow = Row | ImageRow | ModalityRow
 
 
 def load_rows(study: StudySpec, rows: Sequence[SourceRow]) -> PatientRecords:
     """The records to train on, by the encoding that every site uses on its own source.
 
     Raises:
-        ConfigError: data of a kind that is not audited.
+        ConfigError: data of a kind that is not audited, or without a package that it needs.
     """
+    if isinstance(study.data, MultimodalData):
+        tagged = [row for row in rows if isinstance(row, ModalityRow)]
+        return join(
+            study.data,
+            {
+                name: _load(
+                    study.model_copy(update={"data": part}),
+                    [one.row for one in tagged if one.modality == name],
+                )
+                for name, part in study.data.parts.items()
+            },
+        )
+    return _load(study, [row for row in rows if not isinstance(row, ModalityRow)])
+
+
+def _load(study: StudySpec, rows: Sequence[OwnRow]) -> PatientRecords:
     single = isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
+    cells = [row for row in rows if isinstance(row, dict)]
     match study.data:
         case TabularData() as table:
-            cells = [row for row in rows if isinstance(row, dict)]
             return encode_present(table, cells, part="train", one_record_per_patient=single)[0]
-        case MultimodalData() as whole:
-            tagged = [row for row in rows if isinstance(row, ModalityRow)]
-            return join(
-                whole,
-                {
-                    name: load_rows(
-                        study.model_copy(update={"data": part}),
-                        [one.row for one in tagged if one.modality == name],
-                    )
-                    for name, part in whole.parts.items()
-                    if isinstance(part, AUDITED)
-                },
-            )
-        case ImageData() | PlainImages() as images:
+        case Pictures() as images:
             pictures = [row for row in rows if isinstance(row, ImageRow)]
             return encode_images(images, pictures, part="train", strict=False)[0]
         case ClinicalData() as clinical:
-            return load_clinical(clinical, [row for row in rows if isinstance(row, dict)])
+            return load_clinical(clinical, cells)
+        case NotesData() as notes:
+            return load_notes(notes, cells)
+        case LabelledRows() as labelled:
+            return load_labelled(labelled, rows, single=single)
+        case Genotypes() as genotypes:
+            people = [row for row in rows if isinstance(row, CalledRow)]
+            return load_genotypes(genotypes, people)
     raise _unknown(study)
 
 
@@ -79,79 +95,63 @@ def made_up_rows(study: StudySpec) -> Sequence[Sequence[SourceRow]]:
         made = {
             name: _made_up(study.model_copy(update={"data": part}))
             for name, part in study.data.parts.items()
-            if isinstance(part, AUDITED)
         }
         return whole_patients(study.data, made)
     return _made_up(study)
 
 
-def _made_up(study: StudySpec) -> Sequence[Sequence[Row | ImageRow]]:
+def _made_up(study: StudySpec) -> Sequence[Sequence[OwnRow]]:
     match study.data:
         case TabularData() as table:
             return _table_rows(table)
-        case ImageData() | PlainImages() as images:
+        case Pictures() as images:
             return _image_rows(images)
         case ClinicalData() as clinical:
             return clinical_rows(clinical)
+        case NotesData() as notes:
+            return note_rows(notes)
+        case LabelledRows() as labelled:
+            return labelled_rows(labelled)
+        case Genotypes() as genotypes:
+            return genotype_rows(genotypes)
     raise _unknown(study)
 
 
 def _unknown(study: StudySpec) -> ConfigError:
     return ConfigError(
-        f"audit: expected data of kind tabular, clinical or image, found {study.data.kind}"
+        f"audit: expected data of a kind that a model learns from, found {study.data.kind}"
     )
-
-
-def _names(split: Split) -> list[str]:
-    """Names of patients who are trained on."""
-    numbers = (str(number) for number in count())
-    chosen = (
-        name
-        for name in numbers
-        if not isinstance(split, HashSplit) or hash_part(split, name) == "train"
-    )
-    return list(islice(chosen, 16))
 
 
 def _table_rows(schema: TabularData) -> list[list[Row]]:
     """The rows of made-up patients: honest, at and far beyond the range, faulty, contradicting."""
-    label = schema.label
-    low, high = _ends(label) if isinstance(label, LabelRule | NumberLabel) else (0, 1)
-    kinds: list[list[tuple[str, float]]] = [
-        [("low", low)],
-        [("high", high)],
-        [("low", high)],
-        [("beyond", high)],
-        [("below", low)],
-        [("nan", high)],
-        [("words", low)],
-        [("missing", high)],
-        [("low", low), ("high", low)],
-        [("high", low), ("high", high)],
-        [("beyond", high)] * 3,
-        [("high", low)],
+    kinds: list[list[tuple[str, bool]]] = [
+        [("low", False)],
+        [("high", True)],
+        [("low", True)],
+        [("beyond", True)],
+        [("below", False)],
+        [("nan", True)],
+        [("words", False)],
+        [("missing", True)],
+        [("low", False), ("high", False)],
+        [("high", False), ("high", True)],
+        [("beyond", True)] * 3,
+        [("high", False)],
     ]
     return [
-        [_row(schema, name, kind=kind, label=label) for kind, label in rows]
-        for name, rows in zip(_names(schema.split), kinds, strict=False)
+        [_row(schema, name, kind=kind, high=high) for kind, high in rows]
+        for name, rows in zip(training_names(schema.split), kinds, strict=False)
     ]
 
 
-def _row(schema: TabularData, name: str, *, kind: str, label: float) -> Row:
-    row = {schema.patient_key: name}
-    if schema.label is not None:
-        row[schema.label.column] = str(label)
-    if isinstance(schema.label, TimeLabel):
-        row |= {schema.label.column: "100", schema.label.event_column: str(label)}
-    if not isinstance(schema.split, HashSplit):
-        row[schema.split.column] = "train"
-    for column in schema.columns:
-        row[column.name] = _cell(column, kind)
-    return row
-
-
-def _ends(label: LabelRule | NumberLabel) -> tuple[float, float]:
-    return label.low, label.high
+def _row(schema: TabularData, name: str, *, kind: str, high: bool) -> Row:
+    return {
+        schema.patient_key: name,
+        **label_cells(schema.label, high=high),
+        **split_cells(schema.split),
+        **{column.name: _cell(column, kind) for column in schema.columns},
+    }
 
 
 def _cell(column: NumberColumn | CategoryColumn, kind: str) -> str:
@@ -164,39 +164,74 @@ def _cell(column: NumberColumn | CategoryColumn, kind: str) -> str:
     return repr(float(cells[kind]))
 
 
-def _image_rows(schema: ImageData | PlainImages) -> list[list[ImageRow]]:
-    label, shape = getattr(schema, "label", _NO_LABEL), schema.size
-    if not isinstance(label, LabelRule):
-        raise ConfigError("audit: expected images with one column of numbers as their label")
-    ramp = np.linspace(0.0, 1.0, schema.input_size, dtype=np.float32).reshape(shape)
+def _image_rows(schema: Pictures) -> list[list[ImageRow]]:
+    """The images of made-up patients; with masks, each with one, of which some do not fit."""
+    shape = schema.size
+    ramp = np.linspace(0.0, 1.0, int(np.prod(shape)), dtype=np.float32).reshape(shape)
     spoiled = ramp.copy()
     spoiled.flat[0] = np.nan
-    low, high = label.low, label.high
-    kinds: list[list[tuple[FloatArray | None, float]]] = [
-        [(ramp, low)],
-        [(ramp, high)],
-        [(np.zeros(shape, np.float32), high)],
-        [(np.full(shape, HUGE, np.float32), high)],
-        [(np.full(shape, -HUGE, np.float32), low)],
-        [(spoiled, high)],
-        [(ramp[1:], low)],
-        [(None, high)],
-        [(1 - ramp, low)],
+    kinds: list[list[tuple[FloatArray | None, bool]]] = [
+        [(ramp, False)],
+        [(ramp, True)],
+        [(np.zeros(shape, np.float32), True)],
+        [(np.full(shape, HUGE, np.float32), True)],
+        [(np.full(shape, -HUGE, np.float32), False)],
+        [(spoiled, True)],
+        [(ramp[1:], False)],
+        [(None, True)],
+        [(1 - ramp, False)],
     ]
     if not schema.no_patient_key:
-        kinds += [[(ramp, low), (ramp, high)], [(ramp, high)] * 3, [(ramp, high), (spoiled, high)]]
-    return [
-        [_image(schema, label.column, (name, pixels, number)) for pixels, number in images]
-        for name, images in zip(_names(schema.split), kinds, strict=False)
+        kinds += [
+            [(ramp, False), (ramp, True)],
+            [(ramp, True)] * 3,
+            [(ramp, True), (spoiled, True)],
+        ]
+    groups = [
+        [_image(schema, name, pixels, high=high) for pixels, high in images]
+        for name, images in zip(training_names(schema.split), kinds, strict=False)
     ]
+    if isinstance(schema, ImageMasks):
+        groups += _broken_masks(schema, ramp, taken=len(groups))
+    return groups
 
 
-def _image(schema: Pictures, label: str, about: tuple[str, FloatArray | None, float]) -> ImageRow:
-    name, pixels, number = about
-    cells = {schema.patient_key: name, label: str(int(number))}
-    if not isinstance(schema.split, HashSplit):
-        cells[schema.split.column] = "train"
-    return ImageRow(cells=cells, pixels=_pixels(pixels))
+def _image(schema: Pictures, name: str, pixels: FloatArray | None, *, high: bool) -> ImageRow:
+    cells = {
+        schema.patient_key: name,
+        **label_cells(getattr(schema, "label", None), high=high),
+        **split_cells(schema.split),
+    }
+    mask = None
+    if isinstance(schema, ImageMasks):
+        mask = _pixels(_stripes(schema) if high else np.zeros(schema.size, np.float32))
+    return ImageRow(cells=cells, pixels=_pixels(pixels), mask=mask)
+
+
+def _stripes(schema: ImageMasks) -> FloatArray:
+    """A mask in which every structure and the background come again and again."""
+    pixels = int(np.prod(schema.size))
+    numbers = np.arange(pixels) % (len(schema.structures) + 1)
+    return numbers.astype(np.float32).reshape(schema.size)
+
+
+def _broken_masks(schema: ImageMasks, image: FloatArray, *, taken: int) -> list[list[ImageRow]]:
+    """Patients whose masks are of no structure, no numbers, of another size, or not there."""
+    stripes = _stripes(schema)
+    spoiled = stripes.copy()
+    spoiled.flat[0] = np.nan
+    names = [name for name, _ in zip(training_names(schema.split), range(taken + 4), strict=False)]
+    masks = (stripes + len(schema.structures) + 1, spoiled, stripes[1:], None)
+    return [
+        [
+            ImageRow(
+                cells={schema.patient_key: name, **split_cells(schema.split)},
+                pixels=_pixels(image),
+                mask=None if mask is None else _pixels(mask),
+            )
+        ]
+        for name, mask in zip(names[taken:], masks, strict=True)
+    ]
 
 
 def _pixels(pixels: npt.NDArray[np.float32] | None) -> Callable[[], FloatArray]:

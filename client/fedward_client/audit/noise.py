@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from fedward_client.audit.report import Finding
-from fedward_client.audit.sensitivity import AuditPorts, Quiet, StepProbe, as_records
+from fedward_client.audit.sensitivity import AuditPorts, Quiet, StepProbe
 from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, trainable_parameters
 from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
@@ -67,7 +67,7 @@ class NoiseSteps:
 def run_noise_steps(probe: StepProbe, ports: AuditPorts, *, steps: int) -> NoiseSteps:
     """`steps` steps of the study's trainer on nobody, each a round of its own."""
     trainer = probe.trainer(sampling=ports.sampling, noise=ports.noise)
-    nobody = as_records([], inputs=probe.inputs)
+    nobody = probe.records([])
     width = probe.parameters
     shown = np.linspace(0, width - 1, min(width, max(1, _KEPT_NUMBERS // steps))).astype(np.int64)
     seen, before = NoiseSteps(squares=np.zeros(width)), np.zeros(width)
@@ -171,7 +171,9 @@ class CanaryBackEnd:
     def patient_gradients(self, chunk: Chunk) -> Iterator[torch.Tensor]:
         """Blocks [patients, width + canaries]; canaries come after all other patients."""
         firsts = torch.cumsum(chunk.sizes, dim=0) - chunk.sizes
+        # Of a label of many numbers (a mask, tags) all are the canary's.
         owners = chunk.labels.cpu()[firsts]
+        owners = owners if owners.ndim == 1 else owners.flatten(1)[:, 0]
         people = int((owners > _FIRST_CANARY).sum())
         if people:
             records = int(chunk.sizes[:people].sum())
@@ -320,6 +322,7 @@ def _with_canaries(probe: StepProbe, *, device: torch.device) -> PatientTensors:
     owned = np.ones(_CANARIES, dtype=np.int64)
     owned[0] = probe.plan.max_records_per_patient + 1
     names = torch.from_numpy(np.repeat(_FIRST_CANARY - np.arange(_CANARIES), owned)).to(labels)
+    names = names.reshape(-1, *(1 for _ in labels.shape[1:])).expand(-1, *labels.shape[1:])
     empty = torch.zeros((len(names), *features.shape[1:]), device=device)
     sizes = np.concatenate([np.ones(6, dtype=np.int64), owned])
     return PatientTensors(

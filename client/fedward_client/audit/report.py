@@ -75,6 +75,8 @@ class AuditReport:
     device: str
     noise_steps: int
     findings: tuple[Finding, ...]
+    not_tried: tuple[str, ...] = ()
+    """What could not be tried on this study, by name and with the reason."""
 
     @property
     def passed(self) -> bool:
@@ -102,6 +104,7 @@ def audit_json(report: AuditReport) -> dict[str, Any]:
         "charged": False,
         "scope": SCOPE,
         "limits": LIMITS,
+        "not_tried": list(report.not_tried),
         "findings": [
             {
                 "name": finding.name,
@@ -139,6 +142,8 @@ def audit_text(report: AuditReport) -> str:
             *_wrapped(f"Shows: {finding.proves}", indent=4),
             *_wrapped(f"Does not show: {finding.does_not_prove}", indent=4),
         ]
+    for gap in report.not_tried:
+        lines += ["", *_wrapped(f"[not tried] {gap}")]
     verdict = f"FAILED: {', '.join(failed)}. Do not approve this study." if failed else "PASSED."
     lines += ["", *_wrapped(verdict), *_wrapped(LIMITS)]
     if report.false_alarm > 0:

@@ -14,8 +14,10 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fedward_client.audit.made_up_rows import SourceRow, load_rows, made_up_rows
+from fedward_client.audit.input_limits import input_limits, outermost
+from fedward_client.audit.made_up_rows import load_rows, made_up_rows
 from fedward_client.audit.report import Finding
+from fedward_client.audit.source_rows import SourceRow
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.descent import freeze
 from fedward_client.training.patient_dp.back_end import trainable_parameters
@@ -36,7 +38,7 @@ TOLERANCE = 1e-3
 
 LARGE, HUGE, TINY = 1e4, 1e30, 1e-6
 Patient = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
-"""Features [records, inputs] and labels [records] of one made-up patient."""
+"""Features [records, inputs] and labels [records, ...] of one made-up patient."""
 Loader = Callable[[StudySpec, Sequence[SourceRow]], PatientRecords]
 """(study, rows of a source) -> the records to train on; a faulty patient counts as absent."""
 
@@ -97,6 +99,9 @@ class StepProbe:
         self._site, self._flags, self._ports = site, flags, ports
         self.task = task_of(study)
         self.inputs = self.task.inputs
+        labels = self.task.examples(device=torch.device("cpu"))(1)[1]
+        self.label_shape: tuple[int, ...] = tuple(labels.shape[1:])
+        """Of one record's label: nothing of a number, [words] of tags, [pixels] of a mask."""
         self._names = sorted(trainable_parameters(self.model()))
         self.start = initial_tensors(study.model, self.inputs)
 
@@ -131,9 +136,15 @@ class StepProbe:
         """The clipped sum of `patients` in units of C, without noise; NaN where it overflowed."""
         trainer = self.trainer(sampling=Quiet(), noise=Quiet())
         try:
-            return self.run(trainer, weights, as_records(patients, inputs=self.inputs))[0]
-        except ConfigError:  # The trainer refuses to hand out weights that are not finite.
+            return self.run(trainer, weights, self.records(patients))[0]
+        # The trainer refuses to hand out weights that are not finite; a model of words may look up
+        # a word by a number that is none.
+        except (ConfigError, IndexError):
             return np.full(self.parameters, np.nan)
+
+    def records(self, patients: Sequence[Patient]) -> PatientRecords:
+        """`patients` as the records that a loader would hand to the trainer."""
+        return as_records(patients, inputs=self.inputs, label_shape=self.label_shape)
 
 
 def site_plan(study: StudySpec, site: SiteId) -> PatientDpPlan:
@@ -160,12 +171,15 @@ def site_plan(study: StudySpec, site: SiteId) -> PatientDpPlan:
     )
 
 
-def as_records(patients: Sequence[Patient], *, inputs: int) -> PatientRecords:
+def as_records(
+    patients: Sequence[Patient], *, inputs: int, label_shape: tuple[int, ...]
+) -> PatientRecords:
     """`patients` as the records that a loader would hand to the trainer."""
     sizes = [len(labels) for _, labels in patients]
+    nothing = np.zeros((0, *label_shape), np.float32)
     return PatientRecords(
         features=np.concatenate([np.zeros((0, inputs), np.float32), *(x for x, _ in patients)]),
-        labels=np.concatenate([np.zeros(0, np.float32), *(y for _, y in patients)]),
+        labels=np.concatenate([nothing, *(y for _, y in patients)]),
         patient=np.repeat(np.arange(len(patients)), sizes).astype(np.int64),
     )
 
@@ -175,8 +189,8 @@ def probe_loader(study: StudySpec, loader: Loader) -> tuple[list[Finding], list[
     groups = made_up_rows(study)
     alone = [_loaded(study, loader, group) for group in groups]
     present = [patient for patient in alone if patient is not None]
-    sizes = [abs(float(number)) for x, _ in present for number in x.ravel()]
-    largest = max((math.inf if math.isnan(size) else size for size in sizes), default=0.0)
+    limits = input_limits(study.data)
+    largest = max((outermost(features, limits) for features, _ in present), default=0.0)
     changed = sum(
         not _same_without(study, loader, groups, alone, left_out=left_out)
         for left_out in (None, *range(len(groups)))
@@ -187,9 +201,9 @@ def probe_loader(study: StudySpec, loader: Loader) -> tuple[list[Finding], list[
             largest,
             1.0,
             layer=1,
-            unit="largest input of a model",
+            unit="largest input of a model, of words over the most that the study knows",
             proves="cells far outside the study's range, or no numbers at all, reach the model "
-            "within [-1, 1] or not at all.",
+            "within [-1, 1] or not at all; words as one of the study's whole numbers.",
             does_not_prove="that the study's ranges suit this hospital's data.",
         ),
         Finding.at_most(
@@ -213,7 +227,7 @@ def probe_sensitivity(probe: StepProbe, loaded: Sequence[Patient]) -> list[Findi
     """
     base = _ordinary(probe)
     cases = [*_worst_cases(probe), base[0], *loaded]
-    faulty = _faulty(probe.inputs)
+    faulty = _faulty(probe)
     added, replaced, spoiled = 0.0, 0.0, 0.0
     for weights in (probe.start, _scattered(probe.start)):
         for others in ([], base, [base[0]] * 8):
@@ -297,29 +311,34 @@ def _worst_cases(probe: StepProbe) -> Iterator[Patient]:
     zigzag = np.where(np.arange(probe.inputs) % 2 == 0, 1.0, -1.0).astype(np.float32)
     for numbers in (edge, zigzag, LARGE * edge, LARGE * zigzag, HUGE * zigzag, TINY * zigzag):
         for label in (0.0, 1.0):
-            yield _patient([numbers], [label])
+            yield _patient(probe, [numbers], [label])
     large = LARGE * zigzag
     repeated = probe.plan.max_records_per_patient + 1
-    yield _patient([large] * min(repeated, 64), [1.0] * min(repeated, 64))
-    yield _patient([large, large], [0.0, 1.0])
-    yield _patient([large, -large], [1.0, 1.0])
+    yield _patient(probe, [large] * min(repeated, 64), [1.0] * min(repeated, 64))
+    yield _patient(probe, [large, large], [0.0, 1.0])
+    yield _patient(probe, [large, -large], [1.0, 1.0])
 
 
-def _faulty(inputs: int) -> list[Patient]:
+def _faulty(probe: StepProbe) -> list[Patient]:
     """Patients with numbers that no loader should let through."""
-    good, one_bad = np.ones(inputs, np.float32), np.ones(inputs, np.float32)
+    good, one_bad = np.ones(probe.inputs, np.float32), np.ones(probe.inputs, np.float32)
     one_bad[0] = np.nan
-    infinite = np.full(inputs, np.inf, np.float32)
+    infinite = np.full(probe.inputs, np.inf, np.float32)
     return [
-        _patient([one_bad], [1.0]),
-        _patient([infinite], [0.0]),
-        _patient([one_bad, good], [1.0, 0.0]),
-        _patient([good], [math.nan]),
+        _patient(probe, [one_bad], [1.0]),
+        _patient(probe, [infinite], [0.0]),
+        _patient(probe, [one_bad, good], [1.0, 0.0]),
+        _patient(probe, [good], [math.nan]),
     ]
 
 
-def _patient(features: Sequence[npt.NDArray[np.float32]], labels: Sequence[float]) -> Patient:
-    return np.stack(features).astype(np.float32), np.array(labels, dtype=np.float32)
+def _patient(
+    probe: StepProbe, features: Sequence[npt.NDArray[np.float32]], labels: Sequence[float]
+) -> Patient:
+    """A patient of these records; where a label has many numbers, all are the one that is given."""
+    each = np.array(labels, dtype=np.float32).reshape(-1, *(1 for _ in probe.label_shape))
+    whole = np.broadcast_to(each, (len(labels), *probe.label_shape)).copy()
+    return np.stack(features).astype(np.float32), whole
 
 
 def _loaded(study: StudySpec, loader: Loader, rows: Sequence[SourceRow]) -> Patient | None:
@@ -346,7 +365,9 @@ def _same_without(
         found = loader(study, [row for number in kept for row in groups[number]])
     except DataError:  # A refusal that depends on one patient tells something about that patient.
         return False
-    wanted = as_records(expected, inputs=found.features.shape[1])
+    wanted = as_records(
+        expected, inputs=found.features.shape[1], label_shape=found.labels.shape[1:]
+    )
     return (
         found.features.tobytes() == wanted.features.tobytes()
         and found.labels.tobytes() == wanted.labels.tobytes()

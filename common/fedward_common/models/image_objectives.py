@@ -126,7 +126,9 @@ class ClassesObjective:
                 f"{list(outputs.shape)}"
             )
         # To the nearest whole number, by operations that back ends can check.
-        codes = (labels + 0.5).clamp(0, self._targets.largest).to(torch.int64)
+        # What is no number is class 0: as a whole number it would be any, and stop the round.
+        rounded = torch.where(labels >= 0, labels + 0.5, torch.zeros_like(labels))
+        codes = rounded.clamp(0, self._targets.largest).to(torch.int64)
         return self._targets.losses(outputs, codes, self._weights.to(outputs.device))
 
     def scores(self, outputs: torch.Tensor) -> torch.Tensor:
@@ -187,7 +189,8 @@ class SegmentationObjective:
                 f"{list(expected)}, found {list(outputs.shape)}"
             )
         flat = outputs.flatten(2)
-        codes = labels.round().clamp(0, self._outputs - 1).to(torch.int64)
+        # What is no number is background: as a whole number it would be any, and stop the round.
+        codes = labels.nan_to_num(nan=0.0).round().clamp(0, self._outputs - 1).to(torch.int64)
         entropy = functional.cross_entropy(flat, codes, reduction="none").mean(dim=-1)
         found = torch.softmax(flat, dim=1)[:, 1:]
         wanted = functional.one_hot(codes, self._outputs).movedim(-1, 1)[:, 1:].to(found)

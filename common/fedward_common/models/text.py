@@ -25,7 +25,8 @@ class TokenEmbedding(nn.Module):
         """[records, tokens, width], and [records, tokens] that is 1 where there is a token."""
         tokens = features.reshape(features.shape[0], -1, self.ids)
         offsets = torch.arange(self.ids, device=features.device) * self.size
-        numbers = tokens.round().clamp(0, self.size - 1).to(torch.int64)
+        # What is no number is nothing: as a whole number it would be any, and stop the round.
+        numbers = tokens.nan_to_num(nan=0.0).round().clamp(0, self.size - 1).to(torch.int64)
         embedded: torch.Tensor = self.table(numbers + offsets).sum(dim=2)
         return embedded, (numbers[:, :, 0] > 0).to(embedded.dtype)
 

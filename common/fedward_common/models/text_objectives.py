@@ -37,6 +37,7 @@ class TaggingObjective:
                 f"output layer: expected one logit for each tag of each word, shape "
                 f"{list(expected)}, found {list(outputs.shape)}"
             )
+        labels = labels.nan_to_num(nan=NO_TAG)
         there = (labels >= 0).to(outputs.dtype)
         codes = labels.round().clamp(0, len(self._tags) - 1).to(torch.int64)
         each = functional.cross_entropy(outputs.movedim(-1, 1), codes, reduction="none")

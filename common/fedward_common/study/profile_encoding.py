@@ -42,17 +42,14 @@ class LayerFile:
     delimiter: str = ","
 
 
-def profile_features(schema: ProfileData, files: Sequence[LayerFile]) -> Callable[[Row], Floats]:
-    """A function from a row of the table to the inputs of its patient.
+def profile_features(
+    schema: ProfileData, layers: "Sequence[LayerReader]"
+) -> Callable[[Row], Floats]:
+    """A function from a row of the table to the inputs of its patient, by readers of the layers.
 
     It raises DataError for a patient who is in no matrix of a layer, or twice, or whose values are
     not on the layer's scale.
-
-    Raises:
-        DataError: a layer that no file or more than one is for, on another scale than the study's,
-            without some of its genes, or a mapping that is not the study's.
     """
-    layers = layer_readers(schema, files)
     fill = schema.missing == "fill"
     readers = [
         (column.name, column_reader(column, missing_codes=schema.missing_codes, filled=fill))
@@ -75,15 +72,23 @@ def profile_features(schema: ProfileData, files: Sequence[LayerFile]) -> Callabl
 
 
 def layer_readers(schema: ProfileData, files: Sequence[LayerFile]) -> "list[LayerReader]":
-    """A reader of each of the study's layers, in order. Raises: as `profile_features`."""
-    return [LayerReader(layer, _file_of(layer, files)) for layer in schema.layers]
+    """A reader of each of the study's layers, in order.
+
+    Raises:
+        DataError: a layer that no file or more than one is for, on another scale than the study's,
+            without some of its genes, or a mapping that is not the study's.
+    """
+    chosen = [(layer, _file_of(layer, files)) for layer in schema.layers]
+    return [
+        LayerReader(layer, file, read_matrix(file.path, delimiter=file.delimiter))
+        for layer, file in chosen
+    ]
 
 
 class LayerReader:
-    """The inputs of one layer by patient."""
+    """The inputs of one layer by patient, out of the matrix that `file` describes."""
 
-    def __init__(self, layer: Layer, file: LayerFile) -> None:
-        matrix = read_matrix(file.path, delimiter=file.delimiter)
+    def __init__(self, layer: Layer, file: LayerFile, matrix: Matrix) -> None:
         self.layer, self._scale = layer, file.scale
         self._values, self._rows = matrix.values, matrix.rows()
         self._places = _places(layer, file, matrix)

@@ -8,7 +8,7 @@ from fedward_common.errors import ConfigError
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.molecule import MoleculeData
 from fedward_common.study.molecule_encoding import molecule_features, scaffold_part
-from fedward_common.study.profile_encoding import LayerFile, profile_features
+from fedward_common.study.profile_encoding import LayerFile, layer_readers, profile_features
 from fedward_common.study.profiles import ProfileData
 from fedward_common.study.row_encoding import Features, PartOf
 from fedward_common.study.sequence import SequenceData
@@ -39,7 +39,7 @@ def readers_of(
     if isinstance(schema, MoleculeData):
         return Readers(features=molecule_features(schema), part_of=scaffold_part(schema))
     if isinstance(schema, ProfileData):
-        return Readers(features=profile_features(schema, layers))
+        return Readers(features=profile_features(schema, layer_readers(schema, layers)))
     raise ConfigError(
         f"data.kind: expected sequences, molecules or profiles, found {schema.kind!r}"
     )
