@@ -149,9 +149,15 @@ def breast_cancer() -> Patients:
 
 
 def digits() -> Patients:
-    """1,797 written digits as patients: is it 5 or more?"""
+    """1,797 written digits as patients: is it 5 or more?
+
+    Ink goes from 0 to 16. The limits -8 and 16, which a study can state, put 0 near the middle of
+    what is inked, so that blank paper takes less of a gradient's clipped norm. They were chosen by
+    validation on training patients, as the mean over all arms (0.874; limits 0 and 16: 0.867; -16
+    and 16: 0.854).
+    """
     data = load_digits()
-    return Patients(features=data.data / 8.0 - 1.0, labels=(data.target >= 5).astype(float))
+    return Patients(features=(data.data - 4.0) / 12.0, labels=(data.target >= 5).astype(float))
 
 
 def heart_hospitals(folder: Path) -> list[Patients]:

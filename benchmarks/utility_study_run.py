@@ -36,17 +36,16 @@ def study_of(
     """The signed study of one run: one step a round over all hospitals' patients."""
     inputs = sites[0].features.shape[1]
     column = {"type": "number", "unit": "1", "low": -1.0, "high": 1.0}
-    plain = secure_study(
-        keys,
-        rounds=setting.steps,
-        epsilon=budget.epsilon,
-        epsilon_is="pld",
-        delta=budget.delta,
-        noise_multiplier=budget.noise_multiplier(setting),
-        clip_norm=CLIP,
-        sampling_probability=setting.sampling,
-        max_records_per_patient=1,
-    ).model_dump(mode="json")
+    plain = secure_study(keys, rounds=setting.steps).model_dump(mode="json")
+    plain["dp"] |= {  # delta fits the patients of below, not those of a study for tests
+        "epsilon": budget.epsilon,
+        "epsilon_is": "pld",
+        "delta": budget.delta,
+        "noise_multiplier": budget.noise_multiplier(setting),
+        "clip_norm": CLIP,
+        "sampling_probability": setting.sampling,
+        "max_records_per_patient": 1,
+    }
     plain["data"]["columns"] = [{"name": f"x{n}", **column} for n in range(inputs)]
     plain["training"]["learning_rate"] = setting.rate / CLIP
     plain["aggregation"]["average_last"] = max(1, setting.steps // 2)

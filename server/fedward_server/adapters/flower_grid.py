@@ -19,8 +19,13 @@ from fedward_server.adapters.flower_records import from_records, to_records
 from fedward_server.adapters.reply_pulls import Pulled, ReplyPulls
 from fedward_server.fleet import Answer
 
-SWEEP_SECONDS: Final = 2.0
-"""How often every open message is asked about: errors that SuperLink makes itself pass no edge."""
+SWEEP_SECONDS: Final = 10.0
+"""How often every open message is asked about: errors that SuperLink makes itself pass no edge.
+
+Asking takes a reply out of SuperLink, with the instruction it answers, even while its objects are
+on their way; one that then has to be announced again is not known there any more. So a sweep must
+not be the way in which replies are found.
+"""
 DEAF_SECONDS: Final = 0.1
 """How often without an edge that tells of replies."""
 WHOLE_AT_ONCE: Final = 2
@@ -62,7 +67,7 @@ class FlowerFleet:
     itself gets no message. A site for which `member` says no is not online: whoever was revoked is
     asked nothing more, and no round waits for it. A reply that cannot be read is a lost answer,
     never an exception. A reply is pulled when the edge has seen its last object pass; what passes
-    no edge (Flower's own errors) is found by a sweep every two seconds. A reply that never becomes
+    no edge (Flower's own errors) is found by a sweep now and then. A reply that never becomes
     whole holds up nothing: its pull is a thread of its own, and is given up when a later exchange
     than the next begins.
     """
