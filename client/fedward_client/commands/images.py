@@ -76,6 +76,22 @@ def images_quarantine(
             typer.echo(f"{reason}\t{path!r}")
 
 
+@images.command("pack")
+def images_pack(
+    folder: Annotated[Path, typer.Argument(help="The folder with images.csv.")],
+    target: Annotated[Path, typer.Argument(help="The .npz file to write.")],
+    study: Annotated[Path, typer.Option(help="The study file: what size, which columns.")],
+    debug: Debug = False,
+) -> None:
+    """Decode a folder of images once, into a .npz set that a study reads as it reads the folder."""
+    del debug
+    from fedward_client.data.image_pack import pack
+
+    configure_logging(process="site")
+    os.umask(0o077)
+    typer.echo(f"{target}: {pack(folder, study, target)} images")
+
+
 @images.command("pull")
 def images_pull(
     target: Annotated[Path, typer.Argument(help="The folder for the objects.")],

@@ -107,7 +107,7 @@ class ImageSource:
         rows = (
             npz_rows(found.path, schema)
             if found.path.suffix == ".npz"
-            else _folder_rows(found.path, schema)
+            else folder_rows(found.path, schema)
         )
         excluded = self._excluded()
         return [row for row in rows if row.cells.get(schema.patient_key, "") not in excluded]
@@ -120,7 +120,12 @@ def image_schema(study: StudySpec) -> Pictures:
     return study.data
 
 
-def _folder_rows(folder: Path, schema: Pictures) -> list[ImageRow]:
+def folder_rows(folder: Path, schema: Pictures) -> list[ImageRow]:
+    """The rows of images.csv in `folder`; no image is read yet.
+
+    Raises:
+        DataError: no table, or one without a column that the study reads.
+    """
     lines = readable_lines(folder / TABLE, delimiter=",")
     header = next(iter(lines), [])
     files = (IMAGE_COLUMN, MASK_COLUMN) if isinstance(schema, ImageMasks) else (IMAGE_COLUMN,)

@@ -17,6 +17,9 @@ from fedward_common.errors import ConfigError, DataError
 
 TIMEOUT_SECONDS: Final = 60.0
 PAGE: Final = 100
+AS_STORED: Final = (("application/dicom", "*"),)
+"""Any transfer syntax: without the word a PACS has to decode every object, which it may be unable
+to do (PS3.18, 8.7.3.5.2: the default is Explicit VR Little Endian)."""
 _STUDY_UID: Final = "0020000D"
 _MODALITIES: Final = "00080061"
 
@@ -68,7 +71,7 @@ class WebPacs:
         for uid in studies:
             try:
                 with without_words():
-                    for dataset in self._client.iter_study(uid):
+                    for dataset in self._client.iter_study(uid, media_types=AS_STORED):
                         folder.keep(dataset)
                         objects += 1
             except (requests.RequestException, ValueError, AttributeError, OSError) as error:

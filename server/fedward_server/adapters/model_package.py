@@ -31,10 +31,13 @@ PACKAGES: Final = ("fedward-common", "fedward-server", "flwr", "torch", "opacus"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where a model came from: the signed study, and the run with its rounds, sites and digests."""
+    """Where a model came from: the signed study, and the run with its rounds, sites and digests.
+
+    A sandbox has no `lineage` to sign: its runs and their logs go with its folder.
+    """
 
     signed_study: bytes
-    lineage: Mapping[str, Any]
+    lineage: Mapping[str, Any] | None = None
 
 
 def write_package(
@@ -49,7 +52,7 @@ def write_package(
 ) -> dict[str, Any]:
     """The manifest of the package written to `folder`: model, card, manifest signed by `key`.
 
-    With `origin` the package also holds the signed study, and its manifest the lineage.
+    With `origin` the package also holds the signed study, and its manifest the lineage if known.
     """
     files = {MODEL: tensors_to_bytes(model), CARD: card.encode()}
     manifest: dict[str, Any] = {
@@ -69,7 +72,9 @@ def write_package(
     }
     if origin is not None:
         files[STUDY] = origin.signed_study
-        manifest |= {"study_sha256": sha256_hex(files[STUDY]), "lineage": dict(origin.lineage)}
+        manifest["study_sha256"] = sha256_hex(files[STUDY])
+        if origin.lineage is not None:
+            manifest["lineage"] = dict(origin.lineage)
     signed = signed_manifest(manifest, key)
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():

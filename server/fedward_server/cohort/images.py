@@ -12,10 +12,9 @@ import numpy as np
 
 from fedward_common.errors import ConfigError
 from fedward_server.cohort.people import Patient, Pixels
-from fedward_server.sandbox.datasets_images import IMAGES
+from fedward_server.sandbox.datasets_images import IMAGES, IMAGES_TABLE
 
 DICOM: Final = "dicom"
-TABLE: Final = "images.csv"
 _COMPUTED_RADIOGRAPHY: Final = "1.2.840.10008.5.1.4.1.1.1"
 _EXPLICIT_LITTLE_ENDIAN: Final = "1.2.840.10008.1.2.1"
 _WHEN: Final = (1980, 1, 1, 0, 0, 0)
@@ -33,7 +32,7 @@ def write_images(folder: Path, patients: Sequence[Patient]) -> None:
     for patient, image in shown:
         names.append(f"{patient}.dcm")
         (folder / DICOM / names[-1]).write_bytes(_object(patient, image))
-    with (folder / DICOM / TABLE).open("w", encoding="utf-8", newline="") as file:
+    with (folder / DICOM / IMAGES_TABLE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "patient_id"])
         writer.writerows(zip(names, (patient for patient, _ in shown), strict=True))

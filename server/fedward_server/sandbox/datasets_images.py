@@ -12,6 +12,8 @@ from fedward_common.ids import SiteId
 from fedward_common.study.npz import read_npz
 
 IMAGES: Final = "images.npz"
+IMAGES_TABLE: Final = "images.csv"
+"""The table beside single files: DICOM or NIfTI."""
 PNEUMONIA_FILE: Final = "pneumoniamnist.npz"
 PNEUMONIA_SITES: Final = tuple(map(SiteId, ("north", "east", "south", "west")))
 ALPHA: Final = 0.5

@@ -12,7 +12,7 @@ from typing import Any, Final
 from fedward_common.errors import ConfigError
 from fedward_server.sandbox.clinical import EVENTS_TABLE
 from fedward_server.sandbox.datasets import TABLE
-from fedward_server.sandbox.datasets_images import IMAGES
+from fedward_server.sandbox.datasets_images import IMAGES, IMAGES_TABLE
 from fedward_server.sandbox.genotypes import GENOTYPES
 
 SETTINGS: Final = "settings.toml"
@@ -21,10 +21,10 @@ _PLACES: Final = ("path", "people", "patients", "events", "fasta", "vocabulary")
 
 
 def data_file(folder: Path) -> Path:
-    """The images, the clinical events, the genotypes or the table in a folder; the folder itself
-    where it holds a folder for each modality.
+    """The images or the table beside them, the clinical events, the genotypes or the table in a
+    folder; the folder itself where it holds a folder for each modality.
     """
-    names = (IMAGES, EVENTS_TABLE, GENOTYPES)
+    names = (IMAGES, IMAGES_TABLE, EVENTS_TABLE, GENOTYPES)
     found = next((name for name in names if (folder / name).is_file()), TABLE)
     if not (folder / found).is_file() and modality_folders(folder):
         return folder

@@ -29,6 +29,7 @@ from fedward_common.trust.certificates import NodeKey
 from fedward_common.trust.private_files import write_atomically, write_private
 from fedward_common.trust.signing import SigningKey, key_sha256
 from fedward_server.sandbox.clinical import EVENTS_TABLE, patients_beside
+from fedward_server.sandbox.datasets_images import IMAGES_TABLE
 
 MARKER = ".fedward-sandbox"
 FEDERATION = "sandbox"
@@ -53,11 +54,12 @@ class SiteFolder:
 
     @property
     def data_files(self) -> tuple[Path, ...]:
-        """Every file of the site's patients: clinical events are two tables, whole patients are
-        below a folder.
+        """Every file of the site's patients: clinical events are two tables; images beside their
+        table and whole patients are below a folder.
         """
-        if self.data_file.is_dir():
-            return tuple(sorted(path for path in self.data_file.rglob("*") if path.is_file()))
+        whole = self.data_file.parent if self.data_file.name == IMAGES_TABLE else self.data_file
+        if whole.is_dir():
+            return tuple(sorted(path for path in whole.rglob("*") if path.is_file()))
         if self.data_file.name != EVENTS_TABLE:
             return (self.data_file,)
         return (patients_beside(self.data_file), self.data_file)

@@ -22,7 +22,6 @@ from fedward_common.study.encoding import PatientRecords, TablePart, check_colum
 from fedward_common.study.evaluation import BinnedScores, evaluation_of
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.grouped_scores import GroupedScores, ValueScores
-from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
@@ -49,6 +48,7 @@ from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.figures import ModelFigures, model_figures, roc_points
 from fedward_server.sandbox.folders import data_file, modality_folders
 from fedward_server.sandbox.genotypes import read_genotypes
+from fedward_server.sandbox.images import read_images
 from fedward_server.sandbox.measures import DRAWS, rounds_facts
 from fedward_server.sandbox.notes import all_notes
 from fedward_server.sandbox.rows import all_rows
@@ -128,13 +128,10 @@ class ParentCopy:
         if isinstance(study.data, MultimodalData):
             return cls._whole(study, study.data, files)
         if isinstance(study.data, Pictures):
+            images = {s: read_images(study.data, s, path) for s, path in files.items()}
             return cls(
-                training={
-                    s: _images(study.data, s, path, part="train") for s, path in files.items()
-                },
-                held_out={
-                    s: _images(study.data, s, path, part="test") for s, path in files.items()
-                },
+                training={site: parts[0] for site, parts in images.items()},
+                held_out={site: parts[1] for site, parts in images.items()},
             )
         if isinstance(study.data, Genotypes):
             schema = study.data
@@ -192,13 +189,6 @@ def _encoded(
     if part == "train" and not records.patients:
         raise DataError(f"{site}: expected a patient of the cohort to train on, found none")
     return records
-
-
-def _images(schema: Pictures, site: SiteId, path: Path, *, part: TablePart) -> PatientRecords:
-    try:
-        return encode_images(schema, npz_rows(path, schema), part=part, strict=True)[0]
-    except DataError as error:
-        raise DataError(f"{site}: {error}") from error
 
 
 def _read(site: SiteId, path: Path) -> list[dict[str, str]]:
@@ -371,10 +361,19 @@ def _accuracy(compared: Compared, private: PrivateFigures | None) -> dict[str, A
         "federated_site_mean": federated.site_mean_accuracy,
         "federated_site_mean_standard_error": federated.site_mean_accuracy_error,
         "alone_site_mean": _mean(
-            [f.per_site[site].accuracy for site, draws in alone.items() for f in draws]
+            [
+                f.per_site[site].accuracy
+                for site, draws in alone.items()
+                for f in draws
+                if site in f.per_site
+            ]
         ),
         "alone_no_privacy_site_mean": _mean(
-            [f.per_site[site].accuracy for site, f in compared.alone_no_privacy.items()]
+            [
+                f.per_site[site].accuracy
+                for site, f in compared.alone_no_privacy.items()
+                if site in f.per_site
+            ]
         ),
         "pooled_no_privacy_site_mean": compared.pooled.site_mean_accuracy,
         "majority_site_mean": federated.site_mean_majority,

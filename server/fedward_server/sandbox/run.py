@@ -30,7 +30,7 @@ from fedward_common.study.statistics import is_statistics
 from fedward_common.trust.certificates import parse_peer_certificate
 from fedward_common.trust.private_files import write_atomically
 from fedward_server.adapters.flower_control import build_bundle
-from fedward_server.adapters.model_package import write_package
+from fedward_server.adapters.model_package import Origin, write_package
 from fedward_server.adapters.registry import open_registry
 from fedward_server.adapters.start_weights import keep_start_weights
 from fedward_server.bundle import bundle_folder, studies_folder
@@ -44,7 +44,7 @@ from fedward_server.sandbox.board import Header
 from fedward_server.sandbox.clinical import EVENTS_TABLE
 from fedward_server.sandbox.datasets import TABLE, deal_breast_cancer, import_fed_heart
 from fedward_server.sandbox.datasets_genotypes import deal_ancestry
-from fedward_server.sandbox.datasets_images import IMAGES, deal_pneumonia
+from fedward_server.sandbox.datasets_images import IMAGES, IMAGES_TABLE, deal_pneumonia
 from fedward_server.sandbox.datasets_masks import deal_hippocampus
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.folders import data_file, has_data
@@ -157,7 +157,8 @@ def _named_folder(text: str) -> tuple[SiteId, Path]:
     if not sign or not has_data(Path(folder)):
         raise ConfigError(
             f"--site {text}: expected NAME=FOLDER with {TABLE} (and {EVENTS_TABLE} beside it for "
-            f"clinical events), {IMAGES}, {GENOTYPES} or a folder for each modality, found none"
+            f"clinical events), {IMAGES}, {IMAGES_TABLE} with its files, {GENOTYPES} or a folder "
+            "for each modality, found none"
         )
     return parse_site_id(name), Path(folder)
 
@@ -179,7 +180,7 @@ def prepare(inputs: Inputs, *, out: Path) -> Prepared:
     Raises:
         ConfigError, DataError: the study or the data are wrong; `out` is as it was.
     """
-    checked = _check(inputs)
+    checked, copy = _check(inputs)
     prepare_root(out)
     layout = make_layout(out, inputs.data_files(out / "data"))
     study = parse_study(
@@ -189,7 +190,8 @@ def prepare(inputs: Inputs, *, out: Path) -> Prepared:
         lead_key_sha256=layout.lead_sha256,
         resolve=lambda _, unknown: float(getattr(checked.dp, unknown)),
     )
-    copy = ParentCopy.read(study, {s.site: s.data_file for s in layout.sites.values()})
+    if not inputs.sites:  # dealt out anew, into files of this sandbox
+        copy = ParentCopy.read(study, {s.site: s.data_file for s in layout.sites.values()})
     signed = SignedStudy.sign(study, layout.lead)
     write_coordinator(layout)
     write_sites(layout, study=study, bundle_sha256=build_bundle(bundle_folder()).sha256)
@@ -202,8 +204,8 @@ def prepare(inputs: Inputs, *, out: Path) -> Prepared:
     return Prepared(layout=layout, study=study, signed=signed, copy=copy, start_weights=weights)
 
 
-def _check(inputs: Inputs) -> StudySpec:
-    """The study with stand-in keys, after its file and all its data were read once.
+def _check(inputs: Inputs) -> tuple[StudySpec, ParentCopy]:
+    """The study with stand-in keys and the patients, after its file and all its data were read.
 
     Raises:
         ConfigError, DataError: something in them is wrong.
@@ -227,10 +229,10 @@ def _check(inputs: Inputs) -> StudySpec:
             raise ConfigError(
                 f"{inputs.study}: sites: expected an entry for {', '.join(idle)}, found none"
             )
-        ParentCopy.read(study, files)
+        copy = ParentCopy.read(study, files)
         # Into the scratch folder: checked as a coordinator would, and kept nowhere.
         keep_start_weights(Path(scratch), study, inputs.start_weights)
-    return study
+    return study, copy
 
 
 def _study_text(path: Path) -> str:
@@ -309,7 +311,7 @@ def run_sandbox(
 
 def _victims(inputs: Inputs, kill: Sequence[str]) -> list[Victim]:
     """The processes that `kill` names. Raises ConfigError."""
-    sites = [site.id for site in _check(inputs).sites] if kill else []
+    sites = [site.id for site in _check(inputs)[0].sites] if kill else []
     return [Victim.parse(text, sites=sites) for text in kill]
 
 
@@ -414,6 +416,7 @@ def publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, 
         card=model_card(result),
         epsilon=result["epsilon"],
         key=prepared.layout.lead,
+        origin=Origin(signed_study=prepared.signed.canonical),
     )
     write_report(result, out / "report.html")
     write_disclosure(prepared.study, result, out)

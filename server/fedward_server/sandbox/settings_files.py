@@ -21,6 +21,7 @@ from fedward_common.study.statistics import ReleasesOnly
 from fedward_common.trust.private_files import write_atomically, write_private
 from fedward_common.trust.statements import Statement
 from fedward_server.sandbox.clinical import patients_beside
+from fedward_server.sandbox.datasets_images import IMAGES_TABLE
 from fedward_server.sandbox.folders import data_file, modality_folders, own_settings
 from fedward_server.sandbox.genotypes import PEOPLE
 from fedward_server.sandbox.layout import FEDERATION, Layout, SiteFolder
@@ -171,7 +172,8 @@ def _entry(data: DataSpec, file: Path) -> dict[str, Any]:
         return {"kind": "csv", "path": path}
     owner = {"no_patient_key": True} if data.no_patient_key else {"patient_key": data.patient_key}
     if isinstance(data, Pictures):
-        return {"kind": "images", "path": path, **owner}
+        whole = str(file.parent.absolute()) if file.name == IMAGES_TABLE else path
+        return {"kind": "images", "path": whole, **owner}
     if isinstance(data, LabelledRows):
         return {"kind": data.what, "path": path, **owner, **row_files(data, file)}
     vocabulary = file.with_name(VOCABULARY).absolute()
