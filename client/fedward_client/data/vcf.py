@@ -4,6 +4,7 @@ Names of samples and what a header says of paths and commands stay in here: samp
 table of people that the site keeps, and no message has either.
 """
 
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from fedward_common.study.genotypes import Genotypes
 WINDOW: Final = 50_000
 """Loci that are nearer than this are read in one go."""
 _INDEXES: Final = (".tbi", ".csi")
+_BGZF: Final = b"\x1f\x8b\x08\x04"
+_END: Final = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+"""The empty block that ends every BGZF file (SAM specification, 4.1.2)."""
 _EVERYWHERE: Final = (None, range(1, 1 << 40))
 
 
@@ -33,6 +37,7 @@ def read_vcf(path: Path, schema: Genotypes) -> Calls:
     cyvcf2 = _cyvcf2()
     if not path.is_file():
         raise DataError("VCF: expected the file that [[data]] in site.toml names, found none")
+    _check_whole(path)
     try:
         # gts012: missing genotypes as such; strict_gt: half-called ones are missing as well.
         file = cyvcf2.VCF(str(path), gts012=True, strict_gt=True)
@@ -54,6 +59,22 @@ def read_vcf(path: Path, schema: Genotypes) -> Calls:
             return aligned(schema, samples, _records(file, path, schema, names=lengths))
     finally:
         file.close()
+
+
+def _check_whole(path: Path) -> None:
+    """Raises DataError for a compressed file without its end: by its index nobody would notice, and
+    the loci that are gone would count as missing.
+    """
+    with path.open("rb") as file:
+        if file.read(len(_BGZF)) != _BGZF:
+            return
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - len(_END)))
+        if file.read() != _END:
+            raise DataError(
+                "VCF: expected the end block of a file compressed by bgzip, found none: it was cut "
+                "off; copy it again"
+            )
 
 
 def _cyvcf2() -> Any:

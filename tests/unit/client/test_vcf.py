@@ -94,6 +94,15 @@ def test_a_region_without_records_shows_no_path(tmp_path: Path) -> None:
     assert found.refused == dict.fromkeys(("rs2", "rs3", "rs4"), "not in the file")
 
 
+def test_a_file_that_was_cut_off_is_refused_though_its_index_is_whole(tmp_path: Path) -> None:
+    text = write_vcf(tmp_path / "whole.vcf", simple_lines(MIXED), samples=SAMPLES)
+    indexed = Path(pysam.tabix_index(str(text), preset="vcf", force=True))
+    indexed.write_bytes(indexed.read_bytes()[:-28])
+
+    with pytest.raises(DataError, match="end block"):
+        read_vcf(indexed, schema())
+
+
 @pytest.mark.parametrize("used", ["1", "chr1"])
 def test_a_header_with_both_names_of_a_chromosome_hides_no_record(
     used: str, tmp_path: Path
