@@ -8,6 +8,7 @@ Settings were chosen on the corpus' development part; the test part is read once
 """
 
 import argparse
+import copy
 import gzip
 import hashlib
 import json
@@ -18,6 +19,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from torch import nn
 
 from benchmarks.study import environment
 from fedward_common.arrays import Tensors
@@ -113,7 +115,8 @@ def dealt(part: Part, sites: int) -> list[Part]:
 def trained(sites: Sequence[Part], *, rounds: int, seed: int) -> Tensors:
     """The mean model after `rounds` of one pass of Adam at every site."""
     spec = MODEL.model_copy(update={"initial_seed": seed})
-    model = build_model(spec, TOKENISER.max_tokens * TOKENISER.ids)
+    studied = build_model(spec, TOKENISER.max_tokens * TOKENISER.ids)
+    model = quick(studied)
     state: Mapping[str, Any] = model_tensors(model)
     optimisers: list[Any] = [None] * len(sites)
     order = np.random.default_rng(seed)
@@ -123,7 +126,7 @@ def trained(sites: Sequence[Part], *, rounds: int, seed: int) -> Tensors:
         mean = {name: np.zeros_like(array) for name, array in state.items()}
         for site, part in enumerate(sites):
             model.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
-            optimiser = torch.optim.Adam(model.parameters(), lr=rate)
+            optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
             if optimisers[site] is not None:
                 optimiser.load_state_dict(optimisers[site])
                 for group in optimiser.param_groups:
@@ -133,7 +136,24 @@ def trained(sites: Sequence[Part], *, rounds: int, seed: int) -> Tensors:
             for name, array in model_tensors(model).items():
                 mean[name] += array * (len(part[0]) / total)
         state = mean
-    return dict(state)
+    # Opacus' LSTM has every number under a second name as well, which is the same tensor.
+    studied.load_state_dict({n: torch.tensor(array) for n, array in state.items()}, strict=False)
+    return model_tensors(studied)
+
+
+def quick(studied: nn.Module) -> nn.Module:
+    """A copy of `studied` with torch's own LSTM in the place of Opacus' one, whose steps are single
+    layers for gradients per record: the same numbers, several times faster where nothing is
+    clipped.
+    """
+    model: Any = copy.deepcopy(studied)
+    slow = model.cell
+    model.cell = nn.LSTM(slow.input_size, slow.hidden_size, batch_first=True, bidirectional=True)
+    model.cell.load_state_dict(
+        {name: value for name, value in slow.state_dict().items() if "_l0" in name}
+    )
+    found: nn.Module = model
+    return found
 
 
 def one_pass(model: Any, optimiser: Any, part: Part, order: np.random.Generator) -> None:

@@ -15,6 +15,7 @@ from fedward_common.errors import PolicyRefused
 from fedward_common.privacy.ledger import Limits
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.genotypes import Genotypes
+from fedward_common.study.harmonisation import SiteHarmonisation
 from fedward_common.study.multimodal import parts_of
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, Table
@@ -298,7 +299,8 @@ class SitePolicy:
                 study, f"one release of binned scores is allowed, it asks for more. {STEWARD}"
             )
         for release in study.releases:
-            if not isinstance(release, EvaluationRelease | ColumnStatistics | VariantRelease):
+            known = EvaluationRelease | ColumnStatistics | VariantRelease | SiteHarmonisation
+            if not isinstance(release, known):
                 yield self._refused(
                     study, f"its release {release.kind} is none that is known here. {STEWARD}"
                 )
@@ -358,6 +360,8 @@ def _outputs_of(study: StudySpec) -> set[str]:
     """Every output that a study asks for."""
     outputs = {"update"} if isinstance(study.dp, DpSgd) else set()
     for release in study.releases:
+        if isinstance(release, SiteHarmonisation):  # it stays at the site
+            continue
         outputs.add("evaluation" if isinstance(release, EvaluationRelease) else "statistics")
     return outputs
 

@@ -6,8 +6,11 @@ Whoever releases one of them must charge it first.
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 from fedward_client.data.tabular import CheckedSource
+from fedward_client.harmonised import SiteConstants
+from fedward_client.statistics import RowSource
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Array, Tensors, tensors_to_bytes
@@ -21,10 +24,14 @@ from fedward_common.study.spec import StudySpec
 from fedward_common.trust.private_files import write_private
 
 
+class RehearsalSource(CheckedSource, RowSource, Protocol):
+    """Reads strictly, and gives the rows that a harmonised study needs (port)."""
+
+
 def rehearse(
     study: StudySpec,
     site: SiteId,
-    source: CheckedSource,
+    source: RehearsalSource,
     *,
     flags: PerformanceFlags,
     draws: int,
@@ -46,7 +53,7 @@ def rehearse(
         _one(
             LocalTrainer(study, site, sampling=Csprng(), noise=Csprng(), flags=flags),
             study,
-            records,
+            SiteConstants.of(study, source, state=b"", noise=Csprng()).applied(records),
             start=start,
         )
         for _ in range(draws)

@@ -24,6 +24,7 @@ from fedward_common.privacy.ledger import Reservation, StudyAccount
 from fedward_common.study.clinical import ClinicalData, Measured, Present
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.genotypes import Genotypes
+from fedward_common.study.harmonisation import SiteHarmonisation
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.kept import kept_words
 from fedward_common.study.labelled_rows import LabelledRows
@@ -345,6 +346,12 @@ def _leaves(study: StudySpec) -> Iterator[dict[str, Any]]:
             }
         elif isinstance(release, VariantRelease):
             yield {"what": f"{release.said}, with noise", "times": 1}
+        elif isinstance(release, SiteHarmonisation):
+            yield {
+                "what": f"nothing by itself, but the updates depend on this site's location and "
+                f"scale of {', '.join(release.columns)}, which are noised, charged and stay here",
+                "times": 1,
+            }
         elif isinstance(release, ColumnStatistics):
             yield {
                 "what": f"{', '.join(release.statistics)} of {', '.join(release.columns)}, with "

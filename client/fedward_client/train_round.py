@@ -11,6 +11,7 @@ from typing import Protocol
 import structlog
 
 from fedward_client.guard.client import Grant, StoredReply
+from fedward_client.harmonised import SiteConstants, records_of
 from fedward_client.held_out import HeldOut
 from fedward_client.kept_state import OpenedRound, own_weights, study_shapes
 from fedward_client.secure_payload import (
@@ -140,13 +141,14 @@ class Worker:
         plan = sum_plan(study, instruction.kind, instruction.round, shapes=shapes)
         match instruction.kind:
             case "train":
-                opened = OpenedRound.of(study, model, grant.state)
+                constants = self._constants(study, grant)
+                opened = OpenedRound.of(study, model, grant.state or constants.state)
                 numbers, ran, after = training_numbers(
                     study,
                     SiteId(grant.site),
                     self._trainer(study, SiteId(grant.site)),
                     weights=opened.weights,
-                    records=self.source.records(study, part="train"),
+                    records=records_of(study, self.source, constants, part="train"),
                     plan=plan,
                     round_number=instruction.round,
                     correction=opened.correction,
@@ -162,16 +164,20 @@ class Worker:
     def _train(
         self, study: StudySpec, grant: Grant, model: Octets, round_number: int
     ) -> tuple[bytes, bytes]:
-        opened = OpenedRound.of(study, model, grant.state)
+        constants = self._constants(study, grant)
+        opened = OpenedRound.of(study, model, grant.state or constants.state)
         update = self._trainer(study, SiteId(grant.site)).train(
             opened.weights,
-            self.source.records(study, part="train"),
+            records_of(study, self.source, constants, part="train"),
             round_number=round_number,
             correction=opened.correction,
         )
         _require_executed(study, update.executed)
         leaves = {n: t for n, t in update.tensors.items() if not is_kept(study, n)}
         return tensors_to_bytes(leaves), opened.state_after(update.tensors)
+
+    def _constants(self, study: StudySpec, grant: Grant) -> SiteConstants:
+        return SiteConstants.of(study, self.source, state=grant.state, noise=self.randomness())
 
     def _trainer(self, study: StudySpec, site: SiteId) -> LocalTrainer:
         return LocalTrainer(
@@ -202,7 +208,7 @@ class Worker:
         return HeldOut(
             study=study,
             weights=own_weights(study, model, grant.state),
-            records=self.source.records(study, part="test"),
+            records=records_of(study, self.source, self._constants(study, grant), part="test"),
         )
 
 

@@ -8,6 +8,7 @@ from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.files import SiteKeys
 from fedward_common.study.genotypes import Genotypes
+from fedward_common.study.harmonisation import SiteHarmonisation
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
@@ -124,6 +125,12 @@ def _release(release: ReleaseSpec) -> str:
         return f"{when}: {release.counted}, with noise of {release.noise_std:g}"
     if isinstance(release, VariantRelease):
         return f"once: {release.said}, with noise of {release.noise_multiplier:g} x sensitivity"
+    if isinstance(release, SiteHarmonisation):
+        return (
+            f"nothing: the location and scale of {', '.join(release.columns)} at each hospital, "
+            f"computed once with noise of {release.noise_multiplier:g} x sensitivity, stay there; "
+            "the updates depend on them"
+        )
     if isinstance(release, ColumnStatistics):
         return (
             f"once: {', '.join(release.statistics)} of {', '.join(release.columns)}, with "

@@ -13,12 +13,13 @@ from fedward_client.ports import Journal, Signer
 from fedward_client.settings import SiteSettings
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import LedgerError, ProtocolError, SignatureRefused
-from fedward_common.ids import SiteId
+from fedward_common.ids import Digest, SiteId
 from fedward_common.privacy.accounting import epsilon_admission
 from fedward_common.privacy.ledger import Charge, Ledger, Purpose, Reservation
-from fedward_common.privacy.mechanism import alone_study
+from fedward_common.privacy.mechanism import alone_study, release_event
 from fedward_common.secagg.sums import last_sum
 from fedward_common.study.evaluation import validation_rounds
+from fedward_common.study.harmonisation import harmonisation_of
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import key_sha256
@@ -144,6 +145,26 @@ class Admission:
         note(self.log, "reply.repeated", instruction)
         return StoredReply(envelope=envelope)
 
+    def require_constants(self, instruction: Instruction, study: StudySpec, state: bytes) -> None:
+        """Returns when a site that harmonises has its constants, or never sent what used any.
+
+        Raises:
+            LedgerError: they are lost: drawn again they would be another release.
+            ProtocolError: an evaluation before the first round, which draws them.
+        """
+        if state or harmonisation_of(study) is None:
+            return
+        if instruction.kind != "train":
+            raise ProtocolError(
+                f"study {study.id}: expected this site's location and scale from a round of "
+                "training before an evaluation, found none"
+            )
+        if self.replies.has_update(study.digest):
+            raise LedgerError(
+                f"study {study.id}: expected the location and scale that this site keeps since "
+                "its first round, found none. They are not drawn again; restore the guard's folder"
+            )
+
     def grant(
         self, instruction: Instruction, study: StudySpec, *, plugin_sha256: str | None
     ) -> Grant:
@@ -153,6 +174,8 @@ class Admission:
             BudgetExceeded, LedgerError, ProtocolError: it cannot be charged.
         """
         self._reserve(study)
+        if instruction.kind == "train":
+            self._charge_constants(study)
         purpose: Purpose = "round" if instruction.kind == "train" else "release"
         alone = alone_study(study)
         charge = self.ledger.charge(
@@ -167,6 +190,20 @@ class Admission:
         self.replies.forget_before(study.digest, slot=instruction.slot)
         receipt = self.receipts.issue(Live(instruction=instruction, study=study))
         return Grant(receipt=receipt, site=self.site, plugin_sha256=plugin_sha256)
+
+    def _charge_constants(self, study: StudySpec) -> None:
+        """A site's location and scale, charged once a study and before a record is read."""
+        harmonisation = harmonisation_of(study)
+        if harmonisation is None:
+            return
+        slot = f"{study.digest}/harmonise/0"
+        self.ledger.charge(
+            [release_event(harmonisation)],
+            study=study.digest,
+            slot=slot,
+            key=Digest(sha256_hex(slot.encode())),
+            purpose="release",
+        )
 
     def _reserve(self, study: StudySpec) -> None:
         before = self.ledger.head()

@@ -17,7 +17,7 @@ from fedward_client.guard.receipts import (
 )
 from fedward_client.guard.replies import PAYLOAD, Replies, SealedReply
 from fedward_client.guard.secure import SecureSums
-from fedward_client.guard.states import States, check_state
+from fedward_client.guard.states import States, check_constants, check_state
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, ObjectIds, Shapes, Signer
 from fedward_common.canonical import sha256_hex
@@ -75,6 +75,7 @@ class Answers:
         trained = live.instruction.kind == "train"
         if trained or state:
             check_state(live.study, state, shapes=self.shapes)
+            check_constants(live.study, state, before=self.states.find(live.study))
         if live.study.secure_sum:
             with self.lock:
                 self._live(receipt)

@@ -100,6 +100,12 @@ class Replies:
         """What was answered in a slot, or None."""
         return self._by_slot.get(slot)
 
+    def has_update(self, study: str) -> bool:
+        """Whether an update of this study was ever sealed."""
+        return any(
+            reply.study == study and reply.kind == "train" for reply in self._by_slot.values()
+        )
+
     def find_by_objects(self, object_ids: frozenset[str]) -> SealedReply | None:
         """The reply whose envelope is carried by exactly these objects, or None."""
         slot = self._by_objects.get(object_ids)

@@ -111,6 +111,8 @@ class GuardService:
                 if stored is None and study.secure_sum:
                     self._secure.require_ready(parsed, study, boxes)  # 9.
                 state = self.states.find(study)
+                if stored is None:
+                    self._admission.require_constants(parsed, study, state)
                 answer = stored or self._admission.grant(parsed, study, plugin_sha256=plugin)
                 if isinstance(answer, Grant):
                     answer = replace(answer, state=state)

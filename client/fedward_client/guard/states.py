@@ -12,6 +12,7 @@ from fedward_client.ports import Shapes
 from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
 from fedward_common.errors import LedgerError, ProtocolError
 from fedward_common.ids import Digest
+from fedward_common.study.harmonisation import harmonisation_of
 from fedward_common.study.kept import keeps_state, state_shapes
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.private_files import write_private
@@ -56,6 +57,18 @@ class States:
 
     def _path(self, digest: Digest) -> Path:
         return self.folder / f"{digest}.state"
+
+
+def check_constants(study: StudySpec, state: bytes, *, before: bytes) -> None:
+    """Returns unless a site's location and scale, drawn once, are others than before.
+
+    Raises:
+        ProtocolError: they are.
+    """
+    if before and harmonisation_of(study) is not None and state != before:
+        raise ProtocolError(
+            "state: expected the site's location and scale as they were drawn, found others"
+        )
 
 
 def check_state(study: StudySpec, state: bytes, *, shapes: Shapes) -> None:

@@ -20,6 +20,7 @@ from fedward_common.privacy.accounting import PLD_INTERVAL, epsilon_admission, e
 from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.mechanism import encode_event, study_event
 from fedward_common.study.evaluation import EvaluationRelease
+from fedward_common.study.harmonisation import SiteHarmonisation
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, weight
 from fedward_common.study.variant_statistics import VariantRelease
@@ -404,6 +405,12 @@ def _release(study: StudySpec, number: int) -> Entry:
         facts |= {
             "sensitivity": f"L2: {release.sensitivity:g}",
             "when": _when(release),
+        }
+    elif isinstance(release, SiteHarmonisation):
+        facts |= {
+            "sensitivity": _sensitivity(release.statistics, study),
+            "when": "once at each hospital, before its first round, for itself: the noised "
+            "location and scale never leave it, but the updates of its model depend on them",
         }
     elif isinstance(release, ColumnStatistics | VariantRelease):
         facts |= {"sensitivity": _sensitivity(release, study), "when": "once"}

@@ -23,6 +23,7 @@ from fedward_common.privacy.mechanism import (
     alone_event,
     study_event,
 )
+from fedward_common.study.harmonisation import harmonisation_of
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly, declared, statistics_releases
 
@@ -96,6 +97,7 @@ class Reservation:
         dp = declared(study)
         if isinstance(dp, ReleasesOnly):
             statistics_releases(study)  # refuses what is not a whole statistics study
+        harmonisation_of(study)  # refuses where sites cannot be made alike rightly
         return cls(
             study=study.digest,
             study_id=StudyId(study.id),

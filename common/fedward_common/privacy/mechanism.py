@@ -24,6 +24,7 @@ from dp_accounting.dp_event import DiscreteLaplaceDpEvent
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ConfigError
 from fedward_common.study.evaluation import EvaluationRelease
+from fedward_common.study.harmonisation import SiteHarmonisation
 from fedward_common.study.registry import DpSpec, ReleaseSpec
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly
@@ -98,6 +99,12 @@ def _(release: ColumnStatistics) -> DpEvent:
     moved = release.counts_weight
     scale = release.noise_multiplier * moved
     return SelfComposedDpEvent(DiscreteLaplaceDpEvent(1.0 / scale, 1), moved)
+
+
+@release_event.register
+def _(release: SiteHarmonisation) -> DpEvent:
+    # Drawn once at a site, for itself: what its model updates do with it is post-processing.
+    return GaussianDpEvent(release.noise_multiplier)
 
 
 @release_event.register

@@ -3,6 +3,7 @@
 SCAFFOLD: a site keeps its control variate; the shared one comes with each round's model. FedBN: a
 site keeps its own normalisation layers; they are in no update. Either is made of the site's noised
 gradients and public numbers alone: nothing is released that training does not charge.
+Harmonisation: a site keeps its own location and scale, which are noised and charged as a release.
 """
 
 from collections.abc import Mapping
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedward_common.arrays import Array, Tensors
+from fedward_common.study.harmonisation import LOCATION, SCALE, harmonisation_of
 from fedward_common.study.spec import FedBN, Scaffold, StudySpec
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -20,7 +22,7 @@ SHARED = "scaffold.shared."
 
 def keeps_state(study: StudySpec) -> bool:
     """Whether the sites of a study keep anything between its rounds."""
-    return isinstance(study.aggregation, Scaffold | FedBN)
+    return isinstance(study.aggregation, Scaffold | FedBN) or harmonisation_of(study) is not None
 
 
 def is_kept(study: StudySpec, name: str) -> bool:
@@ -35,6 +37,9 @@ def released_shapes(study: StudySpec, shapes: Shapes) -> dict[str, tuple[int, ..
 
 def state_shapes(study: StudySpec, shapes: Shapes) -> dict[str, tuple[int, ...]]:
     """What a site keeps: nothing in most studies."""
+    harmonisation = harmonisation_of(study)
+    if harmonisation is not None:
+        return dict.fromkeys((LOCATION, SCALE), (len(harmonisation.columns),))
     if isinstance(study.aggregation, Scaffold):
         return dict(shapes)
     return {name: shape for name, shape in shapes.items() if is_kept(study, name)}
@@ -74,8 +79,11 @@ def new_state(
     """What a site keeps after a round that moved its model from `before` to `after`.
 
     SCAFFOLD: own - shared + (before - after) / (steps x rate). `after` is the update that the site
-    releases, noise in it. Source: Karimireddy et al. 2020, algorithm 1, option II.
+    releases, noise in it. Source: Karimireddy et al. 2020, algorithm 1, option II. Harmonisation:
+    the same constants as before.
     """
+    if harmonisation_of(study) is not None:
+        return dict(state)
     if isinstance(study.aggregation, Scaffold):
         reach = study.local_steps * study.training.learning_rate
         moved = {name: (np.float64(before[name]) - after[name]) / reach for name in after}
@@ -97,5 +105,13 @@ def kept_words(study: StudySpec) -> str:
             f"each hospital keeps its own {', '.join(study.aggregation.kept)} (FedBN): learned "
             "from the same noised gradients, in no update. The released model has their start "
             "values; only a hospital of the study has the model that was evaluated there"
+        )
+    harmonisation = harmonisation_of(study)
+    if harmonisation is not None:
+        return (
+            "each hospital keeps its own location and scale of "
+            f"{', '.join(harmonisation.columns)}, computed once from its training patients with "
+            "noise and charged as a release; they never leave. The model expects these columns "
+            "adjusted: only a hospital of the study can use it as it was evaluated"
         )
     return ""

@@ -25,6 +25,7 @@ from fedward_common.study.genotypes import (
     Genotypes,
 )
 from fedward_common.study.grouped_scores import GroupedScores, ValueScores, check_groupings
+from fedward_common.study.harmonisation import harmonisation_of
 from fedward_common.study.imaging import (
     ClassLabel,
     ImageClassification,
@@ -202,6 +203,7 @@ def check_task(study: StudySpec) -> None:
     ):
         raise ConfigError(f"model.name: expected one for {task.likelihood}")
     _check_evaluation(study)
+    harmonisation_of(study)
 
 
 def _check_steps(study: StudySpec) -> None:

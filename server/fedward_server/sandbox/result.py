@@ -1,6 +1,5 @@
 """result.json of a sandbox run (schema fedward-result/1) from what the run and the parent know."""
 
-import csv
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -12,13 +11,13 @@ from typing import Any, Final
 import numpy as np
 
 from fedward_common.arrays import Array, Tensors, tensors_from_bytes
-from fedward_common.errors import ConfigError, DataError
+from fedward_common.errors import DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.clinical_encoding import Encoder
 from fedward_common.study.clinical_events import People
-from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
+from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.evaluation import BinnedScores, evaluation_of
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.grouped_scores import GroupedScores, ValueScores
@@ -30,7 +29,6 @@ from fedward_common.study.multimodal_encoding import join
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import is_statistics
-from fedward_common.study.tabular import TabularData
 from fedward_common.study.tasks import value_range
 from fedward_server.adapters.run_files import MODEL
 from fedward_server.clinical_evaluation import clinical_evaluation, total_counts
@@ -53,6 +51,7 @@ from fedward_server.sandbox.measures import DRAWS, rounds_facts
 from fedward_server.sandbox.notes import all_notes
 from fedward_server.sandbox.rows import all_rows
 from fedward_server.sandbox.statistics import Tables, read_tables
+from fedward_server.sandbox.table_copy import encoded_rows, read_rows
 
 EXACT: Final = "exact: computed by the sandbox's parent from its own copy of the held-out patients"
 PRIVATE: Final = "private: estimated from noised bins, which is all a coordinator knows"
@@ -145,7 +144,7 @@ class ParentCopy:
                 training={s: _encoded(study.data, s, p, part="train") for s, p in people.items()},
                 held_out={s: _encoded(study.data, s, p, part="test") for s, p in people.items()},
             )
-        tables = {site: _read(site, path) for site, path in files.items()}
+        tables = {site: read_rows(site, path) for site, path in files.items()}
         if isinstance(study.data, NotesData):
             found = study.data, files, tables
             return cls(training=all_notes(*found, "train"), held_out=all_notes(*found, "test"))
@@ -153,8 +152,8 @@ class ParentCopy:
             own = study.data, files, tables
             return cls(training=all_rows(*own, "train"), held_out=all_rows(*own, "test"))
         return cls(
-            training={s: _encode(study, s, rows, part="train") for s, rows in tables.items()},
-            held_out={s: _encode(study, s, rows, part="test") for s, rows in tables.items()},
+            training={s: encoded_rows(study, s, rows, part="train") for s, rows in tables.items()},
+            held_out={s: encoded_rows(study, s, rows, part="test") for s, rows in tables.items()},
         )
 
     @classmethod
@@ -189,32 +188,6 @@ def _encoded(
     if part == "train" and not records.patients:
         raise DataError(f"{site}: expected a patient of the cohort to train on, found none")
     return records
-
-
-def _read(site: SiteId, path: Path) -> list[dict[str, str]]:
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [{k: v.strip() for k, v in row.items()} for row in csv.DictReader(file)]
-    except (OSError, UnicodeDecodeError, csv.Error, AttributeError) as error:
-        raise DataError(
-            f"{site}: expected a CSV table with a header and full rows in {path.name}, "
-            "found none that can be read"
-        ) from error
-    return rows
-
-
-def _encode(
-    study: StudySpec, site: SiteId, rows: list[dict[str, str]], *, part: TablePart
-) -> PatientRecords:
-    single = isinstance(study.dp, DpSgd) and study.dp.max_records_per_patient == 1
-    schema = study.data
-    if not isinstance(schema, TabularData):
-        raise ConfigError(f"sandbox: expected tabular data, found {schema.kind!r}")
-    try:
-        check_columns(schema, list(rows[0]) if rows else [])
-        return encode_table(schema, rows, part=part, one_record_per_patient=single)
-    except DataError as error:
-        raise DataError(f"{site}: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
