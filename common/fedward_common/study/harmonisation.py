@@ -23,7 +23,8 @@ LOCATION: Final = "harmonisation.location"
 SCALE: Final = "harmonisation.scale"
 """The names of a site's constants, float32 [columns], in inputs: the range is [-1, 1]."""
 LARGEST_ERROR: Final = 0.25
-"""A location may be off by this part of the federation's scale, one standard deviation of noise."""
+"""Location and scale may be off by this part of the federation's scale, at one deviation of noise.
+"""
 
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -86,7 +87,8 @@ def check_harmonisation(study: StudySpec, release: SiteHarmonisation) -> None:
        computes for itself. 2. An aggregation under which sites keep nothing else. 3. Several sites.
     4. One table whose missing values drop the row: a public fill value must not be shifted. 5. The
     columns are numbers of it, and so not its label. 6. The federation's figures lie
-    in the range. 7. The noise leaves something: a location is off by less than a quarter of scale.
+    in the range. 7. The noise leaves something: location and scale are known to a quarter of the
+    scale.
 
     Raises:
         ConfigError: which of these is not so.
@@ -124,10 +126,11 @@ def _check_noise(study: StudySpec, release: SiteHarmonisation, *, name: str, sca
     """By public numbers: the planned patients of each site, never how many there are."""
     noise = release.noise_multiplier * math.sqrt(weight(release.statistics, study.data))
     fewest = min(study.sites, key=lambda site: site.patients)
-    error = noise / fewest.patients / scale
+    # A mean is off by the noise over the patients, a deviation by that over twice its size.
+    error = noise / fewest.patients * max(1.0 / scale, 0.5 / scale**2)
     if error > LARGEST_ERROR:
         raise ConfigError(
-            f"releases.site-harmonisation: expected a location of {name!r} known to "
-            f"{LARGEST_ERROR:g} of its scale at every site, found {error:.2g} at "
+            f"releases.site-harmonisation: expected location and scale of {name!r} "
+            f"known to {LARGEST_ERROR:g} of its scale at every site, found {error:.2g} at "
             f"{fewest.id} ({fewest.patients} patients); take fewer columns or less noise"
         )
