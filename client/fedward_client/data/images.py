@@ -176,7 +176,7 @@ class _FilePixels:
                 if len(picture.pixels) != 1:
                     raise DataError("images: expected single images, found several frames")
                 if colours(self.schema):
-                    return _in_colour(picture.pixels[0], self.schema)
+                    return in_colour(picture.pixels[0], self.schema)
                 voxels = picture.pixels[0].mean(axis=2, dtype=np.float32)
         except BadObject as error:
             raise DataError(f"images: expected a readable object, found {error.reason}") from error
@@ -204,8 +204,12 @@ class _FilePixels:
         return None if window is None else Window(low=window.low, high=window.high)
 
 
-def _in_colour(pixels: FloatArray, schema: Pictures) -> FloatArray:
-    """Red, green and blue of the study's size, [3, height, width]."""
+def in_colour(pixels: FloatArray, schema: Pictures) -> FloatArray:
+    """Red, green and blue of the study's size, [3, height, width], of [rows, columns, 3].
+
+    Raises:
+        DataError: a grey image.
+    """
     if pixels.shape[2] != len("rgb"):
         raise DataError("images: expected colour images, found grey ones")
     one_by_one = [

@@ -10,7 +10,7 @@ from pydicom import dcmwrite
 from pydicom.dataset import Dataset
 
 from fedward_client.data.dicom.quiet import without_words
-from fedward_client.predict.explain import Method, attribution, captioned, overlay, png
+from fedward_client.predict.explain import Method, as_picture, attribution, captioned, overlay, png
 from fedward_client.predict.objects import capture, report, segmentation
 from fedward_client.predict.package import Predictor
 from fedward_client.predict.subject import Subject, read_subject
@@ -63,7 +63,7 @@ def answer(predictor: Predictor, image: Path, *, out: Path, explain: str | None 
             target = max(range(len(scores)), key=list(scores.values()).__getitem__)
             heat = attribution(predictor, subject.features, target=target, method=METHODS[explain])
             lines = [f"{explain} for {predictor.names[target]}", said, predictor.origin.words]
-            seen = overlay(subject.features, heat, lines, depth=predictor.data.depth)
+            seen = overlay(subject.features, heat, lines, data=predictor.data)
             write_private(out / f"{explain}.png", png(seen, predictor.origin))
             files[f"{explain}.dcm"] = capture(subject.sources[0], seen, predictor.origin, number=2)
     for name, dataset in files.items():
@@ -81,9 +81,9 @@ def _of_classes(
     predictor: Predictor, subject: Subject, scores: dict[str, float], said: str
 ) -> dict[str, Dataset]:
     """The report, and the image as the model saw it with what it said beneath."""
-    grey = ((subject.features.reshape(subject.size) + 1.0) * 127.5).astype(np.uint8)
-    flat = grey[len(grey) // 2] if grey.ndim == 3 else grey
-    picture = captioned(np.repeat(flat[..., None], 3, axis=-1), [said, predictor.origin.words])
+    data = predictor.data
+    shown = as_picture(subject.features, data, number=data.depth // 2)
+    picture = captioned((shown * 255.0).astype(np.uint8), [said, predictor.origin.words])
     return {
         "report.dcm": report(subject.sources, scores, predictor.origin),
         "capture.dcm": capture(subject.sources[0], picture, predictor.origin),

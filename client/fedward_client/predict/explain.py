@@ -11,7 +11,8 @@ from torch.nn import functional
 from fedward_client.data.dicom.pixels import FloatArray
 from fedward_client.predict.package import Origin, Predictor
 from fedward_common.errors import ConfigError
-from fedward_common.study.imaging import ImageMasks
+from fedward_common.study.image_encoding import colours
+from fedward_common.study.imaging import ImageMasks, Pictures
 
 Method = Literal["grad-cam", "integrated-gradients"]
 STEPS: Final = 32
@@ -41,7 +42,8 @@ def attribution(
         found = IntegratedGradients(model).attribute(
             inputs, baselines=torch.full_like(inputs, -1.0), target=chosen, n_steps=STEPS
         )
-        map_ = found.detach().abs().reshape(1, 1, *data.size)
+        flat = found.detach().abs().reshape(1, -1, *_place(data))
+        map_ = flat.sum(dim=1, keepdim=True)  # over the colours
     else:
         layers = [m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)]
         if not layers:
@@ -50,24 +52,38 @@ def attribution(
             inputs, target=chosen, relu_attributions=True
         )
         mode = "trilinear" if data.depth else "bilinear"
-        map_ = functional.interpolate(found.detach(), size=data.size, mode=mode)
+        map_ = functional.interpolate(found.detach(), size=_place(data), mode=mode)
     values: FloatArray = map_[0, 0].numpy().astype(np.float32)
     peak = float(values.max())
     return values / np.float32(peak) if peak > 0 else values
 
 
-def overlay(features: FloatArray, heat: FloatArray, lines: list[str], *, depth: int) -> Picture:
-    """The image in grey with `heat` in red over it and `lines` beneath: [rows, columns, 3].
+def overlay(features: FloatArray, heat: FloatArray, lines: list[str], *, data: Pictures) -> Picture:
+    """The image with `heat` in red over it and `lines` beneath: [rows, columns, 3].
 
     Of a volume the slice in which most was found.
     """
-    grey = (features.reshape(heat.shape) + 1.0) / 2.0
-    if depth:
-        best = int(heat.reshape(depth, -1).sum(axis=1).argmax())
-        grey, heat = grey[best], heat[best]
-    red = np.clip(grey * (1.0 - 0.6 * heat) + 0.6 * heat, 0.0, 1.0)
-    rest = np.clip(grey * (1.0 - 0.6 * heat), 0.0, 1.0)
-    return captioned((np.stack([red, rest, rest], axis=-1) * 255).astype(np.uint8), lines)
+    number = 0
+    if data.depth:
+        number = int(heat.reshape(data.depth, -1).sum(axis=1).argmax())
+        heat = heat[number]
+    shown = as_picture(features, data, number=number) * (1.0 - 0.6 * heat[..., None])
+    shown[..., 0] += 0.6 * heat
+    return captioned((np.clip(shown, 0.0, 1.0) * 255).astype(np.uint8), lines)
+
+
+def as_picture(features: FloatArray, data: Pictures, *, number: int) -> FloatArray:
+    """Flat features in [-1, 1] as [rows, columns, 3] in [0, 1]; of a volume slice `number`."""
+    pixels = (features.reshape(data.size) + 1.0) / 2.0
+    if colours(data):
+        return np.moveaxis(pixels, 0, -1).astype(np.float32)
+    flat = pixels[number] if data.depth else pixels
+    return np.repeat(flat[..., None], 3, axis=-1).astype(np.float32)
+
+
+def _place(data: Pictures) -> tuple[int, ...]:
+    """The sides of an image, without its colours."""
+    return data.size[1:] if colours(data) else data.size
 
 
 def captioned(picture: Picture, lines: list[str]) -> Picture:

@@ -13,7 +13,7 @@ from fedward_client.data.dicom.pixels import FloatArray, Window, load_picture
 from fedward_client.data.dicom.quiet import without_words
 from fedward_client.data.dicom.reasons import BadObject
 from fedward_client.data.dicom.series import load_volume
-from fedward_client.data.images import centred, fitted
+from fedward_client.data.images import centred, fitted, in_colour
 from fedward_common.errors import DataError
 from fedward_common.study.image_encoding import colours
 from fedward_common.study.imaging import ImageMasks, Pictures
@@ -48,8 +48,6 @@ def read_subject(path: Path, data: Pictures) -> Subject:
     Raises:
         DataError: nothing that this study's model can be asked about.
     """
-    if colours(data):
-        raise DataError("predict: expected a model of grey images, found one of colour images")
     window = None
     if data.window is not None:
         window = Window(low=data.window.low, high=data.window.high)
@@ -66,10 +64,14 @@ def read_subject(path: Path, data: Pictures) -> Subject:
             picture = load_picture(path, window=window)
             if len(picture.pixels) != 1:
                 raise DataError("predict: expected a single image, found several frames")
-            voxels = picture.pixels[0].mean(axis=2, dtype=np.float32)
+            voxels = picture.pixels[0]
+            if not colours(data):
+                voxels = voxels.mean(axis=2, dtype=np.float32)
     except BadObject as error:
         raise DataError(f"predict: expected a readable object, found {error.reason}") from error
-    if isinstance(data, ImageMasks) or data.depth:
+    if colours(data):
+        small = in_colour(voxels, data)
+    elif isinstance(data, ImageMasks) or data.depth:
         small = centred(voxels, data.size)
     else:
         small = fitted(voxels, height=data.height, width=data.width)

@@ -16,7 +16,7 @@ from fedward_client.predict.package import Predictor
 from fedward_client.predict.subject import read_subject
 from fedward_common.errors import ConfigError, DataError, SignatureRefused
 from tests.support.dicom_objects import complete, write
-from tests.support.image_studies import classes_study, masks_study
+from tests.support.image_studies import SIDE, classes_study, image_study, masks_study
 from tests.support.packages import make_package
 
 NOTE = "not for clinical use"
@@ -111,6 +111,35 @@ def test_an_explanation_is_a_picture_and_a_capture(method: str, tmp_path: Path) 
     assert dcmread(tmp_path / "out" / f"{method}.dcm").Rows == pixels.shape[0]
     with pytest.raises(ConfigError, match="grad-cam or integrated-gradients"):
         answer(package.opened(), image, out=tmp_path / "out", explain="magic")
+
+
+@pytest.mark.parametrize("method", ["grad-cam", "integrated-gradients"])
+def test_a_model_of_colour_images_answers_in_colour_and_takes_no_grey_one(
+    method: str, tmp_path: Path
+) -> None:
+    study = image_study(
+        data={"channels": 3}, model={"name": "cnn", "shape": [3, SIDE, SIDE], "hidden": [4]}
+    )
+    package = make_package(tmp_path, study)
+    dataset = complete(size=24)
+    dataset.SamplesPerPixel, dataset.PlanarConfiguration = 3, 0
+    dataset.PhotometricInterpretation = "RGB"
+    dataset.BitsAllocated = dataset.BitsStored = 8
+    dataset.HighBit = 7
+    pixels = np.zeros((24, 24, 3), dtype=np.uint8)
+    pixels[..., 1] = 200
+    dataset.PixelData = pixels.tobytes()
+    image = write(dataset, tmp_path / "a.dcm")
+
+    answer(package.opened(), image, out=tmp_path / "out", explain=method)
+
+    shown = dcmread(tmp_path / "out" / "capture.dcm").pixel_array
+    assert (shown[:SIDE, :SIDE, 1] > 190).all()
+    assert (shown[:SIDE, :SIDE, 0] == 0).all()
+    assert (tmp_path / "out" / f"{method}.png").is_file()
+    grey = write(complete(size=24), tmp_path / "grey.dcm")
+    with pytest.raises(DataError, match="expected colour images, found grey"):
+        answer(package.opened(), grey, out=tmp_path / "out")
 
 
 def test_onnx_answers_as_torch_does_and_names_its_model(tmp_path: Path) -> None:
