@@ -16,6 +16,7 @@ from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Array, Tensors
 from fedward_common.ids import SiteId
+from fedward_common.models.autoencoder import with_chance
 from fedward_common.models.averages import released_models
 from fedward_common.models.registry import build_model, initial_tensors, model_shapes, model_tensors
 from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
@@ -62,7 +63,8 @@ def averaged(
             optimiser = torch.optim.AdamW(local.parameters(), lr=here, weight_decay=decay)
             for rows in torch.randperm(len(labels), generator=order).split(batch):
                 optimiser.zero_grad()
-                task.losses(local(features[rows]), labels[rows]).mean().backward()
+                drawn = with_chance(features[rows], study.model, order)
+                task.losses(local(drawn), labels[rows]).mean().backward()
                 optimiser.step()
             for name, tensor in local.state_dict().items():
                 mean[name] += tensor * (records.patients / total)
@@ -71,19 +73,34 @@ def averaged(
 
 
 def pooled(
-    study: StudySpec, training: Tables, *, steps: int, rate: float, decay: float
+    study: StudySpec,
+    training: Tables,
+    *,
+    steps: int,
+    rate: float,
+    decay: float,
+    start: Tensors | None = None,
+    frozen: tuple[str, ...] = (),
 ) -> dict[str, Array]:
-    """Steps of Adam at the coordinator, each on the sum of all sites' full gradients; no noise."""
+    """Steps of Adam at the coordinator, each on the sum of all sites' full gradients; no noise.
+
+    `start` instead of the study's initial weights; names that begin with one of `frozen` keep it.
+    """
     task, inputs = task_of(study), input_size(study.data)
     model = build_model(study.model, inputs).train()
-    optimiser = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=decay)
+    if start is not None:
+        model.load_state_dict({name: torch.tensor(array) for name, array in start.items()})
+    learned = [one for name, one in model.named_parameters() if not name.startswith(frozen)]
+    optimiser = torch.optim.AdamW(learned, lr=rate, weight_decay=decay)
     total = sum(records.patients for records in training.values())
+    chance = torch.Generator().manual_seed(1)
     # Gradients add up: the sum over all patients is the sum over the sites' sums.
     features = torch.from_numpy(np.concatenate([one.features for one in training.values()]))
     labels = torch.from_numpy(np.concatenate([one.labels for one in training.values()]))
     for _ in range(steps):
         optimiser.zero_grad()
-        (task.losses(model(features), labels).sum() / total).backward()
+        drawn = with_chance(features, study.model, chance)
+        (task.losses(model(drawn), labels).sum() / total).backward()
         optimiser.step()
     return model_tensors(model)
 

@@ -16,6 +16,7 @@ from fedward_common.study.imaging import ImageData, ImageMasks
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import EntityScores
+from fedward_common.study.reconstruction import ErrorScores
 from fedward_common.study.spec import StudySpec
 from fedward_server.entity_figures import entity_estimates
 from fedward_server.evaluation import INTERVAL, ONE_SIDED, SMALLEST_CLASS, Estimate, figures
@@ -35,6 +36,8 @@ def private_measures(
     data = study.data
     if isinstance(release, EntityScores):
         return entity_estimates(counts, noise=noise)
+    if isinstance(release, ErrorScores):
+        return _errors(release, counts, noise=noise)
     if isinstance(release, OverlapScores) and isinstance(data, ImageMasks):
         return _overlaps(data, release, counts, noise=noise)
     if isinstance(release, ClassScores) and isinstance(
@@ -42,6 +45,15 @@ def private_measures(
     ):
         return _classes(data, release, counts, noise=noise)
     return dict(figures(counts, noise=noise).more) if isinstance(data, ImageData) else {}
+
+
+def _errors(release: ErrorScores, counts: Numbers, *, noise: float) -> dict[str, Estimate]:
+    middles = (np.arange(release.bins) + 0.5) / release.bins
+    mean, unit = _mean(middles, counts[0], noise=noise), release.largest
+    if mean is None:
+        return {}
+    value = Estimate(value=unit * mean.value, low=unit * mean.low, high=unit * mean.high)
+    return {"reconstruction_error": value}
 
 
 def _classes(

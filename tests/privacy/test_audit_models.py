@@ -80,6 +80,13 @@ def study(name: str) -> StudySpec:
         case "whole patients":
             dp = make_dp(steps=4) | {"max_records_per_patient": 4}
             return multimodal_study(**(SHORT | {"dp": dp}), how="attention")
+        case "variational":
+            return make_spec(
+                **SHORT,
+                task={"kind": "autoencoder"},
+                model={"name": "variational-autoencoder", "hidden": [4], "shape": [2]},
+                data=make_data(label=None),
+            )
         case "regression":
             data = make_data(label=NUMBER)
             model = {"name": "mlp", "hidden": [4]}
@@ -117,7 +124,14 @@ def measured_of(report: AuditReport, name: str) -> float:
         *("cnn", "lstm", "cox", "whole patients"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
-            for name in ("cnn with levers", "gru", "regression", "hazard", "resnet18")
+            for name in (
+                "cnn with levers",
+                "gru",
+                "regression",
+                "hazard",
+                "resnet18",
+                "variational",
+            )
         ),
     ],
 )

@@ -17,6 +17,7 @@ import torch
 
 from fedward_client.audit.report import Finding
 from fedward_client.audit.sensitivity import AuditPorts, Quiet, StepProbe
+from fedward_client.tasks.made_up import with_chance
 from fedward_client.training.patient_dp.back_end import BackEnd, Chunk, trainable_parameters
 from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
@@ -215,7 +216,7 @@ def run_block_steps(
         flags.backend,
         model,
         loss=task.losses,
-        examples=task.examples(device=device),
+        examples=with_chance(task.examples(device=device), study.model.sampled),
         load=Load(
             most_records=probe.plan.most_records,
             max_records_per_chunk=flags.max_records_per_chunk,

@@ -168,6 +168,7 @@ def site_plan(study: StudySpec, site: SiteId) -> PatientDpPlan:
         shift=jitter.shift if jitter is not None and flat else 0,
         augment=() if jitter is None else jitter.augment,
         image=(data.height, data.width) if isinstance(data, ImageData) and flat else (0, 0),
+        sampled=study.model.sampled,
     )
 
 

@@ -28,3 +28,20 @@ def made_up(
         )
 
     return next_records
+
+
+def with_chance(examples: ExampleRecords, sampled: int) -> ExampleRecords:
+    """`examples` as the engine hands them to a model that draws a code: each record with as many
+    numbers of its own beside it, by a fixed rule as well.
+    """
+    if not sampled:
+        return examples
+    chance = itertools.count(1)
+
+    def next_records(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        features, labels = examples(count)
+        place = torch.arange(count * sampled, dtype=torch.float64) + next(chance) * 7919.0
+        apart = 2.0 * torch.frac(place.square() * _GOLDEN) - 1.0
+        return torch.cat([features, apart.reshape(count, sampled).to(features)], dim=1), labels
+
+    return next_records

@@ -6,6 +6,7 @@ from fedward_client.tasks.molecules import molecule_task
 from fedward_client.tasks.multimodal import multimodal_task
 from fedward_client.tasks.notes import NoteAnswerTask, NoteTagsTask
 from fedward_client.tasks.profiles import profile_task
+from fedward_client.tasks.reconstruction import ReconstructionTask
 from fedward_client.tasks.sequences import sequence_task
 from fedward_client.tasks.survival import SurvivalTask
 from fedward_client.tasks.tabular_classification import TabularClassificationTask
@@ -26,6 +27,7 @@ from fedward_common.study.molecule import MoleculeData, MoleculeProperty
 from fedward_common.study.multimodal import MultimodalClassification, MultimodalData
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.profiles import ExpressionClassification, ProfileData
+from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.sequence import SequenceClassification, SequenceData
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularClassification
@@ -47,8 +49,8 @@ def task_of(study: StudySpec) -> Task:
     check_task(study)
     inputs = input_size(study.data)
     match study.task:
-        case TabularClassification() | TimeseriesClassification():
-            return TabularClassificationTask(inputs=inputs)
+        case TabularClassification() | TimeseriesClassification() | TabularRegression():
+            return _answer_task(study, inputs=inputs)
         case ImageClassification() if isinstance(study.data, ImageData):
             return _image_task(study.task, study.data)
         case ImageSegmentation() if isinstance(study.data, ImageMasks):
@@ -61,8 +63,8 @@ def task_of(study: StudySpec) -> Task:
             return _whole_task(study, inputs=inputs)
         case GenotypeClassification() | GenotypeRegression() if isinstance(study.data, Genotypes):
             return genotype_task(study.task, study.data)
-        case TabularRegression():
-            return TabularRegressionTask(inputs=inputs)
+        case Autoencoder():
+            return ReconstructionTask(study)
     raise _unknown(study)
 
 
@@ -71,6 +73,12 @@ def _unknown(study: StudySpec) -> ConfigError:
         f"study {study.id}: expected a task that this version can learn, found "
         f"{study.task.kind} on {study.data.kind}; install a newer fedward-client"
     )
+
+
+def _answer_task(study: StudySpec, *, inputs: int) -> Task:
+    if isinstance(study.task, TabularRegression):
+        return TabularRegressionTask(inputs=inputs)
+    return TabularClassificationTask(inputs=inputs)
 
 
 def _note_task(data: NotesData) -> Task:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from fedward_client.tasks.made_up import with_chance
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.descent import LocalDescent, check_kept, freeze
 from fedward_client.training.patient_dp.back_end import (
@@ -168,7 +169,7 @@ class LocalTrainer:
         model = build_model(self._study.model, self._task.inputs).to(self._device).train()
         freeze(model, self._study.training)
         check_kept(model, self._study)
-        examples = self._task.examples(device=self._device)
+        examples = with_chance(self._task.examples(device=self._device), self._study.model.sampled)
         check_model(model, loss=self._task.losses, examples=examples)
         steps = self._study.rounds * self._study.local_steps
         back_end = choose_back_end(
@@ -238,6 +239,7 @@ def _site_plan(study: StudySpec, site_id: SiteId) -> PatientDpPlan:
         shift=0 if jitter is None else jitter.shift,
         augment=() if jitter is None else jitter.augment,
         image=_image(study),
+        sampled=study.model.sampled,
     )
 
 

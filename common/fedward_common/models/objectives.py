@@ -24,6 +24,7 @@ from fedward_common.models.image_objectives import (
     OneClassTargets,
     SegmentationObjective,
 )
+from fedward_common.models.reconstruction_objective import ReconstructionObjective
 from fedward_common.models.text_objectives import TaggingObjective
 from fedward_common.study.genotypes import GenotypeClassification, GenotypeRegression, Genotypes
 from fedward_common.study.imaging import (
@@ -38,6 +39,7 @@ from fedward_common.study.molecule import MoleculeProperty
 from fedward_common.study.multimodal import MultimodalClassification, MultimodalData
 from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
 from fedward_common.study.profiles import ExpressionClassification
+from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.registry import TaskSpec
 from fedward_common.study.sequence import SequenceClassification
 from fedward_common.study.spec import StudySpec
@@ -276,5 +278,6 @@ for _classified in (ImageClassification, GenotypeClassification, MultimodalClass
     register_objective(_classified, _classes)
 register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)
+register_objective(Autoencoder, ReconstructionObjective)
 for _rows in (SequenceClassification, MoleculeProperty, ExpressionClassification):
     register_objective(_rows, _row_classes)

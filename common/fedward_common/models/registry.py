@@ -8,6 +8,7 @@ from torch import nn
 
 from fedward_common.arrays import Array
 from fedward_common.errors import ConfigError
+from fedward_common.models.autoencoder import autoencoder, variational_autoencoder
 from fedward_common.models.feature_transformer import ft_transformer
 from fedward_common.models.graphs import graph_network
 from fedward_common.models.gru_d import gru_d
@@ -53,6 +54,8 @@ _FACTORIES: dict[str, ModelFactory] = {
     "graph-network": graph_network,
     "sequence-transformer": sequence_transformer,
     "multimodal": _multimodal,
+    "autoencoder": autoencoder,
+    "variational-autoencoder": variational_autoencoder,
 }
 
 

@@ -87,7 +87,7 @@ class LabelledRows(DataSpec):
 
     patient_key: Name = "patient_id"
     no_patient_key: bool = False
-    label: AnyRowLabel
+    label: AnyRowLabel | None
     split: RowSplit
 
     @property
@@ -106,7 +106,7 @@ class LabelledRows(DataSpec):
         raise NotImplementedError
 
     @property
-    def own_labels(self) -> tuple[type[Strict], ...]:
+    def own_labels(self) -> tuple[type[object], ...]:
         """The kinds of label that fit."""
         raise NotImplementedError
 
@@ -122,7 +122,9 @@ class LabelledRows(DataSpec):
 
     @property
     def label_columns(self) -> tuple[str, ...]:
-        """The columns that the label is in."""
+        """The columns that the label is in; none where there is none."""
+        if self.label is None:
+            return ()
         if isinstance(self.label, SeveralAnswers):
             return self.label.answers
         event = (self.label.event_column,) if isinstance(self.label, TimeLabel) else ()

@@ -95,7 +95,7 @@ class MoleculeData(LabelledRows):
         return (self.smiles,)
 
     @property
-    def own_labels(self) -> tuple[type[Strict], ...]:
+    def own_labels(self) -> tuple[type[object], ...]:
         """One answer, several, or a measured number."""
         return (LabelRule, SeveralAnswers, NumberLabel)
 

@@ -6,13 +6,13 @@ a site: values that a laboratory already gave as z-scores of a public reference 
 own.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, ClassVar, Final, Literal
 
 from pydantic import Field, model_validator
 
 from fedward_common.ids import DIGEST
 from fedward_common.study.imaging import MAX_LABELS, ClassLabel, Weight
-from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.labelled_rows import AnyRowLabel, LabelledRows
 from fedward_common.study.registry import Strict, TaskSpec, register
 from fedward_common.study.tabular import Column, LabelRule, Name, NumberColumn, TimeLabel
 
@@ -79,9 +79,15 @@ class Layer(Strict):
 class ProfileData(LabelledRows):
     """Profiles of patients: matrices by layer, and a table with label, split and `clinical`
     columns, which stand before the layers in the inputs (fusion by concatenation).
+
+    Without a label an autoencoder learns from them, or they are a modality of patients whose label
+    is in another.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"label"})
+
     kind: Literal["profiles"] = "profiles"
+    label: AnyRowLabel | None = None
     layers: tuple[Layer, ...] = Field(default=(), max_length=16, strict=False)
     clinical: tuple[Column, ...] = Field(default=(), max_length=256, strict=False)
     missing: Literal["refuse", "fill"] = "refuse"
@@ -109,9 +115,9 @@ class ProfileData(LabelledRows):
         return tuple(column.name for column in self.clinical)
 
     @property
-    def own_labels(self) -> tuple[type[Strict], ...]:
-        """A binary answer, one of several classes, or a time."""
-        return (LabelRule, ClassLabel, TimeLabel)
+    def own_labels(self) -> tuple[type[object], ...]:
+        """A binary answer, one of several classes, a time, or none."""
+        return (LabelRule, ClassLabel, TimeLabel, type(None))
 
     @model_validator(mode="after")
     def _owned(self) -> "ProfileData":

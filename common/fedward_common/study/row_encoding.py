@@ -138,6 +138,8 @@ def _label(schema: LabelledRows, row: Row) -> tuple[float, ...]:
             return (2.0 * (clipped - rule.low) / (rule.high - rule.low) - 1.0,)
         case TimeLabel():
             return (_days(rule, row),)
+        case None:
+            return (0.0,)
 
 
 def _answer(rule: LabelRule, text: str) -> float:

@@ -125,7 +125,7 @@ class SequenceData(LabelledRows):
         return (self.sequence,)
 
     @property
-    def own_labels(self) -> tuple[type[Strict], ...]:
+    def own_labels(self) -> tuple[type[object], ...]:
         """A binary answer or one of several classes."""
         return (LabelRule, ClassLabel)
 

@@ -115,7 +115,8 @@ class ModelSpec(Extensible):
         max_length=4,
         strict=False,
         description="of an image: channels, height, width; of notes: ids of a token, different "
-        "ids; of a sequence: numbers of a place, places; of a molecule: numbers of an atom, atoms",
+        "ids; of a sequence: numbers of a place, places; of a molecule: numbers of an atom, atoms; "
+        "of a variational-autoencoder: numbers of the code",
     )
     weight_standardisation: bool = Field(
         default=False, description="every filter of a convolution centred and of length one"
@@ -123,6 +124,11 @@ class ModelSpec(Extensible):
     lora: LoRa | None = None
     fusion: Fusion | None = Field(default=None, description="of several modalities")
     start: StartWeights | None = None
+
+    @property
+    def sampled(self) -> int:
+        """How many standard normal numbers of its own each record comes with in training."""
+        return self.shape[0] if self.name == "variational-autoencoder" and self.shape else 0
 
 
 class TrainingSpec(Extensible):

@@ -45,6 +45,7 @@ from fedward_common.study.notes import (
     TextNer,
 )
 from fedward_common.study.profiles import ExpressionClassification, ProfileData
+from fedward_common.study.reconstruction import Autoencoder, ErrorScores
 from fedward_common.study.registry import DataSpec, TaskSpec, register
 from fedward_common.study.sequence import OneHot, SequenceClassification, SequenceData
 from fedward_common.study.spec import StudySpec
@@ -114,11 +115,15 @@ KNOWN_TASKS: Final = (
     MoleculeProperty,
     ExpressionClassification,
     MultimodalClassification,
+    Autoencoder,
 )
 
 
 def outputs_of(study: StudySpec) -> int:
-    """How many numbers a model puts out for a record: for a pixel of a segmentation, for a word."""
+    """How many numbers a model puts out for a record: for a pixel of a segmentation, for a word.
+
+    1 of an autoencoder: what it puts out follows from its inputs.
+    """
     data = study.data
     if isinstance(data, ImageMasks):
         return len(data.structures) + 1
@@ -176,6 +181,7 @@ def check_task(study: StudySpec) -> None:
         MoleculeProperty: MoleculeData,
         ExpressionClassification: ProfileData,
         MultimodalClassification: MultimodalData,
+        Autoencoder: type(None),
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
@@ -198,6 +204,7 @@ def check_task(study: StudySpec) -> None:
     _check_notes(study)
     _check_genotypes(study)
     _check_modalities(study)
+    _check_autoencoder(study)
     if isinstance(task, Survival) and (
         (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
     ):
@@ -257,6 +264,8 @@ def _check_evaluation(study: StudySpec) -> None:
     release, regression = evaluation_of(study), is_regression(study)
     if release is None:
         return
+    if isinstance(study.task, Autoencoder) != isinstance(release, ErrorScores):
+        raise ConfigError("releases: expected error-scores of an autoencoder, and of nothing else")
     if regression != isinstance(release, ValueScores):
         raise ConfigError(
             "releases: expected value-scores of a regression, which has no class, and of nothing "
@@ -269,6 +278,8 @@ def _check_evaluation(study: StudySpec) -> None:
 def _check_classes(study: StudySpec) -> None:
     """Returns when weights and evaluation fit the classes or structures that are learned."""
     task, data, release = study.task, study.data, evaluation_of(study)
+    if isinstance(task, Autoencoder):
+        return
     if isinstance(data, ImageData | LabelledRows | Genotypes | MultimodalData) and not isinstance(
         data.label, NumberLabel | TimeLabel | TimeOutcome
     ):
@@ -328,6 +339,16 @@ def _check_genotypes(study: StudySpec) -> None:
         )
 
 
+def _check_autoencoder(study: StudySpec) -> None:
+    """Returns when autoencoders learn to make records again, and nothing else does."""
+    name = study.model.name
+    if isinstance(study.task, Autoencoder) != name.endswith("autoencoder"):
+        raise ConfigError(
+            "model.name: expected autoencoder or variational-autoencoder of the task autoencoder, "
+            f"and of no other, found {name!r} of {study.task.kind!r}"
+        )
+
+
 def _check_modalities(study: StudySpec) -> None:
     """Returns when a model of several modalities has an encoder for each, and no other has one."""
     data, fusion = study.data, study.model.fusion
@@ -382,6 +403,8 @@ def _label_kind(study: StudySpec) -> type[object]:
     if isinstance(study.data, MultimodalData):
         return TimeLabel if study.data.is_timed else MultimodalData
     if isinstance(study.data, LabelledRows):
+        if study.data.label is None:
+            return type(None)
         timed = isinstance(study.data.label, TimeLabel)
         return TimeLabel if timed else type(study.data)
     if isinstance(study.data, TabularData | NotesData):

@@ -13,6 +13,7 @@ from torch import nn
 
 from fedward_common.arrays import Array
 from fedward_common.ids import SiteId
+from fedward_common.models.autoencoder import with_chance
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.study.encoding import PatientRecords
@@ -73,7 +74,8 @@ def fit(
     """
     rows = isinstance(study.data, LabelledRows) and study.model.hidden
     networks = Pictures | NotesData | MultimodalData
-    if isinstance(study.data, networks) or rows or study.model.steps:
+    autoencoder = study.model.name.endswith("autoencoder")
+    if isinstance(study.data, networks) or rows or study.model.steps or autoencoder:
         return model_tensors(descend(study, records))
     if penalty is None:
         penalty = choose_penalty(study, records)
@@ -111,7 +113,8 @@ def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
         shuffled = torch.randperm(len(labels), generator=order)
         for start in range(0, seen, batch):
             rows = shuffled[start : min(start + batch, seen)]
-            losses = objective.losses(model(features[rows]), labels[rows])
+            drawn = with_chance(features[rows], study.model, order)
+            losses = objective.losses(model(drawn), labels[rows])
             optimizer.zero_grad()
             loss = (losses * weights[rows]).sum() / weights[rows].sum()
             loss.backward()  # type: ignore[no-untyped-call]

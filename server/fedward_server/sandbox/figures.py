@@ -16,10 +16,12 @@ from sklearn.metrics import accuracy_score, roc_auc_score, roc_curve
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
+from fedward_common.models.reconstruction_objective import FARTHEST
 from fedward_common.models.registry import build_model
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.imaging import ImageMasks, SeveralLabels
 from fedward_common.study.labelled_rows import SeveralAnswers
+from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tasks import Survival, is_regression, value_range
 from fedward_server.sandbox.baselines import pool
@@ -172,13 +174,16 @@ def own_figures(
     """What only this kind of task has, by name; empty below 10 patients.
 
     Survival: `c_index` of the chance of the event by the horizon. Regression, in the label's unit:
-    `rmse`, `mae`, and `r2`.
+    `rmse`, `mae`, and `r2`. Autoencoder: `reconstruction_error`, the mean over patients of the root
+    mean square over inputs, and `explained`, the part of the variance about the patients' own mean.
     """
     if records.patients < SMALLEST_CLASS:
         return {}
     if isinstance(study.task, Survival):
         concordant, comparable = concordance(predicted, records.labels)
         return {"c_index": concordant / comparable} if comparable else {}
+    if isinstance(study.task, Autoencoder):
+        return _reconstruction(predicted, records)
     if not is_regression(study):
         return {}
     low, high = value_range(study.data)
@@ -192,6 +197,18 @@ def own_figures(
         "mae": float(np.average(np.abs(guess - true), weights=weights)),
     }
     return figures | ({"r2": 1.0 - squared / variance} if variance > 0 else {})
+
+
+def _reconstruction(
+    predicted: npt.NDArray[np.float64], records: PatientRecords
+) -> dict[str, float]:
+    weights, error = _weights(records), FARTHEST * predicted
+    features = records.features.astype(np.float64)
+    mean = np.average(features, axis=0, weights=weights)
+    about = np.average(((features - mean) ** 2).mean(axis=1), weights=weights)
+    found = {"reconstruction_error": float(np.average(error, weights=weights))}
+    squared = float(np.average(error**2, weights=weights))
+    return found | ({"explained": 1.0 - squared / float(about)} if about > 0 else {})
 
 
 def concordance(

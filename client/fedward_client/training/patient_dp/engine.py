@@ -141,6 +141,10 @@ class PatientDpEngine:
         if self.plan.jitter:
             apart = torch.from_numpy(self._sampling.normal(features.numel()))
             features = features + (self.plan.jitter * apart).to(features).view_as(features)
+        if self.plan.sampled:
+            chance = torch.from_numpy(self._sampling.normal(len(features) * self.plan.sampled))
+            chance = chance.to(features).view(len(features), self.plan.sampled)
+            features = torch.cat([features, chance], dim=1)
         return Chunk(
             features=features,
             labels=patients.labels.index_select(0, rows),

@@ -40,6 +40,8 @@ class PatientDpPlan:
     """In which ways a copy of an image is changed besides."""
     image: tuple[int, int] = (0, 0)
     """Height and width where records are images."""
+    sampled: int = 0
+    """How many standard normal numbers each copy of a record comes with, drawn for it alone."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier > 0):
