@@ -267,17 +267,29 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
             else f"one of {len(column.values)} codes"
         )
         yield {"name": column.name, "use": what}
-    if isinstance(data, TabularData) and data.label is not None:
-        yield {
-            "name": data.label.column,
-            "use": f"the label, positive from {data.label.positive_from}"
-            if isinstance(data.label, LabelRule)
-            else "the label",
-        }
-        if isinstance(data.label, TimeLabel):
-            yield {"name": data.label.event_column, "use": "whether the event came"}
+    if isinstance(data, TabularData):
+        yield from _label_fields(data)
     if isinstance(data, TabularData) and data.split.kind == "column":
         yield {"name": data.split.column, "use": "who is held out"}
+
+
+def _label_fields(data: TabularData) -> Iterator[dict[str, str]]:
+    """The columns of a table's label."""
+    label = data.label
+    if label is None:
+        return
+    what = "the label"
+    if isinstance(label, LabelRule):
+        what += f", positive from {label.positive_from}"
+    yield {"name": label.column, "use": what}
+    if data.unlabelled == "keep":
+        yield {
+            "name": f"{label.column} (missing)",
+            "use": "training patients without a label learn with the class that the round's "
+            "model is sure of; they count as any other patient",
+        }
+    if isinstance(label, TimeLabel):
+        yield {"name": label.event_column, "use": "whether the event came"}
 
 
 def _owned_fields(data: Pictures | NotesData | LabelledRows) -> Iterator[dict[str, str]]:

@@ -92,6 +92,7 @@ class StepProbe:
                 learning_rate=rate,
                 frozen=study.training.frozen,
                 jitter=study.training.jitter,
+                pseudo_labels=study.training.pseudo_labels,
             ),
             "aggregation": FedAvg(),
         }

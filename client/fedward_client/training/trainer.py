@@ -23,6 +23,7 @@ from fedward_client.training.patient_dp.model_check import (
     untrained_state,
 )
 from fedward_client.training.patient_dp.plan import Int64Array, PatientDpPlan, PatientTensors
+from fedward_client.training.pseudo_labels import with_pseudo_labels
 from fedward_client.training.weights import load_weights
 from fedward_common.arrays import Array, Tensors
 from fedward_common.errors import ConfigError, ModelRefused, ProtocolError
@@ -119,7 +120,8 @@ class LocalTrainer:
         """The weights after `local_steps` steps of DP-SGD from `weights`.
 
         `round_number` (1..) is needed where the study has a schedule: the rate depends on it.
-        `correction`, by name, is added to every noisy gradient (SCAFFOLD).
+        `correction`, by name, is added to every noisy gradient (SCAFFOLD). Records without a label
+        get one of `weights`, or have no part (`with_pseudo_labels`).
 
         The model is checked on made-up records before `records` are touched, and once more
         afterwards that nothing but the trained parameters has changed.
@@ -133,6 +135,7 @@ class LocalTrainer:
         """
         rates = self._rates(round_number)
         model, engine = self._prepared(weights)
+        records = with_pseudo_labels(self._study, weights, records)
         untrained = untrained_state(model)
         patients = PatientTensors.from_records(records, device=self._device)
         self._descend(model, engine, patients, correction or {}, rates=rates)
@@ -150,6 +153,7 @@ class LocalTrainer:
             ModelRefused, ProtocolError, DataError: as `train`.
         """
         model, engine = self._prepared(weights)
+        records = with_pseudo_labels(self._study, weights, records)
         before = model_tensors(model)
         patients = PatientTensors.from_records(records, device=self._device)
         total = engine.integer_sum(patients, grid.quantise)

@@ -9,7 +9,7 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 import numpy as np
@@ -61,6 +61,25 @@ class PatientRecords:
         return int(self.patient[-1]) + 1 if len(self.patient) else 0
 
 
+def labelled(records: PatientRecords) -> PatientRecords:
+    """The records that have a label, patients numbered anew."""
+    return with_labels(records, records.labels)
+
+
+def with_labels(records: PatientRecords, labels: npt.NDArray[np.float32]) -> PatientRecords:
+    """`records` with other labels; without those whose label is NaN, patients numbered anew."""
+    kept = ~np.isnan(labels)
+    if kept.all():
+        return replace(records, labels=labels)
+    patients = np.unique(records.patient[kept])
+    return PatientRecords(
+        features=records.features[kept],
+        labels=labels[kept],
+        patient=np.searchsorted(patients, records.patient[kept]).astype(np.int64),
+        ids=tuple(records.ids[number] for number in patients) if records.ids else (),
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Record:
     patient: str
@@ -83,6 +102,9 @@ def encode_table(
 
     * A row with a missing value is dropped under `missing = "drop"`; under `"fill"` the column's
       public fill value takes its place. A row without a label is always dropped.
+    * With `unlabelled = "keep"` a patient without any label has NaN for one. A row without a label
+      is dropped all the same where the patient has a labelled one, and where the patient is held
+      out.
     * A patient may have several rows unless `one_record_per_patient` (the study takes at most one
       record per patient: which one would be arbitrary). Their label, as positive or negative, and
       their side of the split must agree.
@@ -94,7 +116,7 @@ def encode_table(
         DataError: the table does not fit the schema; names column and rule, never a value.
     """
     encode = _row_encoder(schema)
-    records = [record for row in rows if (record := encode(row)) is not None]
+    records = _settled([record for row in rows if (record := encode(row)) is not None])
     if not records:
         raise DataError(
             "table: expected at least one patient with complete data, found none; check the file "
@@ -133,6 +155,7 @@ def encode_present(
             continue
         if record is not None:
             groups.setdefault(patient, []).append(record)
+    groups = {patient: own for patient, group in groups.items() if (own := _settled(group))}
     for patient, group in groups.items():
         try:
             _check_group(group, schema, one_record_per_patient=one_record_per_patient)
@@ -226,7 +249,7 @@ def _label(schema: TabularData, row: Row, *, missing: frozenset[str]) -> float |
         return 0.0
     text = _cell(row, rule.column)
     if code_text(text) in missing:
-        return None
+        return math.nan if schema.unlabelled == "keep" else None
     value = decimal_number(text)
     if isinstance(rule, NumberLabel):
         if value is None:
@@ -352,6 +375,17 @@ def code_texts(texts: Iterable[str]) -> frozenset[str]:
     return frozenset(code_text(text) for text in texts)
 
 
+def _settled(records: Sequence[_Record]) -> list[_Record]:
+    """Without the records that have no label where the patient has one, or is held out."""
+    labelled = {record.patient for record in records if not math.isnan(record.label)}
+    return [
+        record
+        for record in records
+        if not math.isnan(record.label)
+        or (record.part == "train" and record.patient not in labelled)
+    ]
+
+
 def _by_patient(
     records: Sequence[_Record], schema: TabularData, *, one_record_per_patient: bool
 ) -> list[list[_Record]]:
@@ -376,6 +410,7 @@ def _check_group(
             "split: expected all rows of a patient on one side, found a patient in both the "
             "training and the held-out rows"
         )
+    # Labels that are missing are one and the same object, and so one entry of a set.
     if schema.label is not None and len({record.label for record in group}) > 1:
         raise DataError(
             f"column {schema.label.column!r}: expected one label per patient, found a patient "

@@ -131,6 +131,12 @@ class ModelSpec(Extensible):
         return self.shape[0] if self.name == "variational-autoencoder" and self.shape else 0
 
 
+class PseudoLabels(Strict):
+    """Patients without a label learn with the class of which the round's model is so sure."""
+
+    confidence: float = Field(gt=0.5, lt=1)
+
+
 class TrainingSpec(Extensible):
     """How a site turns gradients into an update; no effect on privacy.
 
@@ -138,7 +144,9 @@ class TrainingSpec(Extensible):
     `frozen` keep the values that the round starts with.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"optimizer", "frozen", "jitter", "schedule"})
+    added: ClassVar[frozenset[str]] = frozenset(
+        {"optimizer", "frozen", "jitter", "schedule", "pseudo_labels"}
+    )
 
     learning_rate: Positive
     momentum: float = Field(default=0.0, ge=0, lt=1)
@@ -147,6 +155,7 @@ class TrainingSpec(Extensible):
     frozen: tuple[str, ...] = Field(default=(), max_length=64, strict=False)
     jitter: Jitter | None = None
     schedule: Schedule | None = None
+    pseudo_labels: PseudoLabels | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingSpec":

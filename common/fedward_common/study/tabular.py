@@ -163,10 +163,11 @@ class TabularData(DataSpec):
     """One CSV table, one or more rows per patient.
 
     Without a label nothing is learned from it alone: it is a modality of patients whose label is in
-    another.
+    another. `unlabelled = "keep"`: training patients without a label are records as well, for a
+    study with `[training.pseudo_labels]`.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"label"})
+    added: ClassVar[frozenset[str]] = frozenset({"label", "unlabelled"})
 
     kind: Literal["tabular"] = "tabular"
     patient_key: Name
@@ -175,6 +176,7 @@ class TabularData(DataSpec):
     split: Split
     missing: Literal["drop", "fill"] = "drop"
     missing_codes: tuple[str, ...] = Field(default=("", "?", "NA"), strict=False)
+    unlabelled: Literal["drop", "keep"] = "drop"
 
     @property
     def input_size(self) -> int:
@@ -183,6 +185,8 @@ class TabularData(DataSpec):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TabularData":
+        if self.unlabelled == "keep" and not isinstance(self.label, LabelRule):
+            raise ValueError("unlabelled = 'keep': expected a label of two classes, found another")
         reserved = [self.patient_key]
         if self.label is not None:
             reserved.append(self.label.column)

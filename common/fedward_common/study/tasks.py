@@ -36,7 +36,11 @@ from fedward_common.study.imaging import (
 )
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.molecule import MoleculeData, MoleculeProperty
-from fedward_common.study.multimodal import MultimodalClassification, MultimodalData
+from fedward_common.study.multimodal import (
+    MultimodalClassification,
+    MultimodalData,
+    parts_of,
+)
 from fedward_common.study.notes import (
     EntityScores,
     NotesData,
@@ -211,6 +215,19 @@ def check_task(study: StudySpec) -> None:
         raise ConfigError(f"model.name: expected one for {task.likelihood}")
     _check_evaluation(study)
     harmonisation_of(study)
+    _check_unlabelled(study)
+
+
+def _check_unlabelled(study: StudySpec) -> None:
+    """Returns when patients without a label are kept exactly where the recipe gives them one."""
+    kept = any(isinstance(d, TabularData) and d.unlabelled == "keep" for d in parts_of(study.data))
+    if kept and isinstance(study.data, MultimodalData):
+        raise ConfigError("data.unlabelled: expected 'drop' with several modalities, found 'keep'")
+    if (study.training.pseudo_labels is not None) != kept:
+        raise ConfigError(
+            "training.pseudo_labels: expected it exactly where a table has unlabelled = 'keep', "
+            "found one without the other"
+        )
 
 
 def _check_steps(study: StudySpec) -> None:

@@ -6,7 +6,13 @@ from pathlib import Path
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.ids import SiteId
 from fedward_common.privacy.harmonise import harmonised, site_constants
-from fedward_common.study.encoding import PatientRecords, TablePart, check_columns, encode_table
+from fedward_common.study.encoding import (
+    PatientRecords,
+    TablePart,
+    check_columns,
+    encode_table,
+    labelled,
+)
 from fedward_common.study.harmonisation import harmonisation_of
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import TabularData
@@ -28,13 +34,13 @@ def read_rows(site: SiteId, path: Path) -> list[dict[str, str]]:
 def encoded_rows(
     study: StudySpec, site: SiteId, rows: list[dict[str, str]], *, part: TablePart
 ) -> PatientRecords:
-    """The records as they are learned from; a harmonised site's by its exact location and scale,
-    which a site itself never uses.
+    """The records with a label as they are learned from; a harmonised site's by its exact location
+    and scale, which a site itself never uses.
 
     Raises:
         DataError: the rows do not fit the schema; names the site.
     """
-    records, release = _encode(study, site, rows, part=part), harmonisation_of(study)
+    records, release = labelled(_encode(study, site, rows, part=part)), harmonisation_of(study)
     if release is None or not isinstance(study.data, TabularData):
         return records
     constants = site_constants(release, study.data, rows, noise=None)
