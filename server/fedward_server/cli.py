@@ -3,7 +3,7 @@
 import typer
 
 from fedward_common.entry import run_program
-from fedward_server.commands import coordinator, sites, studies, study
+from fedward_server.commands import coordinator, released, sites, studies, study
 
 app = typer.Typer(
     name="fedward-server",
@@ -12,7 +12,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="The coordinator of a Fedward federation.",
 )
-for group in (coordinator.app, studies.app):
+for group in (coordinator.app, studies.app, released.app):
     app.add_typer(group)
 app.add_typer(sites.site, name="site")
 app.add_typer(sites.operator, name="operator")
@@ -20,6 +20,7 @@ app.add_typer(study.study, name="study")
 app.add_typer(study.lead, name="lead")
 app.add_typer(studies.runs, name="runs")
 app.add_typer(studies.studies, name="studies")
+studies.model.command("start-weights")(released.start_weights)
 app.add_typer(studies.model, name="model")
 
 

@@ -51,3 +51,33 @@ def data_check(
         values = data_summary(spec, settings.site, found, min_cell_size=least)
         write_private(summary, json.dumps(values, indent=1).encode() + b"\n")
     typer.echo(json.dumps(report) if as_json else report_text(report))
+
+
+@data.command("synthetic")
+def data_synthetic(
+    study: Annotated[str, typer.Argument(help="A signed study (JSON), or its digest.")],
+    table: Annotated[Path, typer.Argument(help="Synthetic rows, as `synthesize` writes them.")],
+    config: Config = DEFAULT_CONFIG,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Hold synthetic rows against this hospital's own patients; the report stays here."""
+    del debug
+    from functools import partial
+
+    from fedward_client.data.site import SiteSource
+    from fedward_client.exclusions import excluded_patients
+    from fedward_client.studies import find_study
+    from fedward_client.synthetic_check import check_json, check_synthetic, check_text
+
+    settings = load(config)
+    spec = find_study(settings, study).study
+    source = SiteSource(settings, excluded=partial(excluded_patients, settings))
+    found = check_synthetic(
+        spec,
+        table,
+        training=source.records(spec, part="train"),
+        held_out=source.records(spec, part="test"),
+        least=settings.policy.min_cell_size,
+    )
+    typer.echo(json.dumps(check_json(found)) if as_json else check_text(found))

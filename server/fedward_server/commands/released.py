@@ -1,0 +1,75 @@
+"""What comes of a released model: synthetic rows, and the beginning of another study."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedward_server.commands.options import Debug, Json
+
+app = typer.Typer()
+Package = Annotated[Path, typer.Argument(help="A model package.")]
+Key = Annotated[
+    str | None, typer.Option(help="The study lead's public key (hexadecimal) to insist on.")
+]
+
+
+@app.command()
+def synthesize(
+    package: Package,
+    rows: Annotated[int, typer.Option(help="How many rows are drawn.")] = 1000,
+    out: Annotated[Path, typer.Option(help="The folder for table and statement.")] = Path(
+        "synthetic"
+    ),
+    key: Key = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Draw synthetic rows from a released variational autoencoder of a table."""
+    del debug
+    from fedward_server.synthesize import TABLE
+    from fedward_server.synthesize import synthesize as draw
+
+    statement = draw(package, rows=rows, out=out, public_key=key)
+    if as_json:
+        typer.echo(json.dumps(statement))
+        return
+    privacy = statement["privacy"]
+    typer.echo(
+        f"{out / TABLE}: {rows} rows; epsilon {privacy['epsilon_admission']:.3g} (admission) at "
+        f"delta {privacy['delta']:g} per {privacy['unit']}"
+    )
+    for line in statement["limits"]:
+        typer.echo(f"  {line}")
+
+
+def start_weights(
+    package: Package,
+    target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    begin: Annotated[str, typer.Option(help="How the tensors' names begin.")] = "hidden.",
+    named: Annotated[
+        str | None, typer.Option("--as", help="What stands there in the next study's model.")
+    ] = None,
+    key: Key = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write some tensors of a model, such as its encoder, for another study's [model.start]."""
+    del debug
+    from fedward_common.arrays import tensors_to_bytes
+    from fedward_common.canonical import sha256_hex
+    from fedward_common.trust.private_files import write_atomically
+    from fedward_server.synthesize import encoder_tensors
+
+    tensors = encoder_tensors(package, beginning=begin, named=named, public_key=key)
+    content = tensors_to_bytes(tensors)
+    write_atomically(target, content)
+    facts = {"sha256": sha256_hex(content), "tensors": [begin if named is None else named]}
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    typer.echo(
+        f'{target}: {len(tensors)} tensors\n[model.start]\nsha256 = "{facts["sha256"]}"\n'
+        f"tensors = {json.dumps(facts['tensors'])}"
+    )

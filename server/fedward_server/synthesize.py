@@ -1,0 +1,171 @@
+"""Synthetic rows from a released model, with a statement of what they cost and do not promise."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from fedward_common.arrays import tensors_from_bytes
+from fedward_common.errors import ConfigError
+from fedward_common.models.autoencoder import Autoencoder
+from fedward_common.models.registry import build_model
+from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
+from fedward_common.privacy.mechanism import study_event
+from fedward_common.privacy.randomness import Csprng, RandomSource
+from fedward_common.study import reconstruction
+from fedward_common.study.signed import SignedStudy
+from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_common.study.table_decoding import drawn_rows
+from fedward_common.study.tabular import TabularData
+from fedward_common.trust.private_files import write_atomically
+from fedward_server.adapters.model_package import MODEL, STUDY, verify_package
+
+TABLE: Final = "synthetic.csv"
+STATEMENT: Final = "privacy.json"
+MOST_ROWS: Final = 1_000_000
+LIMITS: Final = (
+    "No row is a person. Rows are drawn from the released model alone, so that drawing costs no "
+    "more epsilon, however many are drawn.",
+    "Epsilon bounds what the rows tell about any one patient of one hospital. They show what holds "
+    "of patients as a whole, also what nobody meant to show.",
+    "Means, rare values and what depends on several columns at once may be wrong. Nothing found in "
+    "these rows is a finding before it is found in real ones.",
+    "Each hospital can hold them against its own patients: fedward-client data synthetic. That "
+    "shows coarse copying, and proves nothing where it shows none.",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Released:
+    """The model of a package that rows can be drawn from."""
+
+    study: StudySpec
+    data: TabularData
+    spread: float
+    model: Autoencoder
+    manifest: Mapping[str, Any]
+
+    @classmethod
+    def open(cls, folder: Path, *, public_key: str | None = None) -> "Released":
+        """The variational autoencoder in `folder`, after its package was verified.
+
+        Raises:
+            SignatureRefused, ProtocolError: the package is not what was signed.
+            ConfigError: it has no study in it, or its model is none that rows of a table come from.
+        """
+        manifest = verify_package(folder, public_key=public_key)
+        if not (folder / STUDY).is_file():
+            raise ConfigError(
+                f"model package {folder}: expected {STUDY} in it, which says what the columns are, "
+                "found none"
+            )
+        study = SignedStudy.parse((folder / STUDY).read_bytes()).verify()
+        task, data = study.task, study.data
+        adjusted = any(release.kind == "site-harmonisation" for release in study.releases)
+        if (
+            not isinstance(task, reconstruction.Autoencoder)
+            or not isinstance(data, TabularData)
+            or not study.model.sampled
+            or adjusted
+        ):
+            raise ConfigError(
+                f"model package {folder}: expected a variational-autoencoder of a table as it is, "
+                f"found {study.model.name} on {data.kind}{', harmonised' if adjusted else ''}"
+            )
+        model = build_model(study.model, data.input_size).eval()
+        if not isinstance(model, Autoencoder):
+            raise ConfigError(f"model package {folder}: expected an autoencoder, found another")
+        weights = tensors_from_bytes((folder / MODEL).read_bytes())
+        model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+        return cls(study=study, data=data, spread=task.spread, model=model, manifest=manifest)
+
+    def rows(self, count: int, *, source: RandomSource) -> list[dict[str, str]]:
+        """`count` rows, each of a code of its own; cells by column name.
+
+        Raises:
+            ConfigError: none, or more than `MOST_ROWS`.
+        """
+        if not 1 <= count <= MOST_ROWS:
+            raise ConfigError(f"rows: expected 1 to {MOST_ROWS}, found {count}")
+        codes = source.normal(count * self.model.latent).reshape(count, self.model.latent)
+        with torch.inference_mode():
+            made = self.model.decode(torch.from_numpy(codes).float()).numpy()
+        return drawn_rows(self.data, made, spread=self.spread, source=source)
+
+    def statement(self, *, rows: int) -> dict[str, Any]:
+        """What the rows cost, whose they are, and what they do not promise.
+
+        Raises:
+            ConfigError: the study is none of patient-level DP-SGD.
+        """
+        dp = self.study.dp
+        if not isinstance(dp, DpSgd):
+            raise ConfigError(f"dp.kind: expected dp-sgd, found {dp.kind!r}")
+        event = study_event(self.study)
+        return {
+            "format": "fedward-synthetic/1",
+            "study": self.manifest["study"],
+            "model_sha256": self.manifest["model_sha256"],
+            "rows": rows,
+            "columns": [column.name for column in self.data.columns],
+            "privacy": {
+                "unit": f"one {dp.unit} of one site",
+                "epsilon_admission": epsilon_admission([event], delta=dp.delta),
+                "epsilon_pld": epsilon_pld(event, delta=dp.delta),
+                "delta": dp.delta,
+                "noise": dp.placement,
+                "of": "the study's training and evaluation; drawing rows adds nothing",
+            },
+            "synthetic": True,
+            "limits": list(LIMITS),
+        }
+
+
+def synthesize(
+    package: Path, *, rows: int, out: Path, public_key: str | None = None
+) -> dict[str, Any]:
+    """The statement of `rows` synthetic rows, written to `out` beside the table.
+
+    Raises:
+        SignatureRefused, ProtocolError, ConfigError: as `Released`.
+    """
+    released = Released.open(package, public_key=public_key)
+    table, statement = released.rows(rows, source=Csprng()), released.statement(rows=rows)
+    text = io.StringIO(newline="")
+    lines = csv.DictWriter(text, fieldnames=statement["columns"], lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(table)
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / STATEMENT, json.dumps(statement, indent=1).encode() + b"\n")
+    write_atomically(out / TABLE, text.getvalue().encode())
+    return statement
+
+
+def encoder_tensors(
+    package: Path, *, beginning: str, named: str | None, public_key: str | None = None
+) -> dict[str, Any]:
+    """The tensors of a package whose names begin with `beginning`, with `named` in its place.
+
+    Raises:
+        SignatureRefused, ProtocolError: the package is not what was signed.
+        ConfigError: no tensor's name begins so.
+    """
+    verify_package(package, public_key=public_key)
+    tensors = tensors_from_bytes((package / MODEL).read_bytes())
+    put = beginning if named is None else named
+    found = {
+        put + name.removeprefix(beginning): array
+        for name, array in tensors.items()
+        if name.startswith(beginning)
+    }
+    if not found:
+        raise ConfigError(
+            f"--begin: expected the beginning of a tensor's name, found {beginning!r}; the model "
+            f"has {', '.join(sorted(tensors)[:6])}..."
+        )
+    return found
