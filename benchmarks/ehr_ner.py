@@ -49,6 +49,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--part", choices=("devel", "test"), default="test")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -56,7 +57,7 @@ def main() -> None:
     folder = options.data / "NCBI-disease"
     training, held_out = read(folder / "train.tsv.gz"), read(folder / f"{options.part}.tsv.gz")
     runs: dict[str, list[dict[str, float]]] = {"federated": [], "pooled": []}
-    for seed in range(options.seeds):
+    for seed in range(options.first, options.first + options.seeds):
         for kind, sites in (("federated", dealt(training, SITES)), ("pooled", [training])):
             tensors = trained(sites, rounds=options.rounds, seed=seed)
             runs[kind].append(figures(tensors, held_out))
