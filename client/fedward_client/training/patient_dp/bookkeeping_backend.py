@@ -30,7 +30,7 @@ _ROUNDING_SHARE = 2.0**-21
 sum over all patients rounds. Of m patients drawn, removing one changes the rounding of the float64
 sum by at most 2 u (rows + 2) m 1000 C (`Product.squared_norms`; u = 2^-53): within this share up to
 8,000 patients drawn at 256 rows, and beyond in proportion (80,000: 1.000005 C)."""
-_VECTOR = 32
+WHOLE_ROWS = 32
 """Rows of a batch come in multiples of this. Torch computes the last numbers of a tensor, those
 that fill no whole vectors (of 32 numbers with AVX-512), one by one, and rounds them otherwise: 3 of
 100 sigmoids, 16 of 100 GELUs (torch 2.13.0 CPU). A patient there would depend on who stands before.
@@ -62,7 +62,7 @@ class Geometry:
     @property
     def rows(self) -> int:
         """The rows of a batch: those of all places, filled up to whole vectors."""
-        return -(-self.used // _VECTOR) * _VECTOR
+        return -(-self.used // WHOLE_ROWS) * WHOLE_ROWS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -183,7 +183,7 @@ class BookkeepingBackEnd:
         """The mean gradient of every place, [slots, parameters]; an empty place has any."""
         with _one_thread(), torch.no_grad():
             parts = self._parts(batch).values()
-            return torch.cat([_rows(part).flatten(1) for part in parts], dim=1)
+            return torch.cat([_rows(part) for part in parts], dim=1)
 
     def _parts(self, batch: Batch) -> dict[str, Gradient]:
         """Every trainable parameter's mean gradient in every place, in the parameters' order."""
@@ -214,7 +214,8 @@ class BookkeepingBackEnd:
 
 
 def _rows(part: Gradient) -> torch.Tensor:
-    return part.rows() if isinstance(part, Product) else part
+    """The gradients themselves, [slots, numbers]."""
+    return (part.rows() if isinstance(part, Product) else part).flatten(1)
 
 
 def _wide(part: Gradient) -> Gradient:
@@ -227,16 +228,22 @@ def _norms(parts: list[Gradient]) -> torch.Tensor:
     for part in parts:
         # One after another: a sum over a stack has another order at the end of its vectors.
         total = total + (
-            part.squared_norms()
-            if isinstance(part, Product)
-            else torch.linalg.vector_norm(part, dim=1, dtype=torch.float64).square()
+            part.squared_norms() if isinstance(part, Product) else _squared_lengths(part)
         )
     return total.sqrt() * (1.0 + _ROUNDING_SHARE)
 
 
+def _squared_lengths(rows: torch.Tensor) -> torch.Tensor:
+    """The squared norm of each row, float64 [slots], widened block by block."""
+    total = torch.zeros((), dtype=torch.float64)
+    for block in torch.split(rows, max(1, _BLOCK_ELEMENTS // rows.shape[0]), dim=1):
+        total = total + torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square()
+    return total
+
+
 def _add_weighted(into: torch.Tensor, part: Gradient, scales: torch.Tensor) -> None:
     if isinstance(part, Product):
-        into += part.weighted_sum(scales).flatten()
+        part.add_weighted(into, scales)
         return
     columns = max(1, _BLOCK_ELEMENTS // part.shape[0])
     blocks = zip(torch.split(into, columns), torch.split(part, columns, dim=1), strict=True)

@@ -14,7 +14,11 @@ from fedward_client.training.patient_dp.back_end import (
     Precision,
     trainable_parameters,
 )
-from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBackEnd, Geometry
+from fedward_client.training.patient_dp.bookkeeping_backend import (
+    WHOLE_ROWS,
+    BookkeepingBackEnd,
+    Geometry,
+)
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.model_check import checked_back_end
 from fedward_client.training.patient_dp.opacus_backend import OpacusBackEnd
@@ -37,6 +41,7 @@ class _Measured:
     largest: int
     """Trainable numbers; `auto` takes `loop` outside what was measured."""
     places: int
+    """Of a batch, at least: patients of few records have as many as fill its rows."""
     least_patients: int
     """Patients drawn in a study, on average and over all its steps, that earn the check back."""
 
@@ -48,7 +53,7 @@ _TABLE: Final = {
     "small": _Measured(smallest=1, largest=_SMALL, places=64, least_patients=500),
     "dense": _Measured(smallest=_SMALL, largest=800_000, places=64, least_patients=2_000),
     "recurrent": _Measured(smallest=4_000, largest=30_000, places=16, least_patients=300),
-    "convolution": _Measured(smallest=4_000, largest=30_000, places=8, least_patients=1_000),
+    "convolution": _Measured(smallest=4_000, largest=30_000, places=8, least_patients=1_500),
 }
 """Measured 2026-11-26 (torch 2.13.0 CPU, one thread of a busy AMD Zen 5 machine, 4 records a
 patient), CPU ms of a step, loop / bookkeeping: MLP of 13.5 thousand at 128 patients 90 / 4.0, of
@@ -61,6 +66,12 @@ patients 113 / 74. The other way round at 4 patients: ResNet18 654 / 893, DenseN
 Measured 2026-11-27 at 64 patients of 1 and 4 records: linear models of 11 to 230 numbers 14 to 20 /
 0.5 to 1.5, MLPs of 225 to 2,181 numbers 25 to 52 / 0.9 to 3.0; slot check 0.05 to 0.23 CPU-s, a
 refusal (some linear models of five classes) 0.02.
+
+Measured 2026-11-27 since convolutions are kept as factors, 32 patients: CNN of 27 thousand of 4
+records 77 / 54 in 8 places, of 2 records 65 / 31 in 16 (45 in 8), of 1 record 62 / 22 in 32 (52 in
+8); LSTM of 1 record 225 / 21 in 32 (31 in 16). The slot check of the CNN takes 0.8 CPU-s, and 1.8
+where it is the first thing that a process does. ResNet18 at 4 patients 446 / 435, but its slot
+check 36 CPU-s and more than a gigabyte; DenseNet121 761 / 1044.
 """
 
 _LEAST_PLACES = 8
@@ -106,7 +117,8 @@ def choose_back_end(
     fitting = load.max_records_per_chunk // load.most_records
 
     def bookkeeping() -> BackEnd:
-        most = _TABLE[group].places if name == "auto" else _MOST_PLACES
+        filling = WHOLE_ROWS // load.most_records
+        most = max(_TABLE[group].places, filling) if name == "auto" else _MOST_PLACES
         places = max(1, min(most, fitting))
         made = BookkeepingBackEnd(
             model, loss=loss, geometry=Geometry(slots=places, records=load.most_records)

@@ -8,6 +8,7 @@ subclass may compute something else.
 Source: Bu et al. 2023 (book-keeping), here with the patient in the place of the record.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -18,17 +19,18 @@ from torch.nn import functional
 from fedward_common.errors import ModelRefused
 from fedward_common.models.standardised import STANDARDISED, through_standardisation
 
-_MOST_POSITIONS = 32
-_WIDEST = 4096
+_MOST_ROUNDED = 9216
+"""Squared positions, inputs and outputs together: so many roundings of a norm from pairs."""
 _ROUNDING = 4e-12
 _LEAST_SHARE = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Product:
-    """Gradients [slots, out, in] of a Linear's weight as their two factors, never multiplied out.
+    """Gradients [slots, out, in] of a weight as their two factors, never multiplied out.
 
-    Patient p's gradient is the sum over its positions (records, times) of back x input.
+    Patient p's gradient is the sum over its positions of back x input. A position of a Linear is a
+    record or a time; of a convolution a place of its output, and its input what the kernel sees.
     """
 
     back: torch.Tensor
@@ -53,9 +55,10 @@ class Product:
         The squared norm is the sum over pairs of positions of <input, input> <back, back>. Where
         positions cancel, that sum is small beside its terms and rounding could hide what is left
         (in float32 it did: 1000 C passed, privacy paper 1.2, failure 4). With A the sum over
-        positions of |back| |input|, float64 rounds it by at most 1.1e-12 A^2 within the sizes that
-        `short` allows, so that adding 4e-12 A^2 is enough. It is also never taken below 1e-6 A^2:
-        then factor * A <= 1000 C, and so the rounding of the sum over patients has a bound.
+        positions of |back| |input|, float64 rounds it by at most u (positions^2 + in + out) A^2
+        with u = 2^-53, which is 1.1e-12 A^2 within the sizes that `short` allows, so that adding
+        4e-12 A^2 is enough. It is also never taken below 1e-6 A^2: then factor * A <= 1000 C, and
+        so the rounding of the sum over patients has a bound.
         """
         inputs = torch.bmm(self.inputs, self.inputs.transpose(1, 2))
         back = torch.bmm(self.back, self.back.transpose(1, 2))
@@ -64,8 +67,8 @@ class Product:
         most = lengths.sqrt().sum(dim=1).square()
         return torch.maximum(found + _ROUNDING * most, _LEAST_SHARE * most)
 
-    def weighted_sum(self, scales: torch.Tensor) -> torch.Tensor:
-        """The sum over patients of scale times gradient, [out, in]; call it on `wide()`.
+    def add_weighted(self, into: torch.Tensor, scales: torch.Tensor) -> None:
+        """Adds the sum over patients of scale times gradient to `into` [out * in]; on `wide()`.
 
         A patient of scale 0 adds nothing at all, whatever its numbers are.
         """
@@ -74,7 +77,9 @@ class Product:
         if not bool(counted.all()):
             back = torch.where(counted, back, torch.zeros_like(back))
             inputs = torch.where(counted, inputs, torch.zeros_like(inputs))
-        return (back * scales).flatten(0, 1).t() @ inputs.flatten(0, 1)
+        into.view(back.shape[2], inputs.shape[2]).addmm_(
+            (back * scales).flatten(0, 1).t(), inputs.flatten(0, 1)
+        )
 
 
 Gradient = torch.Tensor | Product
@@ -84,15 +89,12 @@ LayerRule = Callable[[nn.Module, torch.Tensor, torch.Tensor, int], Gradients]
 
 
 def short(positions: int, *, inputs: int, outputs: int) -> bool:
-    """Whether the norm of a Linear's gradient is found faster from pairs of positions, and safely.
+    """Whether the norm of a weight's gradient is found faster from pairs of positions, and safely.
 
     Depends on sizes only, never on who is there.
     """
-    return (
-        positions <= _MOST_POSITIONS
-        and max(inputs, outputs) <= _WIDEST
-        and 4 * positions * positions <= inputs * outputs
-    )
+    pairs = positions * positions
+    return pairs + inputs + outputs <= _MOST_ROUNDED and 4 * pairs <= inputs * outputs
 
 
 def _linear(layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: int) -> Gradients:
@@ -107,11 +109,49 @@ def _linear(layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: i
     )
 
 
+_Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+
 def _convolution(
     layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: int
 ) -> Gradients:
-    if not isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d) or isinstance(layer.padding, str):
+    """As factors where the norm is found faster from those, otherwise by `_dense_convolution`."""
+    plain = _plain(layer)
+    channels, seen = plain.out_channels, plain.weight[0].numel()
+    positions = back.shape[0] // slots * math.prod(back.shape[2:])
+    apart = plain.groups > 1 or any(step != 1 for step in plain.dilation)
+    if apart or not short(positions, inputs=seen, outputs=channels):
+        return _dense_convolution(layer, inputs, back, slots)
+    g = back.flatten(2).transpose(1, 2).reshape(slots, positions, channels)
+    return _kept(
+        layer,
+        weight=lambda: Product(back=g, inputs=_patches(plain, inputs, slots)),
+        bias=lambda: g.sum(dim=1),
+    )
+
+
+def _plain(layer: nn.Module) -> _Convolution:
+    if not isinstance(layer, _Convolution) or isinstance(layer.padding, str):
         raise ModelRefused("convolution: expected padding as numbers for back end bookkeeping")
+    return layer
+
+
+def _patches(layer: _Convolution, inputs: torch.Tensor, slots: int) -> torch.Tensor:
+    """What the kernel sees at each place, [slots, records * places, channels * kernel]."""
+    sides = len(layer.kernel_size)
+    around = [int(side) for side in layer.padding[::-1] for _ in range(2)]
+    seen = functional.pad(inputs, around)
+    for side, (size, stride) in enumerate(zip(layer.kernel_size, layer.stride, strict=True)):
+        seen = seen.unfold(2 + side, size, stride)
+    places, kernel = range(2, 2 + sides), range(2 + sides, 2 + 2 * sides)
+    return seen.permute(0, *places, 1, *kernel).reshape(slots, -1, layer.weight[0].numel())
+
+
+def _dense_convolution(
+    layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: int
+) -> Gradients:
+    """The gradients themselves, one patient after another."""
+    layer = _plain(layer)
     x = inputs.reshape(slots, -1, *inputs.shape[1:])
     g = back.reshape(slots, -1, *back.shape[1:])
     channels = layer.out_channels
@@ -147,7 +187,7 @@ def _standardised(
     layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: int
 ) -> Gradients:
     """The rule of a convolution, then through the standardisation of its weight, by patient."""
-    found = _convolution(layer, inputs, back, slots)
+    found = _dense_convolution(layer, inputs, back, slots)
     rows = found.get("weight")
     if isinstance(rows, torch.Tensor):
         weight = layer.get_parameter("weight").detach()

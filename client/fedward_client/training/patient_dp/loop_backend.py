@@ -59,9 +59,10 @@ class LoopBackEnd:
             # One number read out, so that a patient who adds nothing is left out, not multiplied.
             scale = float(factors(_norm(gradients)))
             if scale:
-                sizes = [len(gradient) for gradient in gradients]
-                for into, gradient in zip(torch.split(total, sizes), gradients, strict=True):
-                    _add_scaled(into, gradient, scale)
+                parts = torch.split(total, [len(gradient) for gradient in gradients])
+                for place, into in enumerate(parts):
+                    _add_scaled(into, gradients[place], scale)
+            del gradients  # held on to, it would stand in memory beside the next patient's
         return len(chunk.sizes)
 
     def _gradients(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:

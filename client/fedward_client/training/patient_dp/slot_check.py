@@ -52,7 +52,7 @@ nll_loss2d_backward nll_loss2d_forward nll_loss_backward nll_loss_forward ones o
 reciprocal relu repeat rsqrt rsub scalar_tensor scatter select select_backward sigmoid
 sigmoid_backward sign silu silu_backward slice slice_backward smooth_l1_loss smooth_l1_loss_backward
 softplus softplus_backward split split_with_sizes sqrt squeeze stack sub sum t tanh tanh_backward
-threshold_backward transpose unbind unsafe_split unsqueeze upsample_nearest1d
+threshold_backward transpose unbind unfold unsafe_split unsqueeze upsample_nearest1d
 upsample_nearest1d_backward upsample_nearest2d upsample_nearest2d_backward upsample_nearest3d
 upsample_nearest3d_backward view where zero_ zeros zeros_like
 """

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBackEnd, Geometry
 from fedward_client.training.patient_dp.choice import Load, choose_back_end
+from fedward_client.training.patient_dp.layer_gradients import Product, rule_of, short
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.slot_check import check_slots
 from fedward_common.errors import ModelRefused
@@ -162,6 +163,27 @@ def test_auto_takes_bookkeeping_where_it_pays_and_loop_where_it_does_not(
     assert isinstance(made, expected)
 
 
+@pytest.mark.parametrize(("records", "places"), [(1, 32), (2, 16), (4, 8), (16, 8)])
+def test_auto_gives_a_batch_of_convolutions_as_many_places_as_fill_its_rows(
+    records: int, places: int
+) -> None:
+    """Rows come in 32: eight patients of one record in eight places would be a quarter of them."""
+    model = nn.Sequential(
+        nn.Conv1d(1, 64, 3, padding=1), nn.Flatten(), nn.Linear(256, 16), nn.Linear(16, 1)
+    )
+
+    made = choose_back_end(
+        "auto",
+        OneLogit(nn.Sequential(nn.Unflatten(1, (1, 4)), model), lambda logits: logits),
+        loss=losses,
+        examples=examples,
+        load=Load(most_records=records, max_records_per_chunk=512, patients_drawn=5000.0),
+    )
+
+    assert isinstance(made, BookkeepingBackEnd)
+    assert made.geometry == Geometry(slots=places, records=records)
+
+
 def test_a_place_that_rounds_otherwise_is_refused() -> None:
     """A fault of the smallest size: one place's result off by one unit in the last place."""
 
@@ -176,3 +198,83 @@ def test_a_place_that_rounds_otherwise_is_refused() -> None:
 
     with pytest.raises(ModelRefused, match="other bits in another place"):
         check_slots(made, model, loss=losses, examples=examples)
+
+
+CONVOLUTIONS = {
+    "1-D": (lambda: nn.Conv1d(40, 24, 3, stride=2, padding=1), (40, 7)),
+    "2-D": (lambda: nn.Conv2d(16, 32, 3, padding=1), (16, 3, 2)),
+    "2-D, strides and sides that differ": (
+        lambda: nn.Conv2d(24, 40, (3, 2), stride=(2, 1), padding=(0, 2)),
+        (24, 5, 3),
+    ),
+    "2-D, 1 x 1": (lambda: nn.Conv2d(64, 32, 1, bias=False), (64, 2, 2)),
+    "3-D": (lambda: nn.Conv3d(8, 32, 2, padding=(1, 0, 0)), (8, 2, 3, 2)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_a_convolution_as_factors_has_autograd_s_gradient_norm_and_sum(name: str) -> None:
+    """Three patients of two records; the oracle is plain autograd in float64."""
+    make, shape = CONVOLUTIONS[name]
+    generator = torch.Generator().manual_seed(5)
+    layer, inputs = make(), torch.randn(6, *shape, generator=generator)
+    back = torch.randn(layer(inputs).shape, generator=generator)
+    scales = torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
+    weight = layer.weight.detach().double().requires_grad_()
+    exact = torch.stack(
+        [
+            torch.autograd.grad(
+                layer._conv_forward(inputs[rows].double(), weight, None),
+                weight,
+                back[rows].double(),
+            )[0].flatten()
+            for rows in (slice(0, 2), slice(2, 4), slice(4, 6))
+        ]
+    )
+
+    found = rule_of(layer)(layer, inputs, back, 3)
+
+    product = found["weight"]
+    assert isinstance(product, Product)
+    total = torch.zeros(exact.shape[1], dtype=torch.float64)
+    product.wide().add_weighted(total, scales)
+    norms = product.wide().squared_norms()
+    assert torch.allclose(product.rows().flatten(1).double(), exact, atol=1e-4)
+    assert torch.allclose(total, scales @ exact, rtol=1e-12, atol=1e-12)
+    assert torch.allclose(norms, exact.square().sum(dim=1), rtol=1e-9)
+    assert bool((norms >= exact.square().sum(dim=1)).all())
+    if layer.bias is not None:
+        own = back.flatten(2).sum(dim=2).view(3, 2, -1).sum(dim=1)
+        assert torch.allclose(found["bias"], own, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(16, 32, 3, padding=1, groups=2),
+        nn.Conv2d(16, 32, 2, padding=1, dilation=2),
+        nn.Conv2d(2, 3, 3, padding=1),
+    ],
+)
+def test_a_convolution_in_groups_dilated_or_of_many_places_is_multiplied_out(
+    layer: nn.Conv2d,
+) -> None:
+    inputs = torch.randn(4, layer.in_channels, 4, 4)
+
+    found = rule_of(layer)(layer, inputs, torch.ones_like(layer(inputs)), 2)
+
+    assert isinstance(found["weight"], torch.Tensor)
+    assert found["weight"].flatten(1).shape == (2, layer.weight.numel())
+
+
+def test_factors_are_taken_within_the_roundings_that_a_norm_allows_for() -> None:
+    """u (positions^2 + inputs + outputs) stays below 1.1e-12 with u = 2^-53."""
+    allowed = [
+        positions * positions + inputs + outputs
+        for positions in (1, 16, 32, 64, 90, 95, 96, 200)
+        for inputs in (1, 64, 4608, 9000, 9300)
+        for outputs in (1, 64, 512, 4608)
+        if short(positions, inputs=inputs, outputs=outputs)
+    ]
+
+    assert 0 < max(allowed) * 2.0**-53 < 1.1e-12
