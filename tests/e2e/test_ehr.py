@@ -10,6 +10,7 @@ import pytest
 from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.result import assemble_result
 from fedward_server.sandbox.run import Inputs, prepare, publish, run_study
+from fedward_server.synthesize import synthesize
 from tests.support.ehr_studies import SITES, STUDIES, other_sources, write_study
 
 pytestmark = [pytest.mark.federation, pytest.mark.slow]
@@ -101,3 +102,13 @@ def test_survival_is_learned_from_profiles(tmp_path: Path) -> None:
 
     assert result["figures"]["c_index"]["pooled_no_privacy"] > 0.65
     assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+
+
+def test_synthetic_rows_come_out_of_a_table_s_autoencoder(tmp_path: Path) -> None:
+    result = run(tmp_path, "autoencoder")
+
+    assert set(result["figures"]) == {"reconstruction_error", "explained"}
+    assert all(facts["rounds_charged"] == 2 for facts in result["per_site"].values())
+    statement = synthesize(tmp_path / "out" / "model", rows=50, out=tmp_path / "rows")
+    assert statement["privacy"]["epsilon_admission"] <= 8.0
+    assert len((tmp_path / "rows" / "synthetic.csv").read_text().splitlines()) == 51

@@ -83,6 +83,7 @@ def outcome(prepared: Prepared) -> Outcome:
         "sequences",
         "molecules",
         "profiles",
+        "autoencoder",
         pytest.param("regression", marks=pytest.mark.slow),
         pytest.param("series", marks=pytest.mark.slow),
         pytest.param("gru-d", marks=pytest.mark.slow),
@@ -148,6 +149,15 @@ def _profiles(shown: dict[str, Any], page: str) -> None:
     assert "C-index" in page
 
 
+def _autoencoder(shown: dict[str, Any], page: str) -> None:
+    assert shown["auc"]["federated"] is None
+    assert set(shown["figures"]) == {"reconstruction_error", "explained"}
+    error = shown["figures"]["reconstruction_error"]
+    assert 0 < error["pooled_no_privacy"] < error["federated"]
+    assert 0 < error["federated_private"] < 1
+    assert "reconstruction error" in page
+
+
 FIGURES = {
     "regression": _regression,
     "survival": _survival,
@@ -157,6 +167,7 @@ FIGURES = {
     "sequences": _sequences,
     "molecules": _molecules,
     "profiles": _profiles,
+    "autoencoder": _autoencoder,
 }
 
 

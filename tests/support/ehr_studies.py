@@ -266,6 +266,23 @@ def profile_sites(folder: Path) -> None:
         profiles(folder / site / "patients.csv", seed=seed)
 
 
+AUTOENCODER = (
+    """
+[task]
+kind = "autoencoder"
+[model]
+name = "variational-autoencoder"
+hidden = [8]
+shape = [2]
+[[releases]]
+kind = "error-scores"
+bins = 4
+noise_multiplier = 2.0
+"""
+    + TABLE
+)
+
+
 def write_study(folder: Path, text: str) -> Path:
     """The study file with its three sites."""
     text += "".join(f'\n[[sites]]\nid = "{site}"\npatients = 30\n' for site in SITES)
@@ -283,4 +300,5 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "sequences": ("genomic = true\n" + PER_RECORD + SEQUENCES, sequence_sites),
     "molecules": (PER_RECORD + MOLECULES, molecule_sites),
     "profiles": ("genomic = true\n" + STUDY + PROFILES, profile_sites),
+    "autoencoder": (STUDY + AUTOENCODER, table_sites),
 }

@@ -97,6 +97,8 @@ def comparison(run: RunFigures) -> tuple[ComparisonRow, ...]:
 FIGURE_NAMES: Final = {
     "c_index": "C-index",
     "rmse": "root mean squared error",
+    "reconstruction_error": "reconstruction error",
+    "explained": "variance explained",
     "mae": "mean absolute error",
     "r2": "R² (share of the variance explained)",
     "entity_f1": "entity F1 (exact spans)",
