@@ -8,7 +8,7 @@ model as many rows are drawn as there are training patients; logistic regression
 and judged on all real held-out patients. Beside it: the same on real training patients, on rows
 whose columns were drawn each by itself from the pooled training patients (what a table without any
 relation gives), and each hospital's own check for copies. The plan was
-chosen among five by what its rows are worth on training patients.
+chosen among three by what its rows are worth on training patients.
 """
 
 import argparse
