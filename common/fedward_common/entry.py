@@ -10,10 +10,13 @@ from typing import Final, NoReturn
 from fedward_common.errors import FedwardError
 
 INTERNAL_EXIT: Final = 70
+REFUSED_EXIT: Final = 74
+"""EX_IOERR of sysexits.h."""
 
 
 def run_program(program: Callable[[], object], *, name: str) -> NoReturn:
-    """Runs `program` and exits: 0, the error's own code, 130 after Ctrl-C, 70 for a defect.
+    """Runs `program` and exits: 0, the error's own code, 130 after Ctrl-C, 70 for a defect, 74
+    where the operating system refused a file.
 
     An error of ours is one line on stderr (with `--json` an object), a defect names its type only,
     because its text may hold a value; `--debug` prints the traceback as well.
@@ -32,6 +35,14 @@ def run_program(program: Callable[[], object], *, name: str) -> NoReturn:
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+    except OSError as error:
+        # Without the name: it may be that of a patient's file.
+        why = error.strerror or type(error).__name__
+        text = f"expected files that can be read and written, found: {why}. Check the paths given"
+        _tell(name, "system", text, as_json=as_json)
+        if debug:
+            traceback.print_exc()
+        sys.exit(REFUSED_EXIT)
     except Exception as error:  # noqa: BLE001 - entry point: see the docstring
         kind = type(error).__name__
         text = f"{kind}: a defect of Fedward. Run it again with --debug and report it"

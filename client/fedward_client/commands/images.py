@@ -71,7 +71,7 @@ def images_quarantine(
     del debug
     from fedward_client.data.dicom.index import ImageIndex
 
-    with ImageIndex(index) as opened:
+    with ImageIndex(index, create=False) as opened:
         for path, reason in opened.quarantined():
             typer.echo(f"{reason}\t{path!r}")
 

@@ -255,3 +255,19 @@ def test_every_real_file_is_used_or_set_aside_with_a_reason(tmp_path: Path) -> N
         "segmentation": 10,
         "structured-report": 1,
     }
+
+
+def test_a_file_that_is_no_index_is_refused_and_stays_as_it_was(tmp_path: Path) -> None:
+    other = tmp_path / "site.toml"
+    other.write_text('[data]\nkind = "images"\n' * 40)
+    other.chmod(0o644)
+
+    for path in (other, tmp_path):
+        with pytest.raises(DataError, match="expected an image index"):
+            ImageIndex(path)
+    with pytest.raises(DataError, match="expected an image index"):
+        ImageIndex(tmp_path / "none.sqlite", create=False)
+
+    assert other.read_text() == '[data]\nkind = "images"\n' * 40
+    assert other.stat().st_mode & 0o777 == 0o644
+    assert not (tmp_path / "none.sqlite").exists()

@@ -1,10 +1,11 @@
 """Every program ends with one line and the exit code of its error's class, and tells no values."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from fedward_common.entry import INTERNAL_EXIT, run_program
+from fedward_common.entry import INTERNAL_EXIT, REFUSED_EXIT, run_program
 from fedward_common.errors import BudgetExceeded, ConfigError, FedwardError
 
 
@@ -55,3 +56,17 @@ def test_every_class_of_error_has_its_own_exit_code_and_word() -> None:
     assert len({kind.exit_code for kind in kinds}) == len(kinds)
     assert len({kind.code for kind in kinds}) == len(kinds)
     assert all(2 <= kind.exit_code < INTERNAL_EXIT for kind in kinds)
+
+
+def test_a_file_that_the_system_refuses_is_no_defect_and_is_not_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["program"])
+
+    with pytest.raises(SystemExit) as ended:
+        run_program((tmp_path / ("Muster" * 100)).read_bytes, name="program")
+
+    told = capsys.readouterr().err
+    assert ended.value.code == REFUSED_EXIT
+    assert "File name too long" in told
+    assert "Muster" not in told

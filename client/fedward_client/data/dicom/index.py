@@ -79,18 +79,29 @@ class Indexed:
 class ImageIndex:
     """Reads and writes the index file; close it, or use it in a `with` block."""
 
-    def __init__(self, path: Path) -> None:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.fchmod(descriptor, 0o600)
-        os.close(descriptor)
-        self._db = sqlite3.connect(path, isolation_level=None)
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        """Opens the index in `path`, or makes an empty one where `create` says so.
+
+        Raises:
+            DataError: no index there, or a file that is none (it stays as it was).
+        """
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT * create | os.O_CLOEXEC, 0o600)
+            os.close(descriptor)
+            self._db = sqlite3.connect(path, isolation_level=None)
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        except (OSError, sqlite3.Error) as error:
+            raise DataError(
+                f"{path}: expected an image index, as `fedward-client images index` makes it, "
+                f"found none ({type(error).__name__})"
+            ) from error
         if version not in (0, FORMAT):
             self._db.close()
             raise DataError(
                 f"image index: expected format {FORMAT}, found {version}; remove the file and "
                 "index again"
             )
+        path.chmod(0o600)
         self._db.executescript(_SCHEMA)
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._pending = 0
