@@ -21,6 +21,8 @@ from fedward_common.models.standardised import STANDARDISED, through_standardisa
 
 _MOST_ROUNDED = 9216
 """Squared positions, inputs and outputs together: so many roundings of a norm from pairs."""
+_FEW_POSITIONS = 16
+"""So few pairs cost less than one product a patient, however small the layer is."""
 _ROUNDING = 4e-12
 _LEAST_SHARE = 1e-6
 
@@ -94,7 +96,8 @@ def short(positions: int, *, inputs: int, outputs: int) -> bool:
     Depends on sizes only, never on who is there.
     """
     pairs = positions * positions
-    return pairs + inputs + outputs <= _MOST_ROUNDED and 4 * pairs <= inputs * outputs
+    faster = 4 * pairs <= inputs * outputs or positions <= _FEW_POSITIONS
+    return faster and pairs + inputs + outputs <= _MOST_ROUNDED
 
 
 def _linear(layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: int) -> Gradients:

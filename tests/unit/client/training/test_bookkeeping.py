@@ -253,7 +253,7 @@ def test_a_convolution_as_factors_has_autograd_s_gradient_norm_and_sum(name: str
     [
         nn.Conv2d(16, 32, 3, padding=1, groups=2),
         nn.Conv2d(16, 32, 2, padding=1, dilation=2),
-        nn.Conv2d(2, 3, 3, padding=1),
+        nn.Conv2d(2, 3, 3, padding=1),  # 32 places
     ],
 )
 def test_a_convolution_in_groups_dilated_or_of_many_places_is_multiplied_out(
