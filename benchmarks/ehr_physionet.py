@@ -1,6 +1,7 @@
-"""PhysioNet 2012, death in hospital from the first 48 hours, sites = type of ICU, without privacy.
+"""PhysioNet 2012, death in hospital from the first 48 hours, sites = type of ICU.
 
     python -m benchmarks.ehr_physionet --data ../shared/data/physionet2012
+    python -m benchmarks.ehr_physionet --data ../shared/data/physionet2012 --epsilon 8 --folds 1
 
 Set C (set A says no ICU type). Of every measurement its first and last value, least, greatest and
 mean, how often it was taken, its change, and whether it was taken at all, as columns of a study
@@ -8,6 +9,9 @@ with public ranges; what is missing takes a normal value. Five-fold cross-valida
 sites; every round is one step of Adam on the gradient over all sites' patients (what a study with
 distributed noise does), with a penalty. Logistic regression; nothing is tuned on what is left out:
 the penalty was chosen by cross-validation on set A.
+
+With `--epsilon` the same in distributed noise, the sites' trainer and the coordinator's steps in
+this process: clipped sums per patient, no penalty, a plan that nothing was tuned for.
 """
 
 import argparse
@@ -25,6 +29,7 @@ from sklearn.metrics import roc_auc_score
 
 from benchmarks.ehr import outputs, parsed
 from benchmarks.ehr_pooled import pooled_steps
+from benchmarks.omics_runs import distributed, privacy
 from benchmarks.study import environment
 from fedward_common.ids import SiteId
 from fedward_common.study.encoding import PatientRecords, encode_table
@@ -50,45 +55,54 @@ PLAUSIBLE: Final = {"Temp": (25.0, 45.0), "pH": (6.5, 8.0), "Height": (100.0, 23
 PARTS: Final = ("first", "last", "least", "greatest", "mean")
 SITES: Final = {1: "coronary", 2: "cardiac-surgery", 3: "medical", 4: "surgical"}
 FOLDS: Final = 5
+STEPS: Final = 60
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="PhysioNet 2012, death in hospital.")
     parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--epsilon", type=float, help="none: without privacy")
+    parser.add_argument("--folds", type=int, default=FOLDS, help="how many of the 5 are judged")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    text = json.dumps(measure(options.data), indent=2)
+    found = measure(options.data, epsilon=options.epsilon, folds=options.folds)
+    text = json.dumps(found, indent=2)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
-def measure(data: Path) -> dict[str, Any]:
+def measure(data: Path, *, epsilon: float | None, folds: int = FOLDS) -> dict[str, Any]:
     rows = stays(data)
     sites = list(SITES.values())
-    study = parsed(_text(sites), sites)
+    study = parsed(_text(sites, epsilon=epsilon), sites)
     if not isinstance(study.data, TabularData):
         raise SystemExit("expected a table")
     everyone = encode_table(study.data, rows, part="train")
     where = np.array([row["site"] for row in rows])
     fold = np.random.default_rng(1).permutation(len(rows)) % FOLDS
     predicted = np.zeros(len(rows))
-    for number in range(FOLDS):
+    for number in range(folds):
         out = np.flatnonzero(fold == number)
         training = {
             SiteId(site): _some(everyone, np.flatnonzero((fold != number) & (where == site)))
             for site in sites
         }
-        model = pooled_steps(study, training)
+        private = epsilon is not None
+        model = distributed(study, training) if private else pooled_steps(study, training)
         predicted[out] = outputs(study, model, _some(everyone, out)).numpy()
-    labels, draws = everyone.labels, np.random.default_rng(2)
+    judged = fold < folds
+    labels, predicted, where = everyone.labels[judged], predicted[judged], where[judged]
+    draws = np.random.default_rng(2)
     resampled = []
     for _ in range(1000):
         chosen = draws.integers(0, len(labels), len(labels))
         resampled.append(roc_auc_score(labels[chosen], predicted[chosen]))
     return {
         "patients": len(rows),
+        "judged": len(labels),
+        "privacy": None if epsilon is None else privacy(study),
         "deaths": int(labels.sum()),
         "auc": float(roc_auc_score(labels, predicted)),
         "interval_95": [float(np.quantile(resampled, q)) for q in (0.025, 0.975)],
@@ -135,7 +149,9 @@ def _row(stay: str, values: dict[str, list[float]], died: str) -> dict[str, str]
     return row
 
 
-def _text(sites: list[str]) -> str:
+def _text(sites: list[str], *, epsilon: float | None) -> str:
+    noise = "noise_multiplier = 4.0" if epsilon is None else f"epsilon = {epsilon}"
+    placed, steps = "local" if epsilon is None else "distributed", 1 if epsilon is None else STEPS
     columns = _number("Age", 16.0, 90.0, 65.0) + _number("Height", 130.0, 200.0, 168.0)
     columns += _category("Gender", ("0", "1")) + _category("icu", tuple(sites))
     for name, (low, high, fill) in RANGES.items():
@@ -145,9 +161,9 @@ def _text(sites: list[str]) -> str:
     listed = "".join(f'[[sites]]\nid = "{site}"\npatients = 700\n' for site in sites)
     return f"""id = "physionet"
 title = "Death in hospital, PhysioNet 2012"
-rounds = 1
+rounds = {steps}
 local_steps = 1
-quorum = 1
+quorum = 3
 deadline_seconds = 60
 [task]
 kind = "tabular-classification"
@@ -155,13 +171,15 @@ kind = "tabular-classification"
 name = "logistic-regression"
 [dp]
 kind = "dp-sgd"
-noise_multiplier = 4.0
+{noise}
+noise = "{placed}"
 delta = 1e-5
 clip_norm = 1.0
-sampling_probability = 0.5
+sampling_probability = 0.25
 max_records_per_patient = 1
 [training]
-learning_rate = 0.1
+learning_rate = 1.0
+momentum = 0.9
 [aggregation]
 name = "fedavg"
 {listed}

@@ -62,6 +62,14 @@ def test_survival_is_learned_and_evaluated_at_its_horizon(tmp_path: Path) -> Non
     assert "C-index" in page
 
 
+def test_sites_are_made_alike_and_patients_without_a_label_take_part(tmp_path: Path) -> None:
+    result = run(tmp_path, "alike")
+
+    assert np.isfinite(result["auc"]["federated"])
+    assert all(facts["rounds_charged"] == 2 for facts in result["per_site"].values())
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+
+
 @pytest.mark.parametrize("name", ["series", "gru-d"])
 def test_time_series_come_from_tables_fhir_and_omop_in_one_study(name: str, tmp_path: Path) -> None:
     result = run(tmp_path, name, settings=other_sources(tmp_path))

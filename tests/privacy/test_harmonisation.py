@@ -17,13 +17,16 @@ from fedward_common.privacy.ledger import Reservation
 from fedward_common.privacy.mechanism import release_event, study_event
 from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import encode_present
+from fedward_common.study.files import parse_study
 from fedward_common.study.harmonisation import LOCATION, SCALE, SiteHarmonisation, harmonisation_of
 from fedward_common.study.kept import keeps_state, kept_words
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularData
 from fedward_server.sandbox.table_copy import encoded_rows
+from fedward_server.study_summary import leaves
+from tests.support.ehr_studies import STUDY, TABLE
 from tests.support.secure_federation import Federation, federation
-from tests.support.studies import make_data, make_dp, make_spec
+from tests.support.studies import make_data, make_dp, make_spec, site_keys
 
 NUMBERS = [
     {"name": name, "type": "number", "unit": "1", "low": -100.0, "high": 100.0}
@@ -272,3 +275,56 @@ def test_the_sandbox_s_parent_judges_the_model_on_records_made_alike() -> None:
     one, other = (encoded_rows(spec, SiteId("north"), r, part="test").features for r in own)
 
     np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+FILE = """
+[training.pseudo_labels]
+confidence = 0.9
+[[releases]]
+kind = "site-harmonisation"
+columns = ["marker", "age"]
+locations = [0.0, 55.0]
+scales = [0.5, 20.0]
+noise_multiplier = 1.0
+[[sites]]
+id = "north"
+patients = 200
+[[sites]]
+id = "east"
+patients = 100
+[task]
+kind = "tabular-classification"
+[model]
+name = "logistic-regression"
+[data.label]
+column = "dead"
+low = 0
+high = 1
+positive_from = 1
+"""
+
+
+def test_a_study_file_asks_for_it_and_people_are_told() -> None:
+    text = (STUDY + TABLE + FILE).replace(
+        'kind = "tabular"', 'kind = "tabular"\nunlabelled = "keep"'
+    )
+    text = text.replace("quorum = 3", "quorum = 2")
+
+    spec = parse_study(
+        text,
+        source="study.toml",
+        keys=site_keys(("north", "east")),
+        lead_key_sha256="f" * 64,
+        resolve=lambda _study, _unknown: 3.0,
+    )
+
+    assert the_release(spec).columns == ("marker", "age")
+    assert any("location and scale of marker, age" in line for line in leaves(spec))
+    assert spec.training.pseudo_labels is not None
+    with pytest.raises(ConfigError, match=r"study\.toml: releases\.site-harmonisation: expected"):
+        parse_study(
+            text.replace("patients = 100", "patients = 10"),
+            source="study.toml",
+            keys=site_keys(("north", "east")),
+            lead_key_sha256="f" * 64,
+        )

@@ -1,5 +1,6 @@
 """Study files of clinical data for end-to-end tests, and the folders of their made-up sites."""
 
+import csv
 from collections.abc import Callable
 from pathlib import Path
 
@@ -164,6 +165,30 @@ held_out = 0.5
 """
 )
 
+ALIKE = (
+    STUDY.replace(
+        "learning_rate = 0.5", "learning_rate = 0.5\n[training.pseudo_labels]\nconfidence = 0.6"
+    )
+    + TABLE.replace('kind = "tabular"', 'kind = "tabular"\nunlabelled = "keep"')
+    + EVALUATION
+    + """
+[[releases]]
+kind = "site-harmonisation"
+columns = ["marker", "age"]
+locations = [0.0, 60.0]
+scales = [0.5, 20.0]
+noise_multiplier = 1.5
+[data.label]
+column = "dead"
+low = 0
+high = 1
+positive_from = 1
+[task]
+kind = "tabular-classification"
+[model]
+name = "logistic-regression"
+"""
+)
 GRU_D = SERIES.replace('name = "gru"', 'name = "gru-d"\nshape = [2]')
 PER_RECORD = STUDY.replace("max_records_per_patient", 'unit = "record"\nmax_records_per_patient')
 TAGS = (
@@ -220,6 +245,21 @@ def table_sites(folder: Path) -> None:
     """A table of rows for each site."""
     for seed, site in enumerate(SITES):
         table(folder / site / "patients.csv", seed=seed)
+
+
+def unlike_sites(folder: Path) -> None:
+    """A table for each site; `east` measures the marker on another scale, a third has no label."""
+    for seed, site in enumerate(SITES):
+        path = folder / site / "patients.csv"
+        table(path, seed=seed)
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        for number, row in enumerate(rows):
+            if site == "east":
+                row["marker"] = f"{0.4 * float(row['marker']) + 0.4:.4f}"
+            if number % 3 == 0:
+                row["dead"] = ""
+        write_table(path, rows)
 
 
 def event_sites(folder: Path) -> None:
@@ -294,6 +334,7 @@ def write_study(folder: Path, text: str) -> Path:
 STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "regression": (REGRESSION, table_sites),
     "survival": (SURVIVAL, table_sites),
+    "alike": (ALIKE, unlike_sites),
     "series": (SERIES, event_sites),
     "gru-d": (GRU_D, event_sites),
     "tags": (TAGS, text_sites),
