@@ -1,7 +1,7 @@
 """PhysioNet 2012, death in hospital from the first 48 hours, sites = type of ICU.
 
     python -m benchmarks.ehr_physionet --data ../shared/data/physionet2012
-    python -m benchmarks.ehr_physionet --data ../shared/data/physionet2012 --epsilon 8 --folds 1
+    python -m benchmarks.ehr_physionet --data ../shared/data/physionet2012 --epsilon 8
 
 Set C (set A says no ICU type). Of every measurement its first and last value, least, greatest and
 mean, how often it was taken, its change, and whether it was taken at all, as columns of a study
