@@ -7,11 +7,13 @@ record: each task runs in its own child, which ends with the task. Only ClientAp
 
 import json
 import os
+import select
 import signal
 import socket
 import sys
+import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import flwr.supercore.superexec.run_superexec as superexec
 import httpcore  # noqa: F401 - httpx imports it with the first client: else each task would
@@ -22,6 +24,7 @@ from flwr.supercore.superexec.executor import LaunchResult
 from flwr.supercore.superexec.executor.types import ExecutionSpec
 from flwr.supernode.runtime.run_clientapp import run_clientapp
 
+from fedward_client.adapters.forked_tasks import LOOK_SECONDS, ForkedTasks
 from fedward_common.errors import StartError
 from fedward_common.processes import die_with_parent
 
@@ -59,32 +62,50 @@ def _serve_forks(requests: socket.socket) -> None:
     zygote = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while request := requests.recv(MAX_REQUEST_BYTES):
-        if os.fork() == 0:
-            die_with_parent(signal.SIGKILL)
-            if os.getppid() != zygote:
-                os._exit(1)  # it ended before the kernel was asked
-            requests.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            task = json.loads(request)
-            code = 1
-            try:
-                run_clientapp(
-                    runtime_api_address=task["address"],
-                    token=task["token"],
-                    insecure=True,
-                    parent_pid=None,
-                    runtime_dependency_install=False,
-                )
-                code = 0
-            except SystemExit as ended:  # Flower ends a task by exiting the process
-                code = ended.code if isinstance(ended.code, int) else 0
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+    tasks, look_at = ForkedTasks(), time.monotonic() + LOOK_SECONDS
+    while True:
+        asked = select.select([requests], [], [], max(0.0, look_at - time.monotonic()))[0]
+        if time.monotonic() >= look_at:
+            tasks.look()
+            look_at = time.monotonic() + LOOK_SECONDS
+        if not asked:
+            continue
+        request = requests.recv(MAX_REQUEST_BYTES)
+        if not request:
+            break
+        if (pid := os.fork()) != 0:
+            tasks.add(pid)
+            continue
+        die_with_parent(signal.SIGKILL)
+        if os.getppid() != zygote:
+            os._exit(1)  # it ended before the kernel was asked
+        tasks.forget()
+        requests.close()
+        _run_task(request)
     os._exit(0)
+
+
+def _run_task(request: bytes) -> NoReturn:
+    """Flower's own entry in the child; the process ends with it."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    task = json.loads(request)
+    code = 1
+    try:
+        run_clientapp(
+            runtime_api_address=task["address"],
+            token=task["token"],
+            insecure=True,
+            parent_pid=None,
+            runtime_dependency_install=False,
+        )
+        code = 0
+    except SystemExit as ended:  # Flower ends a task by exiting the process
+        code = ended.code if isinstance(ended.code, int) else 0
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
 
 
 class ForkExecutor:
