@@ -21,9 +21,16 @@ class Echo:
         del site
         self._study = study
 
-    def train(self, weights: Any, records: Any, *, correction: Any = None) -> TrainedUpdate:
+    def train(
+        self,
+        weights: Any,
+        records: Any,
+        *,
+        round_number: int | None = None,
+        correction: Any = None,
+    ) -> TrainedUpdate:
         """The weights, with the plan that the study asks for."""
-        del records, correction
+        del records, round_number, correction
         plan = self._study.dp
         if not isinstance(plan, DpSgd):
             raise TypeError("rounds: expected a dp-sgd study")
