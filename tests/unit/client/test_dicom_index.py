@@ -2,8 +2,10 @@
 
 import gzip
 import os
+import sqlite3
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -262,7 +264,10 @@ def test_a_file_that_is_no_index_is_refused_and_stays_as_it_was(tmp_path: Path) 
     other.write_text('[data]\nkind = "images"\n' * 40)
     other.chmod(0o644)
 
-    for path in (other, tmp_path):
+    foreign = tmp_path / "foreign.sqlite"
+    with closing(sqlite3.connect(foreign)) as database:
+        database.execute("CREATE TABLE a (b)")
+    for path in (other, tmp_path, foreign):
         with pytest.raises(DataError, match="expected an image index"):
             ImageIndex(path)
     with pytest.raises(DataError, match="expected an image index"):

@@ -90,11 +90,15 @@ class ImageIndex:
             os.close(descriptor)
             self._db = sqlite3.connect(path, isolation_level=None)
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            tables = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         except (OSError, sqlite3.Error) as error:
             raise DataError(
                 f"{path}: expected an image index, as `fedward-client images index` makes it, "
                 f"found none ({type(error).__name__})"
             ) from error
+        if version == 0 and tables:
+            self._db.close()
+            raise DataError(f"{path}: expected an image index, found another database")
         if version not in (0, FORMAT):
             self._db.close()
             raise DataError(
@@ -102,7 +106,7 @@ class ImageIndex:
                 "index again"
             )
         path.chmod(0o600)
-        self._db.executescript(_SCHEMA)
+        self._db.executescript(f"BEGIN IMMEDIATE; {_SCHEMA} COMMIT;")  # all of it, or nothing
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._pending = 0
 
