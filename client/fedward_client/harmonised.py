@@ -1,5 +1,6 @@
 """A site's records as a study with harmonisation takes them, and the constants behind that."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -26,8 +27,17 @@ class SiteConstants:
     tensors: Tensors
 
     @classmethod
-    def of(cls, study: StudySpec, source: RowSource, *, state: bytes, noise: RandomSource) -> Self:
+    def of(
+        cls,
+        study: StudySpec,
+        source: RowSource,
+        *,
+        state: bytes,
+        noise: Callable[[], RandomSource],
+    ) -> Self:
         """The constants that the site kept, or, before its first answer, new ones with noise.
+
+        `noise` makes a source, and is called only where there is something to draw.
 
         Raises:
             ProtocolError: what was kept are no constants of the study.
@@ -40,7 +50,7 @@ class SiteConstants:
             shapes = dict.fromkeys((LOCATION, SCALE), (len(release.columns),))
             return cls(study=study, tensors=tensors_from_bytes(state, shapes=shapes))
         rows = [row for row in source.rows(study) if isinstance(row, dict)]
-        return cls(study=study, tensors=site_constants(release, study.data, rows, noise=noise))
+        return cls(study=study, tensors=site_constants(release, study.data, rows, noise=noise()))
 
     @property
     def state(self) -> bytes:

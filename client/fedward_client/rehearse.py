@@ -53,7 +53,7 @@ def rehearse(
         _one(
             LocalTrainer(study, site, sampling=Csprng(), noise=Csprng(), flags=flags),
             study,
-            SiteConstants.of(study, source, state=b"", noise=Csprng()).applied(records),
+            SiteConstants.of(study, source, state=b"", noise=Csprng).applied(records),
             start=start,
         )
         for _ in range(draws)

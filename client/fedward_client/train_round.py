@@ -177,7 +177,7 @@ class Worker:
         return tensors_to_bytes(leaves), opened.state_after(update.tensors)
 
     def _constants(self, study: StudySpec, grant: Grant) -> SiteConstants:
-        return SiteConstants.of(study, self.source, state=grant.state, noise=self.randomness())
+        return SiteConstants.of(study, self.source, state=grant.state, noise=self.randomness)
 
     def _trainer(self, study: StudySpec, site: SiteId) -> LocalTrainer:
         return LocalTrainer(
