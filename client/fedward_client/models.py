@@ -15,6 +15,7 @@ from fedward_client.approvals import read_statement
 from fedward_client.gateway.offers import ModelOffer
 from fedward_client.ports import Passing
 from fedward_client.settings import SiteSettings
+from fedward_common.arrays import Tensors, tensors_from_bytes
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import (
     ChannelError,
@@ -26,12 +27,14 @@ from fedward_common.errors import (
 from fedward_common.model_package import (
     MANIFEST,
     MAX_BYTES,
+    MODEL,
     STUDY,
     check_files,
     file_digests,
     parse_manifest,
 )
 from fedward_common.study.signed import SignedStudy
+from fedward_common.study.spec import StudySpec
 
 KIND: Final = "model"
 ROUTE: Final = "fetch-model"
@@ -149,6 +152,53 @@ def verify_model(
                 "found another"
             )
     return manifest
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OpenedModel:
+    """A package that was proven whole: its study, its weights (shapes as signed), its digest."""
+
+    signed: SignedStudy
+    study: StudySpec
+    weights: Tensors
+    sha256: str
+
+
+def open_model(
+    folder: Path,
+    *,
+    approved: frozenset[str] | None,
+    public_key: str | None = None,
+    study_file: Path | None = None,
+) -> OpenedModel:
+    """What is in the package in `folder`, after `verify_model`; nothing is read before that.
+
+    `study_file` is the signed study where the package brings none.
+
+    Raises:
+        SignatureRefused, ProtocolError: the package or the study is not what was signed.
+        ConfigError: there is no study.
+    """
+    manifest = verify_model(folder, approved=approved, public_key=public_key)
+    path = folder / STUDY if (folder / STUDY).is_file() else study_file
+    if path is None:
+        raise ConfigError(
+            f"model package {folder}: expected study.json in it, found none; name the signed "
+            "study with --study"
+        )
+    try:
+        signed = SignedStudy.parse(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: expected a signed study, found {error.strerror}") from error
+    study = signed.verify()
+    if signed.digest != manifest["study"]["digest"]:
+        raise SignatureRefused(f"{path}: expected the study of the model, found another")
+    return OpenedModel(
+        signed=signed,
+        study=study,
+        weights=tensors_from_bytes((folder / MODEL).read_bytes()),
+        sha256=str(manifest["model_sha256"]),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,11 @@
-"""The privacy audit of a study at one site, layers 1 to 3 (no import has effects).
+"""The privacy audit of a study or of a released model at one site, layers 1 to 3.
 
 It measures what the code does and compares it with what the signed study declares, before a site
-approves. It works on made-up patients only, so it costs no privacy and may run at any time.
+approves. It works on made-up patients only, so it costs no privacy and may run at any time. No
+import here has effects.
 """
+
+from dataclasses import dataclass
 
 from fedward_client.audit.canaries import canary_findings
 from fedward_client.audit.inversion import inversion_findings, why_not_tried
@@ -21,13 +24,30 @@ from fedward_client.audit.sensitivity import (
     probe_sensitivity,
 )
 from fedward_client.training.trainer import PerformanceFlags
+from fedward_common.arrays import Tensors
 from fedward_common.errors import ConfigError, ModelRefused
 from fedward_common.ids import SiteId
 from fedward_common.study.spec import StudySpec
 
-__all__ = ["AuditPorts", "AuditReport", "Finding", "audit_json", "audit_study", "audit_text"]
+__all__ = [
+    "AuditPorts",
+    "AuditReport",
+    "Finding",
+    "ReleasedModel",
+    "audit_json",
+    "audit_study",
+    "audit_text",
+]
 
 DEFAULT_NOISE_STEPS = 128
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReleasedModel:
+    """The weights of a model package that was proven whole, and its digest."""
+
+    weights: Tensors
+    sha256: str
 
 
 def audit_study(
@@ -38,8 +58,11 @@ def audit_study(
     noise_steps: int = DEFAULT_NOISE_STEPS,
     canaries: bool = False,
     ports: AuditPorts | None = None,
+    model: ReleasedModel | None = None,
 ) -> AuditReport:
     """What the layers find about `study` as this installation would run it at `site`.
+
+    With `model` every layer starts from its weights, as one more round of the study would.
 
     1. The loader, on made-up rows within and far beyond the study's ranges.
     2. The model and the loss, by the trainer's own check; where it refuses, nothing more runs.
@@ -58,7 +81,8 @@ def audit_study(
     if noise_steps < MINIMUM_STEPS:
         raise ConfigError(f"noise steps: expected {MINIMUM_STEPS} or more, found {noise_steps}")
     ports = AuditPorts() if ports is None else ports
-    probe = StepProbe(study, site, flags=flags, ports=ports)
+    weights = None if model is None else model.weights
+    probe = StepProbe(study, site, flags=flags, ports=ports, weights=weights)
     findings, loaded = probe_loader(study, ports.loader)
     not_tried: tuple[str, ...] = ()
     try:
@@ -81,6 +105,7 @@ def audit_study(
         noise_steps=noise_steps,
         findings=tuple(findings),
         not_tried=not_tried,
+        model=None if model is None else model.sha256,
     )
 
 

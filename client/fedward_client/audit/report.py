@@ -77,6 +77,8 @@ class AuditReport:
     findings: tuple[Finding, ...]
     not_tried: tuple[str, ...] = ()
     """What could not be tried on this study, by name and with the reason."""
+    model: str | None = None
+    """SHA-256 of the released model that everything started from; None: the study's own start."""
 
     @property
     def passed(self) -> bool:
@@ -94,6 +96,7 @@ def audit_json(report: AuditReport) -> dict[str, Any]:
     return {
         "study": report.study,
         "digest": report.digest,
+        "model_sha256": report.model,
         "site": report.site,
         "backend": report.backend,
         "device": report.device,
@@ -127,6 +130,7 @@ def audit_text(report: AuditReport) -> str:
     failed = [finding.name for finding in report.findings if not finding.passed]
     lines = [
         f"Audit of study {report.study} ({report.digest[:16]}...) at site {report.site}",
+        *([] if report.model is None else [f"starting from the model {report.model[:16]}..."]),
         f"back end {report.backend} on {report.device}",
         *_wrapped(SCOPE),
     ]

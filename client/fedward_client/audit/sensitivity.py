@@ -76,13 +76,20 @@ class StepProbe:
     The study is changed where it is post-processing only: one local step, no momentum, decay or
     proximal term, and a learning rate of q N / C, so that the weights move by exactly the sum of
     the step in units of C. Model, loss, back end, sampling, clipping and noise are the study's.
+    With `weights` the model starts from these, as a trained one, else as the study starts it.
 
     Raises:
         ConfigError: the study does not include the site, or this installation cannot run it.
     """
 
     def __init__(
-        self, study: StudySpec, site: SiteId, *, flags: PerformanceFlags, ports: AuditPorts
+        self,
+        study: StudySpec,
+        site: SiteId,
+        *,
+        flags: PerformanceFlags,
+        ports: AuditPorts,
+        weights: Tensors | None = None,
     ) -> None:
         self.plan = site_plan(study, site)
         rate = self.plan.denominator / self.plan.clip_norm
@@ -104,7 +111,9 @@ class StepProbe:
         self.label_shape: tuple[int, ...] = tuple(labels.shape[1:])
         """Of one record's label: nothing of a number, [words] of tags, [pixels] of a mask."""
         self._names = sorted(trainable_parameters(self.model()))
-        self.start = initial_tensors(study.model, self.inputs)
+        self.start: Tensors = (
+            initial_tensors(study.model, self.inputs) if weights is None else weights
+        )
 
     def model(self) -> nn.Module:
         """The study's model at its start, in training, with what the study freezes frozen."""

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from fedward_client.commands.options import DEFAULT_CONFIG, Config, Debug, Json, load, read_study
+from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
 
 app = typer.Typer()
@@ -60,29 +61,55 @@ def rehearse(
 
 @app.command()
 def audit(
-    signed_study: Annotated[Path, typer.Argument(help="A signed study (JSON).")],
+    what: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL-OR-STUDY", help="A model package (folder) or a signed study (JSON)."
+        ),
+    ],
     config: Config = DEFAULT_CONFIG,
+    study: Annotated[
+        Path | None, typer.Option(help="The signed study, where the package brings none.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option(help="The lead's public key (hexadecimal) instead of this site's approvals."),
+    ] = None,
     canaries: Annotated[
         bool, typer.Option(help="Also one whole run with canaries, and gradient inversion.")
     ] = True,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Probe how this site would run a study, on made-up patients. Nothing is read or charged."""
+    """Probe how this site would run a study, on made-up patients. Nothing is read or charged.
+
+    Of a model package, everything starts from its weights, as one more round would.
+    """
     del debug
-    from fedward_client.audit import audit_json, audit_study, audit_text
+    from fedward_client.audit import ReleasedModel, audit_json, audit_study, audit_text
+    from fedward_client.models import approved_studies, open_model
     from fedward_client.training.trainer import PerformanceFlags
     from fedward_common.study.signed import SignedStudy
 
     settings = load(config)
-    study = SignedStudy.parse(read_study(signed_study)).verify()
+    model = None
+    if what.is_dir():
+        approved = approved_studies(settings) if key is None else None
+        opened = open_model(what, approved=approved, public_key=key, study_file=study)
+        model, spec = ReleasedModel(weights=opened.weights, sha256=opened.sha256), opened.study
+    elif study is None and key is None:
+        spec = SignedStudy.parse(read_study(what)).verify()
+    else:
+        raise ConfigError(
+            f"{what}: expected a model package (a folder) with --study or --key, found none"
+        )
     flags = PerformanceFlags(
         device=settings.device,
         backend=settings.backend,
         precision=settings.precision,
         replicas=settings.replicas,
     )
-    report = audit_study(study, SiteId(settings.site), flags=flags, canaries=canaries)
+    report = audit_study(spec, SiteId(settings.site), flags=flags, canaries=canaries, model=model)
     typer.echo(json.dumps(audit_json(report)) if as_json else audit_text(report))
     if not report.passed:
         raise typer.Exit(1)

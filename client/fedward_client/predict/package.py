@@ -8,17 +8,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fedward_client.models import verify_model
+from fedward_client.models import open_model
 from fedward_client.training.weights import load_weights
-from fedward_common.arrays import tensors_from_bytes
-from fedward_common.errors import ConfigError, SignatureRefused
-from fedward_common.model_package import MODEL, STUDY
+from fedward_common.errors import ConfigError
 from fedward_common.models.image_objectives import Counted
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model
 from fedward_common.study.imaging import ImageData, ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
-from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import LabelRule
 
@@ -70,7 +67,7 @@ class Predictor:
         public_key: str | None = None,
         study_file: Path | None = None,
     ) -> "Predictor":
-        """The model in `folder` after the package was proven whole (see `verify_model`).
+        """The model in `folder` after the package was proven whole (see `open_model`).
 
         `study_file` is the signed study where the package brings none.
 
@@ -78,28 +75,16 @@ class Predictor:
             SignatureRefused: the package or the study is not what was signed.
             ConfigError: no study, or one that is not about images.
         """
-        manifest = verify_model(folder, approved=approved, public_key=public_key)
-        path = folder / STUDY if (folder / STUDY).is_file() else study_file
-        if path is None:
-            raise ConfigError(
-                f"model package {folder}: expected study.json in it, found none; name the signed "
-                "study with --study"
-            )
-        try:
-            signed = SignedStudy.parse(path.read_bytes())
-        except OSError as error:
-            raise ConfigError(f"{path}: expected a signed study, found {error.strerror}") from error
-        study = signed.verify()
-        if signed.digest != manifest["study"]["digest"]:
-            raise SignatureRefused(f"{path}: expected the study of the model, found another")
+        opened = open_model(folder, approved=approved, public_key=public_key, study_file=study_file)
+        study = opened.study
         if not isinstance(study.data, Pictures):
             raise ConfigError(f"predict: expected a study of images, found {study.data.kind}")
         model = build_model(study.model, input_size(study.data)).eval()
-        load_weights(model, tensors_from_bytes((folder / MODEL).read_bytes()))
+        load_weights(model, opened.weights)
         origin = Origin(
             study_id=study.id,
-            study_sha256=signed.digest,
-            model_sha256=str(manifest["model_sha256"]),
+            study_sha256=opened.signed.digest,
+            model_sha256=opened.sha256,
         )
         return cls(study=study, data=study.data, model=model, origin=origin)
 
