@@ -20,6 +20,7 @@ from fedward_common.genotypes.alignment import Why
 from fedward_common.notes.recall import NOTES, measured_recall
 from fedward_common.study.clinical import ClinicalData, Feature, Measured, Present
 from fedward_common.study.clinical_encoding import Encoder, Tally
+from fedward_common.study.drug_target import DrugTargetData
 from fedward_common.study.encoding import code_text, code_texts, decimal_number, encode_present
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
@@ -28,7 +29,7 @@ from fedward_common.study.notes import NotesData
 from fedward_common.study.profile_encoding import LayerReader
 from fedward_common.study.profiles import ProfileData
 from fedward_common.study.row_encoding import MISSING, cell
-from fedward_common.study.sequence import AMBIGUOUS, SequenceData
+from fedward_common.study.sequence import AMBIGUOUS, Letters
 from fedward_common.study.sequence_encoding import Fasta, sequence_text
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.tabular import CategoryColumn, NumberColumn, TabularData
@@ -284,16 +285,16 @@ def _labelled(study: StudySpec, schema: LabelledRows, source: SiteSource) -> Dat
     rows = source.labelled.rows(study)
     training, absent = source.labelled.encoded(study, part="train", strict=False)
     held_out, _ = source.labelled.encoded(study, part="test", strict=False)
-    keys = {cell(row, schema.patient_key) for row in rows}
     features: Sequence[FeatureFound] = ()
-    if isinstance(schema, SequenceData):
-        features = _sequences(schema, rows, source.labelled.fasta(study))
+    letters = schema.protein if isinstance(schema, DrugTargetData) else schema
+    if isinstance(letters, Letters):
+        features = _sequences(schema, letters, rows, source.labelled.fasta(study))
     elif isinstance(schema, ProfileData):
         features = _layers(schema, rows, source.labelled.layers(study))
     elif isinstance(schema.label, SeveralAnswers):
         features = [_measured(schema, name, rows) for name in schema.label.answers]
     return DataFound(
-        people=len(rows) if schema.no_patient_key else len(keys),
+        people=_people(schema, rows),
         training=training.patients,
         held_out=held_out.patients,
         absent={"rows that do not fit": absent},
@@ -305,18 +306,19 @@ def _measured(schema: LabelledRows, name: str, rows: Sequence[Mapping[str, str]]
     """How many rows have an answer, and which."""
     found = [(row, cell(row, name)) for row in rows if cell(row, name) not in MISSING]
     known = [float(code_text(text)) for _, text in found if code_text(text) in ("0", "1")]
-    people = {
-        number if schema.no_patient_key else cell(row, schema.patient_key)
-        for number, (row, _) in enumerate(found)
-    }
     return FeatureFound(
         name=name,
         unit="measured answers",
-        patients=len(people),
+        patients=_people(schema, [row for row, _ in found]),
         outside=0,
         unmapped=len(found) - len(known),
         values=tuple(known),
     )
+
+
+def _people(schema: LabelledRows, rows: Sequence[Mapping[str, str]]) -> int:
+    key, alone = schema.patient_key, schema.no_patient_key
+    return len(rows) if alone else len({cell(row, key) for row in rows})
 
 
 def _layers(
@@ -353,15 +355,14 @@ def _layers(
 
 
 def _sequences(
-    schema: SequenceData, rows: Sequence[Mapping[str, str]], fasta: Fasta | None
+    data: LabelledRows,
+    schema: Letters,
+    rows: Sequence[Mapping[str, str]],
+    fasta: Fasta | None,
 ) -> list[FeatureFound]:
     """Lengths, and how many letters of each sequence stand for several or for none."""
     found = [sequence_text(schema, row, fasta) for row in rows]
     texts = [(row, text) for row, text in zip(rows, found, strict=True) if text]
-    people = {
-        number if schema.no_patient_key else cell(row, schema.patient_key)
-        for number, (row, _) in enumerate(texts)
-    }
     codes = set(AMBIGUOUS[schema.alphabet])
     unclear = [sum(letter in codes for letter in text.upper()) for _, text in texts]
     unknown = [len(set(text.upper()) - codes - set(schema.letters)) > 0 for _, text in texts]
@@ -370,7 +371,7 @@ def _sequences(
         FeatureFound(
             name="letters",
             unit=f"a sequence; the study takes {schema.length}",
-            patients=len(people),
+            patients=_people(data, [row for row, _ in texts]),
             outside=sum(length != schema.length for length in lengths),
             unmapped=sum(unknown),
             low=0.0,
@@ -380,7 +381,7 @@ def _sequences(
         FeatureFound(
             name="ambiguous letters",
             unit=f"a sequence; {schema.ambiguous}",
-            patients=len(people),
+            patients=_people(data, [row for row, _ in texts]),
             outside=0,
             unmapped=0,
             low=0.0,

@@ -212,6 +212,14 @@ class MoleculeFile(Owned):
     delimiter: str = Field(default=",", min_length=1, max_length=1)
 
 
+class DrugTargetFile(Owned):
+    """Pairs of a SMILES and a protein, whose letters stand there or in the file `fasta`."""
+
+    kind: Literal["drug-targets"] = "drug-targets"
+    delimiter: str = Field(default=",", min_length=1, max_length=1)
+    fasta: Location | None = None
+
+
 class MatrixFile(Strict):
     """A matrix of patients by genes: CSV, TSV, Parquet or .h5ad by its ending.
 
@@ -247,7 +255,7 @@ class ProfileFiles(Owned):
     matrices: tuple[MatrixFile, ...] = Field(default=(), max_length=16, strict=False)
 
 
-LabelledEntry = SequenceFiles | MoleculeFile | ProfileFiles
+LabelledEntry = SequenceFiles | MoleculeFile | DrugTargetFile | ProfileFiles
 
 
 def _data_kind(value: object) -> str:
@@ -267,6 +275,7 @@ DataEntry = Annotated[
     | Annotated[SequenceFiles, Tag("sequences")]
     | Annotated[GenotypeFiles, Tag("genotypes")]
     | Annotated[MoleculeFile, Tag("molecules")]
+    | Annotated[DrugTargetFile, Tag("drug-targets")]
     | Annotated[ProfileFiles, Tag("profiles")],
     Discriminator(_data_kind),
 ]

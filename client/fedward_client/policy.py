@@ -208,7 +208,8 @@ class SitePolicy:
             yield self._refused(
                 study,
                 "its epsilon is per record; NOT per patient, and no [[data]] of kind images, "
-                f"notes, sequences or molecules in {self.source} says no_patient_key = true. "
+                f"notes, sequences, molecules or drug-targets in {self.source} says "
+                f"no_patient_key = true. "
                 f"{STEWARD}",
             )
         plan = _plan_of(study)

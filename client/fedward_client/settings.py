@@ -19,6 +19,7 @@ from fedward_client.data_entries import (
     ClinicalEntry,
     CsvFile,
     DataEntry,
+    DrugTargetFile,
     EventFiles,
     FhirFolder,
     FhirServerUrl,
@@ -349,7 +350,7 @@ class SiteSettings(Strict):
                     found.append(one.path)
                     for matrix in one.matrices:
                         found += [matrix.path, matrix.mapping]
-                case SequenceFiles():
+                case SequenceFiles() | DrugTargetFile():
                     found += [one.path, one.fasta]
                 case GenotypeFiles():
                     found += [one.path, one.people]

@@ -267,8 +267,9 @@ def _decision_curve(
 def value_figures(
     counts: Numbers, *, noise: float, low: float, high: float
 ) -> dict[str, tuple[float, float, float]]:
-    """`rmse`, `mae` (in the label's unit) and `r2` from counts [measured, predicted] of a label in
-    [low, high], each with its interval; empty where there may be fewer than 10 patients.
+    """`rmse`, `mae` (in the label's unit), `r2`, `pearson` and `c_index` from counts [measured,
+    predicted] of a label in [low, high], each with its interval; empty where there may be fewer
+    than 10 patients.
 
     Values count as the middles of their bins: below a bin's width nothing is known.
     """
@@ -291,12 +292,35 @@ def value_figures(
         "rmse": np.sqrt(squared),
         "mae": absolute,
         "r2": 1.0 - squared / np.maximum(variance, 1e-12),
+        **_order(draws, middles),
     }
     shown = {}
     for name, values in found.items():
         below, above = np.percentile(values[1:], INTERVAL)
         shown[name] = (float(values[0]), float(below), float(above))
     return shown
+
+
+def _order(draws: Numbers, middles: Numbers) -> dict[str, Numbers]:
+    """`pearson`, and `c_index` over pairs in different bins of the measured value, of counts
+    [draws, measured, predicted].
+    """
+    patients = np.maximum(draws.sum(axis=(1, 2)), 1.0)
+    means, squares = [], []
+    for axis in (2, 1):
+        part = draws.sum(axis=axis) / patients[:, None]
+        means.append(part @ middles)
+        squares.append(np.maximum(part @ middles**2 - means[-1] ** 2, 0.0))
+    both = np.einsum("dmp,m,p->d", draws, middles, middles) / patients - means[0] * means[1]
+    higher = draws[:, ::-1].cumsum(axis=1)[:, ::-1] - draws  # with a higher measured value
+    below = higher[:, :, ::-1].cumsum(axis=2)[:, :, ::-1] - higher  # and a higher prediction
+    concordant = (draws * (below + 0.5 * higher)).sum(axis=(1, 2))
+    comparable = (draws.sum(axis=2) * higher.sum(axis=2)).sum(axis=1)
+    return {
+        # Counts may be below zero; cut off there, many small ones would pull to the middle.
+        "pearson": np.clip(both / np.maximum(np.sqrt(squares[0] * squares[1]), 1e-12), -1.0, 1.0),
+        "c_index": np.clip(concordant / np.maximum(comparable, 1e-12), 0.0, 1.0),
+    }
 
 
 def _estimate(values: Numbers) -> tuple[float, float, float]:

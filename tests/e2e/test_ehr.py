@@ -105,6 +105,14 @@ def test_answers_about_molecules_are_learned_per_record(tmp_path: Path) -> None:
     assert result["figures"]["auc: acid"]["pooled_no_privacy"] > 0.9
 
 
+def test_affinities_of_pairs_are_learned_per_record(tmp_path: Path) -> None:
+    result = run(tmp_path, "drug-targets")
+
+    assert result["unit"] == "record"
+    assert result["figures"]["c_index"]["pooled_no_privacy"] > 0.75
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+
+
 def test_survival_is_learned_from_profiles(tmp_path: Path) -> None:
     result = run(tmp_path, "profiles")
 

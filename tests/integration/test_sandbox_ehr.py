@@ -83,6 +83,7 @@ def outcome(prepared: Prepared) -> Outcome:
         "tags",
         "sequences",
         "molecules",
+        "drug-targets",
         "profiles",
         "autoencoder",
         pytest.param("regression", marks=pytest.mark.slow),
@@ -93,9 +94,9 @@ def outcome(prepared: Prepared) -> Outcome:
 def test_a_study_s_sites_read_what_the_parent_read_and_its_figures_are_reported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if name == "molecules":
+    if name in ("molecules", "drug-targets"):
         pytest.importorskip("rdkit")
-    if name == "autoencoder":
+    if name in ("autoencoder", "drug-targets"):
         monkeypatch.setattr(baselines, "LEAST_STEPS", 60)  # enough to see that it learns
     prepared = made(tmp_path, name)
     ran = outcome(prepared)
@@ -147,6 +148,16 @@ def _molecules(shown: dict[str, Any], page: str) -> None:
     assert "per record; NOT per patient" in page
 
 
+def _drug_targets(shown: dict[str, Any], page: str) -> None:
+    assert shown["figures"]["c_index"]["pooled_no_privacy"] > 0.75
+    assert shown["figures"]["pearson"]["pooled_no_privacy"] > 0.8
+    assert 0 < shown["figures"]["rmse"]["pooled_no_privacy"] < 0.5  # of pKd 5 to 10
+    assert shown["auc"]["federated"] is None
+    assert shown["figures"]["pearson"]["federated_private"] is not None
+    assert "Pearson correlation" in page
+    assert "per record; NOT per patient" in page
+
+
 def _profiles(shown: dict[str, Any], page: str) -> None:
     assert shown["figures"]["c_index"]["pooled_no_privacy"] > 0.65
     assert "C-index" in page
@@ -169,6 +180,7 @@ FIGURES = {
     "tags": _tags,
     "sequences": _sequences,
     "molecules": _molecules,
+    "drug-targets": _drug_targets,
     "profiles": _profiles,
     "autoencoder": _autoencoder,
 }

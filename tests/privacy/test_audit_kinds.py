@@ -191,6 +191,8 @@ def study(name: str) -> StudySpec:
             data = molecules({"kind": "graph", "atoms": 12}, ILL, split=HASH | {"kind": "scaffold"})
             model = {"name": "graph-network", "hidden": [4, 4], "shape": [24, 12]}
             return per_record("molecule-property", model, data)
+        case "pairs":
+            return pairs(fingerprint | {"descriptors": False})
         case "profiles":
             return made("expression-classification", mlp, profiles(), genomic=True)
         case "genotypes":
@@ -205,8 +207,25 @@ def study(name: str) -> StudySpec:
             return whole()
 
 
-def per_record(task: str, model: dict[str, Any], data: dict[str, Any]) -> StudySpec:
-    return made(task, model, data, dp=make_dp(steps=2, clip_norm=CLIP) | {"unit": "record"})
+def pairs(fingerprint: dict[str, Any]) -> StudySpec:
+    """Molecules and words of proteins, each with an encoder."""
+    protein = {"alphabet": "protein", "length": 8, "encoding": {"kind": "k-mers", "k": 1}}
+    protein |= {"ambiguous": "unknown", "other_lengths": "fit"}
+    number = {"column": "pkd", "unit": "pKd", "low": 5.0, "high": 10.0}
+    encoders = [
+        {"modality": "molecule", "name": "mlp", "hidden": [4], "inputs": 64},
+        {"modality": "protein", "name": "sequence-transformer", "hidden": [4, 4], "inputs": 8},
+    ]
+    encoders[1] |= {"shape": [1, 22]}
+    fused = {"how": "gated", "width": 4, "encoders": encoders}
+    data = molecules(fingerprint, number, kind="drug-target", protein=protein)
+    data["molecule"] = {"encoding": data.pop("encoding")}
+    return per_record("drug-target", {"name": "multimodal", "fusion": fused}, data, genomic=True)
+
+
+def per_record(task: str, model: dict[str, Any], data: dict[str, Any], **changes: Any) -> StudySpec:
+    dp = make_dp(steps=2, clip_norm=CLIP) | {"unit": "record"}
+    return made(task, model, data, dp=dp, **changes)
 
 
 def audit(name: str, **changes: Any) -> AuditReport:
@@ -241,6 +260,7 @@ KINDS = (
     "words of letters",
     "fingerprints",
     "graphs",
+    "pairs",
     "profiles",
     "genotypes",
     "families",

@@ -9,9 +9,11 @@ import numpy as np
 from tests.support import synthea
 from tests.support.ehr_cohorts import bundles, table
 from tests.support.row_studies import (
+    DRUG_TARGETS,
     MOLECULES,
     PROFILES,
     SEQUENCES,
+    drug_targets,
     molecules,
     profiles,
     sequences,
@@ -300,6 +302,12 @@ def molecule_sites(folder: Path) -> None:
         molecules(folder / site / "patients.csv", seed=seed)
 
 
+def drug_target_sites(folder: Path) -> None:
+    """A table of pairs for each site."""
+    for seed, site in enumerate(SITES):
+        drug_targets(folder / site / "patients.csv", seed=seed)
+
+
 def profile_sites(folder: Path) -> None:
     """A table of patients and two matrices for each site."""
     for seed, site in enumerate(SITES):
@@ -340,6 +348,7 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "tags": (TAGS, text_sites),
     "sequences": ("genomic = true\n" + PER_RECORD + SEQUENCES, sequence_sites),
     "molecules": (PER_RECORD + MOLECULES, molecule_sites),
+    "drug-targets": ("genomic = true\n" + PER_RECORD + DRUG_TARGETS, drug_target_sites),
     "profiles": ("genomic = true\n" + STUDY + PROFILES, profile_sites),
     "autoencoder": (STUDY + AUTOENCODER, table_sites),
 }

@@ -6,23 +6,31 @@ import numpy as np
 import numpy.typing as npt
 
 from fedward_common.privacy.randomness import Float64Array
+from fedward_common.study.drug_target import DrugTargetData
 from fedward_common.study.inputs import input_size
 from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
 from fedward_common.study.registry import DataSpec
-from fedward_common.study.sequence import SequenceData
+from fedward_common.study.sequence import Letters, SequenceData
 
 
 def input_limits(data: DataSpec) -> Float64Array:
     """The largest absolute value of each input, [inputs]: above 1 only of words, whole numbers."""
+    if isinstance(data, DrugTargetData):
+        presence = np.ones(len(data.parts) + data.molecule.input_size)
+        return np.concatenate([presence, _letters(data.protein)])
     if isinstance(data, MultimodalData):
         presence = np.ones(len(data.modalities))
         return np.concatenate([presence, *(input_limits(part) for part in data.parts.values())])
     if isinstance(data, NotesData):
         return np.full(data.input_size, float(data.tokeniser.size - 1))
-    if isinstance(data, SequenceData) and data.tokens:
-        return np.full(data.input_size, float(data.token_size - 1))
+    if isinstance(data, SequenceData):
+        return _letters(data)
     return np.ones(input_size(data))
+
+
+def _letters(data: Letters) -> Float64Array:
+    return np.full(data.input_size, float(data.token_size - 1) if data.tokens else 1.0)
 
 
 def outermost(features: npt.NDArray[np.float32], limits: Float64Array) -> float:

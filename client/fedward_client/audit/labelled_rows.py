@@ -5,6 +5,7 @@ memory and go through the product's own reader of a layer.
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Final
 
@@ -20,16 +21,17 @@ from fedward_client.audit.source_rows import (
     training_names,
 )
 from fedward_common.errors import ConfigError
+from fedward_common.study.drug_target import DrugTargetData
 from fedward_common.study.encoding import PatientRecords, Row
 from fedward_common.study.image_encoding import FloatArray
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.matrices import Matrix
-from fedward_common.study.molecule import MoleculeData
+from fedward_common.study.molecule import MoleculeData, Smiles
 from fedward_common.study.profile_encoding import LayerFile, LayerReader, profile_features
 from fedward_common.study.profiles import Layer, ProfileData
 from fedward_common.study.row_encoding import encode_rows
 from fedward_common.study.row_readers import Readers, readers_of
-from fedward_common.study.sequence import AMBIGUOUS, SequenceData
+from fedward_common.study.sequence import AMBIGUOUS, Letters, SequenceData
 from fedward_common.study.tabular import CategoryColumn, NumberColumn
 
 HUGE: Final = 1e30
@@ -87,15 +89,9 @@ def labelled_rows(schema: LabelledRows) -> list[list[OwnRow]]:
     """
     if isinstance(schema, ProfileData):
         return _profiles(schema)
-    if isinstance(schema, SequenceData):
-        column, texts = schema.sequence, _sequences(schema)
-        broken: tuple[str, ...] = ("?" * schema.length, "")
-    elif isinstance(schema, MoleculeData):
-        column, texts, broken = schema.smiles, MOLECULES, BROKEN
-    else:
-        raise ConfigError(f"audit: expected rows that can be made up, found kind {schema.kind!r}")
+    texts, broken = _own_cells(schema)
     alone = [(text, number % 2 == 1) for number, text in enumerate((*texts, *broken))]
-    kinds: list[list[tuple[str, bool | None]]] = [[one] for one in alone]
+    kinds: list[list[tuple[Row, bool | None]]] = [[one] for one in alone]
     kinds.append([(texts[0], None)])
     if not schema.no_patient_key:
         kinds += [
@@ -105,9 +101,41 @@ def labelled_rows(schema: LabelledRows) -> list[list[OwnRow]]:
         ]
     names = training_names(schema.split)
     return [
-        [_row(schema, name, {column: text}, high=high) for text, high in rows]
+        [_row(schema, name, text, high=high) for text, high in rows]
         for name, rows in zip(names, kinds, strict=False)
     ]
+
+
+def _own_cells(schema: LabelledRows) -> tuple[list[Row], list[Row]]:
+    """The cells that become inputs: those that fit, or nearly, and broken ones.
+
+    Raises:
+        ConfigError: another kind of labelled rows.
+    """
+    if isinstance(schema, SequenceData):
+        return _letter_cells(schema)
+    if isinstance(schema, MoleculeData):
+        return _smiles_cells(schema)
+    if not isinstance(schema, DrugTargetData):
+        raise ConfigError(f"audit: expected rows that can be made up, found kind {schema.kind!r}")
+    (molecules, no_molecules), (proteins, no_proteins) = (
+        _smiles_cells(schema.molecule),
+        _letter_cells(schema.protein),
+    )
+    pairs: list[Row] = [
+        {**one, **other} for one, other in zip(molecules, cycle(proteins), strict=False)
+    ]
+    broken: list[Row] = [{**molecules[0], **one} for one in no_proteins]
+    return pairs, [*broken, *({**one, **proteins[0]} for one in no_molecules)]
+
+
+def _smiles_cells(schema: Smiles) -> tuple[list[Row], list[Row]]:
+    return [{schema.smiles: text} for text in MOLECULES], [{schema.smiles: one} for one in BROKEN]
+
+
+def _letter_cells(schema: Letters) -> tuple[list[Row], list[Row]]:
+    column, nonsense = schema.sequence, ("?" * schema.length, "")
+    return [{column: text} for text in _sequences(schema)], [{column: one} for one in nonsense]
 
 
 def _row(schema: LabelledRows, name: str, own: Row, *, high: bool | None) -> Row:
@@ -117,7 +145,7 @@ def _row(schema: LabelledRows, name: str, own: Row, *, high: bool | None) -> Row
     return {schema.patient_key: name, **own, **label, **split_cells(schema.split)}
 
 
-def _sequences(schema: SequenceData) -> tuple[str, ...]:
+def _sequences(schema: Letters) -> tuple[str, ...]:
     first, last, length = schema.letters[0], schema.letters[-1], schema.length
     code = next(iter(AMBIGUOUS[schema.alphabet]))
     return (

@@ -1,11 +1,18 @@
 """A site's labelled rows (sequences and the like) in one table, as the study encodes them."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import structlog
 
 from fedward_client.data.tabular import nobody, readable_lines
-from fedward_client.data_entries import LabelledEntry, Owned, ProfileFiles, SequenceFiles
+from fedward_client.data_entries import (
+    DrugTargetFile,
+    LabelledEntry,
+    Owned,
+    ProfileFiles,
+    SequenceFiles,
+)
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.labelled_rows import LabelledRows
@@ -55,11 +62,7 @@ class LabelledSource:
         """The records of `part` and how many patients are absent. Raises: as `records`."""
         schema = labelled_schema(study)
         entry = self._entry(schema)
-        readers = readers_of(
-            schema,
-            fasta=entry.fasta if isinstance(entry, SequenceFiles) else None,
-            layers=_files(entry),
-        )
+        readers = readers_of(schema, fasta=_fasta(entry), layers=_files(entry))
         return encode_rows(
             schema,
             self.rows(study),
@@ -93,8 +96,7 @@ class LabelledSource:
 
     def fasta(self, study: StudySpec) -> Fasta | None:
         """The records of the FASTA file, where there is one. Raises: as `records`."""
-        entry = self._entry(labelled_schema(study))
-        path = entry.fasta if isinstance(entry, SequenceFiles) else None
+        path = _fasta(self._entry(labelled_schema(study)))
         return None if path is None else read_fasta(path)
 
     def layers(self, study: StudySpec) -> list[LayerReader]:
@@ -125,6 +127,10 @@ class LabelledSource:
                 "one patient, and no_patient_key as there, found another"
             )
         return entry
+
+
+def _fasta(entry: LabelledEntry) -> Path | None:
+    return entry.fasta if isinstance(entry, SequenceFiles | DrugTargetFile) else None
 
 
 def _files(entry: LabelledEntry) -> list[LayerFile]:

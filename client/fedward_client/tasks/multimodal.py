@@ -6,14 +6,16 @@ import torch
 
 from fedward_client.tasks.made_up import made_up
 from fedward_client.tasks.notes import NoteAnswerTask
-from fedward_client.tasks.sequences import sequence_task
+from fedward_client.tasks.sequences import made_up_letters
 from fedward_client.tasks.survival import SurvivalTask
 from fedward_client.tasks.task import ExampleRecords, Task
 from fedward_common.models.image_objectives import ClassesObjective, OneClassTargets
 from fedward_common.models.objectives import BinaryObjective
+from fedward_common.study.drug_target import DrugTargetData
+from fedward_common.study.molecule import Smiles
 from fedward_common.study.multimodal import Joinable, MultimodalClassification, MultimodalData
 from fedward_common.study.notes import NotesData
-from fedward_common.study.sequence import SequenceClassification, SequenceData
+from fedward_common.study.sequence import Letters
 from fedward_common.study.tasks import Survival
 
 
@@ -35,7 +37,7 @@ class WholeAnswerTask(BinaryObjective):
 
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up patients of both classes, any modality of whom may be missing."""
-        return _made_up(self._data, device, lambda count: torch.arange(count) % 2)
+        return joined(self._data, device, lambda count: torch.arange(count) % 2)
 
 
 class WholeClassesTask(ClassesObjective):
@@ -48,7 +50,7 @@ class WholeClassesTask(ClassesObjective):
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up patients of every class, any modality of whom may be missing."""
         classes = self._data.outputs
-        return _made_up(self._data, device, lambda count: torch.arange(count) % classes)
+        return joined(self._data, device, lambda count: torch.arange(count) % classes)
 
 
 class WholeSurvivalTask(SurvivalTask):
@@ -60,13 +62,15 @@ class WholeSurvivalTask(SurvivalTask):
 
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up patients with events and censored follow-up in every interval."""
-        return _made_up(self._data, device, self.days)
+        return joined(self._data, device, self.days)
 
 
-def _made_up(
-    data: MultimodalData, device: torch.device, labels: Callable[[int], torch.Tensor]
+def joined(
+    data: MultimodalData | DrugTargetData,
+    device: torch.device,
+    labels: Callable[[int], torch.Tensor],
 ) -> ExampleRecords:
-    """Patients whose every modality is there or missing in turn, by the bits of a count."""
+    """Records whose every part is there or missing in turn, by the bits of a count."""
     makers = [_inputs(part, torch.device("cpu")) for part in data.parts.values()]
 
     def next_records(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,10 +88,10 @@ def _present(count: int, makers: Sequence[ExampleRecords]) -> torch.Tensor:
     return ((number >> torch.arange(len(makers))) % 2 == 0).to(torch.float32)
 
 
-def _inputs(part: Joinable, device: torch.device) -> ExampleRecords:
+def _inputs(part: Joinable | Smiles | Letters, device: torch.device) -> ExampleRecords:
     """Made-up inputs of one modality: numbers, but for words, which are whole."""
     if isinstance(part, NotesData):
         return NoteAnswerTask(part).examples(device=device)
-    if isinstance(part, SequenceData):
-        return sequence_task(SequenceClassification(), part).examples(device=device)
+    if isinstance(part, Letters):
+        return made_up_letters(part, device, torch.zeros)
     return made_up(part.input_size, device=device, labels=torch.zeros)

@@ -1,5 +1,6 @@
 """Which code learns which kind of study."""
 
+from fedward_client.tasks.drug_targets import DrugTargetTask
 from fedward_client.tasks.genotypes import genotype_task
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
 from fedward_client.tasks.molecules import molecule_task
@@ -14,6 +15,7 @@ from fedward_client.tasks.tabular_regression import TabularRegressionTask
 from fedward_client.tasks.task import Task
 from fedward_common.errors import ConfigError
 from fedward_common.models.image_objectives import LabelTargets, OneClassTargets
+from fedward_common.study.drug_target import DrugTarget, DrugTargetData
 from fedward_common.study.genotypes import GenotypeClassification, GenotypeRegression, Genotypes
 from fedward_common.study.imaging import (
     ClassLabel,
@@ -57,7 +59,12 @@ def task_of(study: StudySpec) -> Task:
             return SegmentationTask(study.task, study.data)
         case TextClassification() | TextNer() if isinstance(study.data, NotesData):
             return _note_task(study.data)
-        case SequenceClassification() | MoleculeProperty() | ExpressionClassification():
+        case (
+            SequenceClassification()
+            | MoleculeProperty()
+            | DrugTarget()
+            | ExpressionClassification()
+        ):
             return _row_task(study)
         case MultimodalClassification() | Survival():
             return _whole_task(study, inputs=inputs)
@@ -93,6 +100,8 @@ def _row_task(study: StudySpec) -> Task:
         return sequence_task(task, data)
     if isinstance(task, MoleculeProperty) and isinstance(data, MoleculeData):
         return molecule_task(task, data)
+    if isinstance(task, DrugTarget) and isinstance(data, DrugTargetData):
+        return DrugTargetTask(data)
     if isinstance(task, ExpressionClassification) and isinstance(data, ProfileData):
         return profile_task(task, data)
     raise _unknown(study)

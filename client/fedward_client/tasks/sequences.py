@@ -8,7 +8,7 @@ from fedward_client.tasks.made_up import made_up
 from fedward_client.tasks.task import ExampleRecords, Task
 from fedward_common.models.image_objectives import ClassesObjective, OneClassTargets
 from fedward_common.models.objectives import BinaryObjective
-from fedward_common.study.sequence import SequenceClassification, SequenceData
+from fedward_common.study.sequence import Letters, SequenceClassification, SequenceData
 
 
 def sequence_task(spec: SequenceClassification, data: SequenceData) -> Task:
@@ -27,7 +27,7 @@ class SequenceAnswerTask(BinaryObjective):
 
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up sequences of both classes."""
-        return _made_up(self._data, device, lambda count: torch.arange(count) % 2)
+        return made_up_letters(self._data, device, lambda count: torch.arange(count) % 2)
 
 
 class SequenceClassesTask(ClassesObjective):
@@ -40,11 +40,11 @@ class SequenceClassesTask(ClassesObjective):
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up sequences of every class."""
         classes = self._data.outputs
-        return _made_up(self._data, device, lambda count: torch.arange(count) % classes)
+        return made_up_letters(self._data, device, lambda count: torch.arange(count) % classes)
 
 
-def _made_up(
-    data: SequenceData, device: torch.device, labels: Callable[[int], torch.Tensor]
+def made_up_letters(
+    data: Letters, device: torch.device, labels: Callable[[int], torch.Tensor]
 ) -> ExampleRecords:
     """Sequences by a fixed rule, other ones at every call; of words their numbers."""
     if not data.tokens:

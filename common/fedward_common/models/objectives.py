@@ -26,6 +26,7 @@ from fedward_common.models.image_objectives import (
 )
 from fedward_common.models.reconstruction_objective import ReconstructionObjective
 from fedward_common.models.text_objectives import TaggingObjective
+from fedward_common.study.drug_target import DrugTarget
 from fedward_common.study.genotypes import GenotypeClassification, GenotypeRegression, Genotypes
 from fedward_common.study.imaging import (
     ClassLabel,
@@ -271,7 +272,7 @@ def _tagging(study: StudySpec) -> Objective:
 
 for _binary in (TabularClassification, TimeseriesClassification, TextClassification):
     register_objective(_binary, lambda _: BinaryObjective())
-for _number in (TabularRegression, GenotypeRegression):
+for _number in (TabularRegression, GenotypeRegression, DrugTarget):
     register_objective(_number, lambda _: ValueObjective())
 register_objective(Survival, _survival)
 for _classified in (ImageClassification, GenotypeClassification, MultimodalClassification):

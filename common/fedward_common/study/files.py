@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData
+from fedward_common.study.drug_target import DrugTargetData
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
 from fedward_common.study.labelled_rows import LabelledRows
@@ -298,8 +299,11 @@ def _count_inputs(document: dict[str, Any]) -> None:
     encoders = fusion.get("encoders") if isinstance(fusion, dict) else None
     if not isinstance(fusion, dict) or not isinstance(encoders, list):
         return
+    data = document.get("data")
+    pairs = _kind(data) == _kind_of(DrugTargetData)
+    joined: type[MultimodalData | DrugTargetData] = DrugTargetData if pairs else MultimodalData
     try:
-        parts = MultimodalData.model_validate(document.get("data")).parts
+        parts = joined.model_validate(data).parts
     except ValidationError:
         return  # the study's own validation says what is wrong
     fusion["encoders"] = [

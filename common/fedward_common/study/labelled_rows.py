@@ -40,7 +40,7 @@ class SeveralAnswers(Strict):
 
 
 class ScaffoldSplit(Strict):
-    """Molecules of one Murcko scaffold (Bemis and Murcko 1996) stay on one side.
+    """Rows whose molecules have one Murcko scaffold (Bemis and Murcko 1996) stay on one side.
 
     Held out when SHA-256(salt, scaffold), as a fraction, is below `held_out`.
     """
@@ -96,7 +96,7 @@ class LabelledRows(DataSpec):
         raise NotImplementedError
 
     @property
-    def what(self) -> Literal["sequences", "molecules", "profiles"]:
+    def what(self) -> Literal["sequences", "molecules", "profiles", "drug-targets"]:
         """What the rows are, in words, for errors."""
         raise NotImplementedError
 
@@ -142,8 +142,8 @@ class LabelledRows(DataSpec):
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("expected every column name once")
         require_hashable(self.split, no_patient_key=self.no_patient_key)
-        if isinstance(self.split, ScaffoldSplit) and self.what != "molecules":
-            raise ValueError("split: expected scaffold of molecules alone")
+        if isinstance(self.split, ScaffoldSplit) and self.what not in ("molecules", "drug-targets"):
+            raise ValueError("split: expected scaffold where there are molecules alone")
         if not isinstance(self.label, self.own_labels):
             raise ValueError(f"label: expected one that {self.what} can have, found another kind")
         return self

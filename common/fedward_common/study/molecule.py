@@ -4,7 +4,7 @@ Nothing is learned from a site's molecules: fingerprints are hashes, descriptors
 graphs have a public number of atoms (rules 6).
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -71,11 +71,9 @@ class MoleculeGraph(Strict):
         return (ATOM_NUMBERS, self.atoms)
 
 
-@register
-class MoleculeData(LabelledRows):
-    """Molecules as SMILES in a column of a table."""
+class Smiles(Strict):
+    """A column of SMILES, and how they become numbers."""
 
-    kind: Literal["molecule"] = "molecule"
     smiles: Name = "smiles"
     encoding: Annotated[MorganFingerprint | MoleculeGraph, Field(discriminator="kind")]
 
@@ -83,6 +81,19 @@ class MoleculeData(LabelledRows):
     def input_size(self) -> int:
         """Places of the fingerprint, or numbers of atoms and bonds."""
         return self.encoding.size
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.input_size > MOST_INPUTS:
+            raise ValueError(f"encoding: expected at most {MOST_INPUTS} inputs")
+        return self
+
+
+@register
+class MoleculeData(Smiles, LabelledRows):
+    """Molecules as SMILES in a column of a table."""
+
+    kind: Literal["molecule"] = "molecule"
 
     @property
     def what(self) -> Literal["molecules"]:
@@ -98,9 +109,3 @@ class MoleculeData(LabelledRows):
     def own_labels(self) -> tuple[type[object], ...]:
         """One answer, several, or a measured number."""
         return (LabelRule, SeveralAnswers, NumberLabel)
-
-    @model_validator(mode="after")
-    def _bounded(self) -> "MoleculeData":
-        if self.input_size > MOST_INPUTS:
-            raise ValueError(f"encoding: expected at most {MOST_INPUTS} inputs")
-        return self

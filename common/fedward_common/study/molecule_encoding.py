@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.study.encoding import TablePart, hash_part
-from fedward_common.study.labelled_rows import ScaffoldSplit
+from fedward_common.study.labelled_rows import RowSplit, ScaffoldSplit
 from fedward_common.study.molecule import (
     ATOM_NUMBERS,
     DESCRIPTORS,
-    MoleculeData,
     MoleculeGraph,
     MorganFingerprint,
+    Smiles,
 )
 from fedward_common.study.row_encoding import Floats, PartOf, Row, cell
 from fedward_common.study.tabular import HashSplit
@@ -27,7 +27,7 @@ ELEMENTS: Final = (6, 7, 8, 9, 15, 16, 17, 35, 53)
 """Carbon, nitrogen, oxygen, fluorine, phosphorus, sulphur, chlorine, bromine, iodine."""
 
 
-def molecule_features(schema: MoleculeData) -> Callable[[Row], Floats]:
+def molecule_features(schema: Smiles) -> Callable[[Row], Floats]:
     """A function from a row to the numbers of its molecule.
 
     It raises DataError for what RDKit does not read as one: no letter of the SMILES is in it, and
@@ -47,12 +47,11 @@ def molecule_features(schema: MoleculeData) -> Callable[[Row], Floats]:
     return features
 
 
-def scaffold_part(schema: MoleculeData) -> PartOf | None:
+def scaffold_part(schema: Smiles, split: RowSplit) -> PartOf | None:
     """A function from a row to its side by the molecule's scaffold; None for another split.
 
     A molecule without a ring is its own scaffold: else all of them were one.
     """
-    split = schema.split
     if not isinstance(split, ScaffoldSplit):
         return None
     chem = _rdkit()
@@ -75,7 +74,7 @@ def scaffold(molecule: Any) -> str:
     return str(found or MolToSmiles(molecule))
 
 
-def _molecule(schema: MoleculeData, row: Row) -> Any:
+def _molecule(schema: Smiles, row: Row) -> Any:
     from rdkit.Chem import MolFromSmiles  # noqa: PLC0415 - an extra
 
     text = cell(row, schema.smiles)

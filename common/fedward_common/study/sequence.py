@@ -4,7 +4,7 @@ Alphabets are those of IUPAC (NC-IUB 1985; IUPAC-IUB 1984). Nothing is learned f
 sequences: length, alphabet and tokens are public constants of the study (rules 6).
 """
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,8 +67,7 @@ class KMers(Strict):
     stride: int = Field(default=1, ge=1, le=8)
 
 
-@register
-class SequenceData(LabelledRows):
+class Letters(Strict):
     """Sequences of one alphabet and length, in a column of a table or in a FASTA file beside it.
 
     With a FASTA file (`fasta` of a site's [[data]]) the column holds the names of its records.
@@ -77,18 +76,12 @@ class SequenceData(LabelledRows):
     `unknown`, or are refused. Small letters (masked repeats) are letters.
     """
 
-    kind: Literal["sequence"] = "sequence"
     sequence: Name = "sequence"
     alphabet: Alphabet
     length: int = Field(ge=1, le=65_536)
     encoding: Annotated[OneHot | KMers, Field(discriminator="kind")]
     other_lengths: Literal["refuse", "fit"] = "refuse"
     ambiguous: Literal["share", "unknown", "refuse"] = "share"
-
-    @property
-    def is_genomic(self) -> bool:
-        """They are."""
-        return True
 
     @property
     def letters(self) -> str:
@@ -114,6 +107,33 @@ class SequenceData(LabelledRows):
         """Places times letters, or the words."""
         return self.tokens or self.length * len(self.letters)
 
+    @model_validator(mode="after")
+    def _codable(self) -> Self:
+        if isinstance(self.encoding, KMers):
+            if self.encoding.k > self.length:
+                raise ValueError("encoding.k: expected at most the length")
+            if self.token_size > MOST_KMERS:
+                raise ValueError(f"encoding.k: expected at most {MOST_KMERS} different words")
+            if self.ambiguous == "share":
+                raise ValueError(
+                    "ambiguous: expected unknown or refuse with k-mers, which have no shares"
+                )
+        if self.input_size > MOST_INPUTS:
+            raise ValueError(f"length: expected at most {MOST_INPUTS} inputs")
+        return self
+
+
+@register
+class SequenceData(Letters, LabelledRows):
+    """Sequences with a label."""
+
+    kind: Literal["sequence"] = "sequence"
+
+    @property
+    def is_genomic(self) -> bool:
+        """They are."""
+        return True
+
     @property
     def what(self) -> Literal["sequences"]:
         """Sequences."""
@@ -128,18 +148,3 @@ class SequenceData(LabelledRows):
     def own_labels(self) -> tuple[type[object], ...]:
         """A binary answer or one of several classes."""
         return (LabelRule, ClassLabel)
-
-    @model_validator(mode="after")
-    def _codable(self) -> "SequenceData":
-        if isinstance(self.encoding, KMers):
-            if self.encoding.k > self.length:
-                raise ValueError("encoding.k: expected at most the length")
-            if self.token_size > MOST_KMERS:
-                raise ValueError(f"encoding.k: expected at most {MOST_KMERS} different words")
-            if self.ambiguous == "share":
-                raise ValueError(
-                    "ambiguous: expected unknown or refuse with k-mers, which have no shares"
-                )
-        if self.input_size > MOST_INPUTS:
-            raise ValueError(f"length: expected at most {MOST_INPUTS} inputs")
-        return self

@@ -9,13 +9,13 @@ import numpy.typing as npt
 
 from fedward_common.errors import DataError
 from fedward_common.study.row_encoding import Floats, Row, cell
-from fedward_common.study.sequence import AMBIGUOUS, KMers, SequenceData
+from fedward_common.study.sequence import AMBIGUOUS, KMers, Letters
 
 Fasta = Mapping[str, str | None]
 """Name of a record -> its letters; None for a name that stands there more than once."""
 
 
-def sequence_features(schema: SequenceData, fasta: Fasta | None = None) -> Callable[[Row], Floats]:
+def sequence_features(schema: Letters, fasta: Fasta | None = None) -> Callable[[Row], Floats]:
     """A function from a row to the numbers of its sequence, which is in the row or in `fasta`."""
 
     def features(row: Row) -> Floats:
@@ -30,13 +30,13 @@ def sequence_features(schema: SequenceData, fasta: Fasta | None = None) -> Calla
     return features
 
 
-def sequence_text(schema: SequenceData, row: Row, fasta: Fasta | None) -> str | None:
+def sequence_text(schema: Letters, row: Row, fasta: Fasta | None) -> str | None:
     """The letters of a row; None where the FASTA file has none or several of that name."""
     text = cell(row, schema.sequence)
     return text if fasta is None else fasta.get(text)
 
 
-def encode_sequence(schema: SequenceData, text: str) -> Floats:
+def encode_sequence(schema: Letters, text: str) -> Floats:
     """The inputs of one sequence, float32 [inputs].
 
     Raises:
@@ -99,7 +99,7 @@ def read_fasta(path: Path) -> dict[str, str | None]:
     return {name: None if name in twice else "".join(found) for name, found in parts.items()}
 
 
-def _check_letters(schema: SequenceData, letters: str) -> None:
+def _check_letters(schema: Letters, letters: str) -> None:
     known = set(schema.letters)
     if schema.ambiguous != "refuse":
         known |= AMBIGUOUS[schema.alphabet].keys()
@@ -112,7 +112,7 @@ def _check_letters(schema: SequenceData, letters: str) -> None:
 
 
 @lru_cache(maxsize=8)
-def _shares(schema: SequenceData) -> npt.NDArray[np.float32]:
+def _shares(schema: Letters) -> npt.NDArray[np.float32]:
     """For each byte its part in each letter, [128, letters]: equal parts of an ambiguous code."""
     table = np.zeros((128, len(schema.letters)), dtype=np.float32)
     for number, letter in enumerate(schema.letters):
@@ -124,7 +124,7 @@ def _shares(schema: SequenceData) -> npt.NDArray[np.float32]:
     return table
 
 
-def _words(schema: SequenceData, letters: str, encoding: KMers) -> Floats:
+def _words(schema: Letters, letters: str, encoding: KMers) -> Floats:
     numbers = {letter: number for number, letter in enumerate(schema.letters)}
     found = np.zeros(schema.tokens, dtype=np.float32)
     for place in range(schema.tokens):

@@ -13,6 +13,7 @@ from fedward_common.study.clinical import (
     TimeOutcome,
     ValueOutcome,
 )
+from fedward_common.study.drug_target import DrugTarget, DrugTargetData
 from fedward_common.study.evaluation import (
     BinnedScores,
     ClassScores,
@@ -35,7 +36,7 @@ from fedward_common.study.imaging import (
     Pictures,
 )
 from fedward_common.study.labelled_rows import LabelledRows
-from fedward_common.study.molecule import MoleculeData, MoleculeProperty
+from fedward_common.study.molecule import MoleculeData, MoleculeProperty, Smiles
 from fedward_common.study.multimodal import (
     MultimodalClassification,
     MultimodalData,
@@ -51,7 +52,12 @@ from fedward_common.study.notes import (
 from fedward_common.study.profiles import ExpressionClassification, ProfileData
 from fedward_common.study.reconstruction import Autoencoder, ErrorScores
 from fedward_common.study.registry import DataSpec, TaskSpec, register
-from fedward_common.study.sequence import OneHot, SequenceClassification, SequenceData
+from fedward_common.study.sequence import (
+    Letters,
+    OneHot,
+    SequenceClassification,
+    SequenceData,
+)
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import (
     LabelRule,
@@ -117,6 +123,7 @@ KNOWN_TASKS: Final = (
     GenotypeClassification,
     GenotypeRegression,
     MoleculeProperty,
+    DrugTarget,
     ExpressionClassification,
     MultimodalClassification,
     Autoencoder,
@@ -183,6 +190,7 @@ def check_task(study: StudySpec) -> None:
         GenotypeClassification: Genotypes,
         GenotypeRegression: NumberLabel,
         MoleculeProperty: MoleculeData,
+        DrugTarget: DrugTargetData,
         ExpressionClassification: ProfileData,
         MultimodalClassification: MultimodalData,
         Autoencoder: type(None),
@@ -369,7 +377,7 @@ def _check_autoencoder(study: StudySpec) -> None:
 def _check_modalities(study: StudySpec) -> None:
     """Returns when a model of several modalities has an encoder for each, and no other has one."""
     data, fusion = study.data, study.model.fusion
-    if not isinstance(data, MultimodalData):
+    if not isinstance(data, MultimodalData | DrugTargetData):
         if fusion is not None or study.model.name == "multimodal":
             raise ConfigError(
                 f"model: expected one of {data.kind}, found one of several modalities"
@@ -395,17 +403,17 @@ def _check_modalities(study: StudySpec) -> None:
         raise ConfigError("training.jitter: expected none with several modalities, found one")
 
 
-def _own_shape(part: DataSpec) -> tuple[int, ...]:
+def _own_shape(part: DataSpec | Smiles | Letters) -> tuple[int, ...]:
     """The shape that the encoder of a modality must have where it has one; none: any."""
     if isinstance(part, Pictures):
         return (1, *part.size)
     if isinstance(part, Genotypes):
         return (part.channels, len(part.loci))
-    if isinstance(part, MoleculeData):
+    if isinstance(part, Smiles):
         return part.encoding.shape
     if isinstance(part, NotesData):
         return (part.tokeniser.ids, part.tokeniser.size)
-    if isinstance(part, SequenceData) and not isinstance(part.encoding, OneHot):
+    if isinstance(part, Letters) and not isinstance(part.encoding, OneHot):
         return (1, part.token_size)
     return ()
 

@@ -100,6 +100,7 @@ FIGURE_NAMES: Final = {
     "reconstruction_error": "reconstruction error",
     "explained": "variance explained",
     "mae": "mean absolute error",
+    "pearson": "Pearson correlation",
     "r2": "R² (share of the variance explained)",
     "entity_f1": "entity F1 (exact spans)",
     "entity_precision": "entity precision",

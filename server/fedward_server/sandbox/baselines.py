@@ -72,7 +72,7 @@ def fit(
 
     Without `penalty` it is chosen by `choose_penalty`. Deterministic.
     """
-    rows = isinstance(study.data, LabelledRows) and study.model.hidden
+    rows = isinstance(study.data, LabelledRows) and (study.model.hidden or study.model.fusion)
     networks = Pictures | NotesData | MultimodalData
     autoencoder = study.model.name.endswith("autoencoder")
     if isinstance(study.data, networks) or rows or study.model.steps or autoencoder:

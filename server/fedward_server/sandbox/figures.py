@@ -18,6 +18,7 @@ from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.reconstruction_objective import FARTHEST
 from fedward_common.models.registry import build_model
+from fedward_common.study.drug_target import DrugTarget
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.imaging import ImageMasks, SeveralLabels
 from fedward_common.study.labelled_rows import SeveralAnswers
@@ -174,8 +175,9 @@ def own_figures(
     """What only this kind of task has, by name; empty below 10 patients.
 
     Survival: `c_index` of the chance of the event by the horizon. Regression, in the label's unit:
-    `rmse`, `mae`, and `r2`. Autoencoder: `reconstruction_error`, the mean over patients of the root
-    mean square over inputs, and `explained`, the part of the variance about the patients' own mean.
+    `rmse`, `mae`, and `r2`; of affinities also `pearson` and `c_index`. Autoencoder:
+    `reconstruction_error`, the mean over patients of the root mean square over inputs, and
+    `explained`, the part of the variance about the patients' own mean.
     """
     if records.patients < SMALLEST_CLASS:
         return {}
@@ -196,7 +198,27 @@ def own_figures(
         "rmse": math.sqrt(squared),
         "mae": float(np.average(np.abs(guess - true), weights=weights)),
     }
-    return figures | ({"r2": 1.0 - squared / variance} if variance > 0 else {})
+    figures |= {"r2": 1.0 - squared / variance} if variance > 0 else {}
+    if isinstance(study.task, DrugTarget):
+        figures |= _affinity(predicted, records.labels, weights=weights)
+    return figures
+
+
+def _affinity(
+    predicted: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.float32],
+    *,
+    weights: npt.NDArray[np.float64],
+) -> dict[str, float]:
+    """Whether stronger affinities are predicted as stronger: `pearson`, and `c_index` of pairs of
+    records (Gonen and Heller 2005); each where it means something.
+    """
+    moments = np.cov(predicted, labels, aweights=weights)
+    spread = math.sqrt(moments[0, 0] * moments[1, 1])
+    found = {"pearson": float(moments[0, 1]) / spread} if spread > 0 else {}
+    # As times to an event that everybody had, of which a lower risk should be a longer one.
+    concordant, comparable = concordance(-predicted, labels + 2.0)
+    return found | ({"c_index": concordant / comparable} if comparable else {})
 
 
 def _reconstruction(
