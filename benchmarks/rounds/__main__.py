@@ -4,8 +4,8 @@
 
 Real processes of a whole federation over mutual TLS. A round is timed from its opening to the next
 one's, by the coordinator's own log; the first ones, which fetch the bundle, are left out. What is
-over 4 MiB goes by blobs. `--stock` measures Flower as it ships in the same run, `--together N` the
-edge with N sites that are simulated in one process.
+over 4 MiB goes by blobs. `--stock` measures Flower as it ships in the same run, `--nvflare` NVFlare
+where the caller has installed it, `--together N` the edge with N sites simulated in one process.
 """
 
 import argparse
@@ -94,9 +94,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--stream", choices=("never", "always"), default="never")
     parser.add_argument("--stock", type=float, nargs="*", default=[], help="megabytes")
+    parser.add_argument("--nvflare", type=float, nargs="*", default=[], help="megabytes")
+    parser.add_argument("--nvflare-bin", type=Path, help="bin folder of its own environment")
     parser.add_argument("--together", type=int, nargs="*", default=[], help="numbers of sites")
     parser.add_argument("--out", type=Path, default=Path("runs/bench-rounds.json"))
     asked = parser.parse_args()
+    if asked.nvflare and asked.nvflare_bin is None:
+        parser.error("--nvflare: expected --nvflare-bin, the environment that NVFlare is in")
     runs: list[dict[str, Any]] = []
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -124,6 +128,16 @@ def _asked(asked: argparse.Namespace) -> list[Any]:
 
         return lambda: measure_stock(megabytes=megabytes, sites=asked.sites, rounds=asked.rounds)
 
+    def nvflare(megabytes: float) -> Any:
+        from benchmarks.rounds.peer_nvflare import measure_nvflare  # noqa: PLC0415
+
+        return lambda: measure_nvflare(
+            megabytes=megabytes,
+            sites=asked.sites,
+            rounds=asked.rounds,
+            programs=asked.nvflare_bin.resolve(),
+        )
+
     def together(sites: int) -> Any:
         from benchmarks.rounds.together import measure_together  # noqa: PLC0415
 
@@ -132,6 +146,7 @@ def _asked(asked: argparse.Namespace) -> list[Any]:
     return [
         *(ours(one) for one in asked.megabytes),
         *(stock(one) for one in asked.stock),
+        *(nvflare(one) for one in asked.nvflare),
         *(together(one) for one in asked.together),
     ]
 
