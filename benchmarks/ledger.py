@@ -24,7 +24,8 @@ from dp_accounting import (
 from fedward_client.adapters.sqlite_ledger import SqliteLedger
 from fedward_common.canonical import sha256_hex
 from fedward_common.ids import Digest, StudyId
-from fedward_common.privacy.ledger import Limits, Reservation
+from fedward_common.privacy.ledger import Reservation
+from fedward_common.privacy.ledger_values import Limits
 
 ROUNDS = 19
 LIMITS = Limits(max_epsilon_per_study=10.0, max_epsilon_total=1000.0, delta=1e-4)

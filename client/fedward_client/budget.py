@@ -20,7 +20,8 @@ from fedward_common.privacy.accounting import (
     filter_order,
     renyi_curve,
 )
-from fedward_common.privacy.ledger import Limits, Reservation, StudyAccount
+from fedward_common.privacy.ledger import Reservation, StudyAccount
+from fedward_common.privacy.ledger_values import Limits
 
 FORMAT: Final = "fedward-budget/1"
 

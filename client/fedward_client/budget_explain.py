@@ -37,7 +37,8 @@ from fedward_common.privacy.accounting import (
     filter_order,
     renyi_curve,
 )
-from fedward_common.privacy.ledger import Limits, Reservation
+from fedward_common.privacy.ledger import Reservation
+from fedward_common.privacy.ledger_values import Limits
 from fedward_common.privacy.mechanism import decode_event, leaf_counts
 from fedward_common.study.spec import StudySpec
 

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from fedward_client.approvals import Said, Standing
 from fedward_client.settings import PolicyRules, SiteSettings
 from fedward_common.errors import PolicyRefused
-from fedward_common.privacy.ledger import Limits
+from fedward_common.privacy.ledger_values import Limits
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.harmonisation import SiteHarmonisation

@@ -18,7 +18,7 @@ from fedward_common.errors import (
     StudyFailed,
 )
 from fedward_common.ids import SiteId
-from fedward_common.privacy.ledger import Head
+from fedward_common.privacy.ledger_values import Head
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.signing import key_sha256, verify
 from fedward_common.wire import (

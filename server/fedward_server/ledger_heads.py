@@ -17,7 +17,7 @@ from typing import Final, Protocol
 
 from fedward_common.errors import LedgerError
 from fedward_common.ids import SiteId
-from fedward_common.privacy.ledger import Head
+from fedward_common.privacy.ledger_values import Head
 
 KEPT: Final = 1024
 """Heads that are remembered per site, the newest ones: answers that come again are never older."""

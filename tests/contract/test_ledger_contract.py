@@ -19,7 +19,8 @@ from dp_accounting import (
 from fedward_client.adapters.sqlite_ledger import SqliteLedger
 from fedward_common.errors import BudgetExceeded, ConfigError, LedgerError, ProtocolError
 from fedward_common.privacy.accounting import epsilon_admission
-from fedward_common.privacy.ledger import Charge, Ledger, Limits
+from fedward_common.privacy.ledger import Charge, Ledger
+from fedward_common.privacy.ledger_values import Limits
 from tests.support.ledger_fakes import (
     GAUSSIAN,
     LAPLACE,

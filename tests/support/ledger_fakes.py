@@ -19,8 +19,6 @@ from fedward_common.ids import Digest, StudyId
 from fedward_common.log.fields import checked
 from fedward_common.privacy.ledger import (
     Charge,
-    Head,
-    Limits,
     Purpose,
     Reservation,
     StudyAccount,
@@ -28,6 +26,7 @@ from fedward_common.privacy.ledger import (
     row_sha256,
 )
 from fedward_common.privacy.ledger_state import LedgerState
+from fedward_common.privacy.ledger_values import Head, Limits
 
 
 @dataclass(kw_only=True)

@@ -34,8 +34,6 @@ from flwr.proto.message_pb2 import Message as FlowerMessage
 from flwr.proto.node_pb2 import Node
 from flwr.proto.run_pb2 import GetRunRequest, GetRunResponse
 from flwr.supercore.constant import HEAD_BODY_DIVIDER, HEAD_VALUE_DIVIDER
-from flwr.supernode.nodestate.in_memory_nodestate import CLIENT_APP_CRASHED_ERROR
-from flwr.supernode.start_client_internal import FAB_VERIFICATION_ERROR
 from google.protobuf.message import DecodeError, Message
 
 from fedward_client.adapters.flower_records import in_order, manifests_of_object, tree_sha256
@@ -56,12 +54,15 @@ T = TypeVar("T", bound=Message)
 LOAD_FAILED_TEXT: Final = "An exception was raised when attempting to load `ClientApp`"
 FIXED_ERRORS: Final = frozenset(
     {
-        (CLIENT_APP_CRASHED_ERROR.code, CLIENT_APP_CRASHED_ERROR.reason),
-        (FAB_VERIFICATION_ERROR.code, FAB_VERIFICATION_ERROR.reason),
+        (ErrorCode.CLIENT_APP_CRASHED, "ClientApp stopped responding."),
+        (ErrorCode.INVALID_FAB, "The FAB could not be verified."),
         (ErrorCode.LOAD_CLIENT_APP_EXCEPTION, LOAD_FAILED_TEXT),
     }
 )
-"""Error replies whose text Flower fixes: no room for a value. Any other text may quote one."""
+"""Error replies whose text Flower fixes: no room for a value. Any other text may quote one.
+
+Written out: the modules that hold them load a web server and a database (a second of the gateway).
+"""
 
 MAX_TREE: Final = 100_000
 

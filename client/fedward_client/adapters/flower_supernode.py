@@ -26,6 +26,8 @@ from flwr.supernode.cli import flower_supernode
 from flwr.supernode.nodestate.in_memory_nodestate import InMemoryNodeState
 from flwr.supernode.servicer.runtime import runtime_handlers
 
+from fedward_common.entry import leave_lightly
+
 OBJECT_BACKOFF_SECONDS: Final = 0.02
 """A message may be announced a moment before its objects are stored."""
 EMPTY_POLL_SECONDS: Final = 0.1
@@ -202,6 +204,7 @@ def quicken() -> None:
 
 def main() -> None:
     """Runs SuperNode with the arguments of this process until it is ended."""
+    leave_lightly()
     quicken()
     flower_supernode()
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import LedgerError
-from fedward_common.privacy.ledger import Head
+from fedward_common.privacy.ledger_values import Head
 from fedward_common.trust.private_files import write_private
 
 _PLACE: Final = 512

@@ -32,8 +32,6 @@ from fedward_common.privacy.ledger import (
     FORMAT,
     Charge,
     Entry,
-    Head,
-    Limits,
     Purpose,
     Reservation,
     StudyAccount,
@@ -41,6 +39,7 @@ from fedward_common.privacy.ledger import (
     row_sha256,
 )
 from fedward_common.privacy.ledger_state import LedgerState
+from fedward_common.privacy.ledger_values import Head, Limits
 
 BUSY_SECONDS: Final = 10.0
 

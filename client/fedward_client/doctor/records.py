@@ -19,7 +19,7 @@ from fedward_client.guard.shelf import read_studies
 from fedward_client.settings import SiteSettings
 from fedward_common.doctor import Finding, fail, ok, warn
 from fedward_common.errors import DataError, FedwardError, LedgerError
-from fedward_common.privacy.ledger import Head
+from fedward_common.privacy.ledger_values import Head
 from fedward_common.study.spec import StudySpec
 
 

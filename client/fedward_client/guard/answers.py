@@ -24,7 +24,8 @@ from fedward_common.canonical import sha256_hex
 from fedward_common.channel.blobs import SUFFIX, in_transit
 from fedward_common.errors import REFUSAL_CODES, LedgerError, PolicyRefused, ProtocolError
 from fedward_common.ids import SiteId
-from fedward_common.privacy.ledger import Charge, Head, Ledger
+from fedward_common.privacy.ledger import Charge, Ledger
+from fedward_common.privacy.ledger_values import Head
 from fedward_common.secagg.refusals import Reason, SecAggRefused
 from fedward_common.study.spec import StudySpec
 from fedward_common.wire import Envelope, Instruction, Reply, ReplyKind

@@ -35,7 +35,7 @@ from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import LedgerError
 from fedward_common.ids import SiteId
 from fedward_common.log.events import EventLog, utc_now
-from fedward_common.privacy.ledger import Head
+from fedward_common.privacy.ledger_values import Head
 from fedward_common.processes import AWAKE_SECONDS
 from fedward_common.study.inputs import input_size
 from fedward_common.study.signed import MAX_STUDY_BYTES

@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fedward_common.log.events import Event, read_events
-from fedward_common.privacy.ledger import Head
+from fedward_common.privacy.ledger_values import Head
 
 RECORDED = "statement.recorded"
 OBJECT = "object"

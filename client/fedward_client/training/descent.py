@@ -1,9 +1,12 @@
 """What a site does with noisy gradients: post-processing by the study's optimiser."""
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import nn
+from torch.optim.adamw import adamw
+from torch.optim.sgd import sgd
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.kept import is_kept
@@ -83,36 +86,84 @@ class LocalDescent:
         self._correction = list(correction) or [torch.zeros(())] * len(self._parameters)
         self._start = [parameter.detach().clone() for parameter in parameters]
         self._optimizer = _optimizer(study.training, self._parameters)
+        self._rate = study.training.learning_rate
 
     def step(self, gradient: torch.Tensor, *, rate: float | None = None) -> None:
         """One step along `gradient` [parameters], float64, flat in the parameters' order.
 
         `rate`: the learning rate, where it is not the study's whole one.
         """
-        if rate is not None:
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
         parts = torch.split(gradient, [parameter.numel() for parameter in self._parameters])
         origins = zip(self._start, self._correction, strict=True)
+        moves: list[torch.Tensor] = []
         for parameter, (origin, fixed), part in zip(self._parameters, origins, parts, strict=True):
             noisy = part.view_as(parameter).to(parameter.dtype)
             drift = self._mu * (parameter.detach() - origin)
-            parameter.grad = noisy + drift + fixed.to(noisy)
-        self._optimizer.step()
+            moves.append(noisy + drift + fixed.to(noisy))
+        self._optimizer.step(moves, rate=self._rate if rate is None else rate)
 
 
-def _optimizer(training: TrainingSpec, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    if training.optimizer == "adam":
-        return torch.optim.AdamW(
-            parameters,
-            lr=training.learning_rate,
-            betas=ADAM_BETAS,
-            eps=ADAM_EPSILON,
-            weight_decay=training.weight_decay,
+class _Optimizer(Protocol):
+    """What moves the parameters that it was made with."""
+
+    def step(self, gradients: list[torch.Tensor], *, rate: float) -> None:
+        """One step along `gradients`, one for each parameter."""
+        ...
+
+
+def _optimizer(training: TrainingSpec, parameters: list[nn.Parameter]) -> _Optimizer:
+    return (_AdamW if training.optimizer == "adam" else _Sgd)(training, parameters)
+
+
+# torch.optim's own arithmetic by its functions: its classes import torch's compiler when they are
+# made, two seconds of every process that trains, and nothing here is ever compiled.
+class _Sgd:
+    """`torch.optim.SGD`."""
+
+    def __init__(self, training: TrainingSpec, parameters: list[nn.Parameter]) -> None:
+        self._training, self._parameters = training, parameters
+        self._momenta: list[torch.Tensor | None] = [None] * len(parameters)
+
+    @torch.no_grad()
+    def step(self, gradients: list[torch.Tensor], *, rate: float) -> None:
+        """One step along `gradients`, one for each parameter."""
+        sgd(
+            list(self._parameters),
+            gradients,
+            self._momenta,
+            weight_decay=self._training.weight_decay,
+            momentum=self._training.momentum,
+            lr=rate,
+            dampening=0.0,
+            nesterov=False,
+            maximize=False,
         )
-    return torch.optim.SGD(
-        parameters,
-        lr=training.learning_rate,
-        momentum=training.momentum,
-        weight_decay=training.weight_decay,
-    )
+
+
+class _AdamW:
+    """`torch.optim.AdamW`."""
+
+    def __init__(self, training: TrainingSpec, parameters: list[nn.Parameter]) -> None:
+        self._training, self._parameters = training, parameters
+        self._first = [torch.zeros_like(parameter) for parameter in parameters]
+        self._second = [torch.zeros_like(parameter) for parameter in parameters]
+        self._steps = [torch.zeros(()) for _ in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: list[torch.Tensor], *, rate: float) -> None:
+        """One step along `gradients`, one for each parameter."""
+        adamw(
+            list(self._parameters),
+            gradients,
+            self._first,
+            self._second,
+            [],
+            self._steps,
+            amsgrad=False,
+            beta1=ADAM_BETAS[0],
+            beta2=ADAM_BETAS[1],
+            lr=rate,
+            weight_decay=self._training.weight_decay,
+            eps=ADAM_EPSILON,
+            maximize=False,
+        )

@@ -11,14 +11,11 @@ from fedward_common.study.spec import ModelSpec
 def warm_up(*, opacus: bool) -> None:
     """Loads what training needs by one step on a made-up record; keeps nothing, forks nothing.
 
-    torch loads its compiler when the first optimiser is made (about a second), Opacus takes another
-    one; a forked task inherits both.
+    Opacus takes about a second; a forked task inherits it.
     """
     torch.set_num_threads(1)  # a forked child must not inherit a thread pool that is gone
     passed_checks()  # made here, it is shared by all tasks
     model = build_model(ModelSpec(name="logistic-regression"), 1)
-    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
     model(torch.ones(1, 1)).sum().backward()
-    optimiser.step()
     if opacus:
         load_opacus()

@@ -19,6 +19,7 @@ from fedward_common.ids import Digest, StudyId
 from fedward_common.privacy.accounting import (
     EpsilonKind,
 )
+from fedward_common.privacy.ledger_values import Head
 from fedward_common.privacy.mechanism import (
     alone_event,
     study_event,
@@ -28,38 +29,9 @@ from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ReleasesOnly, declared, statistics_releases
 
 FORMAT: Final = "fedward-ledger/1"
-GENESIS: Final = "0" * 64
 Purpose = Literal["round", "release"]
 Entry = Mapping[str, Any]
 """One ledger entry as a JSON object."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
-    """What the hospital allows, as admission figures.
-
-    `max_epsilon_per_study` holds at each study's own delta, which may not exceed `delta`;
-    `max_epsilon_total`, for all reservations together, holds at `delta`. So the hospital's total
-    has one delta of its own, and the deltas of studies are never added up. The total is counted by
-    a Renyi filter of one order, which the first reservation fixes (see `accounting`): it holds also
-    when studies are chosen after results were seen, and a limit that is raised later holds as if it
-    had been that high from the start. Where results led to the rise, what holds is the highest
-    limit that any result would have led to: the total must not follow what was found.
-
-    `max_epsilon_if_all_others_collude` is the total for the case that of distributed noise only
-    this hospital's own share protects (rules 2), by a filter of its own; unset, it is the same.
-    """
-
-    max_epsilon_per_study: float
-    max_epsilon_total: float
-    delta: float
-    max_epsilon_if_all_others_collude: float | None = None
-
-    @property
-    def colluding(self) -> float:
-        """The limit of the total if all others collude."""
-        limit = self.max_epsilon_if_all_others_collude
-        return self.max_epsilon_total if limit is None else limit
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,14 +119,6 @@ class StudyAccount:
         if not self.charges:
             return None
         return ComposedDpEvent([charge.event for charge in self.charges])
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Head:
-    """The last row of a ledger: its number and its hash. An empty ledger has seq 0."""
-
-    seq: int = 0
-    sha256: str = GENESIS
 
 
 class Ledger(Protocol):

@@ -22,15 +22,8 @@ from fedward_common.privacy.accounting import (
     filter_order,
     renyi_curve,
 )
-from fedward_common.privacy.ledger import (
-    FORMAT,
-    Charge,
-    Entry,
-    Limits,
-    Purpose,
-    Reservation,
-    StudyAccount,
-)
+from fedward_common.privacy.ledger import FORMAT, Charge, Entry, Purpose, Reservation, StudyAccount
+from fedward_common.privacy.ledger_values import Limits
 from fedward_common.privacy.mechanism import decode_event, encode_event, leaf_counts
 
 

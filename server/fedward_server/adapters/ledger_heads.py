@@ -12,7 +12,7 @@ from typing import Any, Final
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ConfigError, LedgerError
 from fedward_common.ids import SiteId
-from fedward_common.privacy.ledger import Head
+from fedward_common.privacy.ledger_values import Head
 from fedward_common.trust.private_files import write_atomically
 from fedward_server.ledger_heads import Seen, newest_of, observed, require_not_back
 

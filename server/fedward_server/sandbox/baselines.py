@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
+from scipy.optimize import minimize  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import nn
 
 from fedward_common.arrays import Array
@@ -77,9 +80,11 @@ def fit(
     autoencoder = study.model.name.endswith("autoencoder")
     if isinstance(study.data, networks) or rows or study.model.steps or autoencoder:
         return model_tensors(descend(study, records))
-    if penalty is None:
-        penalty = choose_penalty(study, records)
-    return model_tensors(_minimum(study, records, penalty=penalty).float())
+    # So little arithmetic at a time that a second thread costs fifty times what it does.
+    with threadpool_limits(limits=1):
+        if penalty is None:
+            penalty = choose_penalty(study, records)
+        return model_tensors(_minimum(study, records, penalty=penalty).float())
 
 
 def descend(study: StudySpec, records: PatientRecords) -> nn.Module:
@@ -138,7 +143,7 @@ def choose_penalty(study: StudySpec, records: PatientRecords) -> float:
             left_out = records.patient % FOLDS == fold
             model = _minimum(study, _some(records, ~left_out), penalty=penalty)
             with torch.inference_mode():
-                total += float(_patient_loss(study, model, _some(records, left_out)))
+                total += float(_PatientLoss(study, _some(records, left_out))(model))
         return total
 
     return min(penalties, key=loss)
@@ -156,30 +161,40 @@ def _some(records: PatientRecords, chosen: np.ndarray) -> PatientRecords:
 def _minimum(study: StudySpec, records: PatientRecords, *, penalty: float) -> nn.Module:
     # float64: with separable classes the last steps of the line search need more than float32.
     model = build_model(study.model, records.features.shape[1]).double().train()
-    optimizer = torch.optim.LBFGS(
-        model.parameters(),
-        max_iter=ITERATIONS,
-        line_search_fn="strong_wolfe",
-        tolerance_change=1e-10,
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    loss_of = _PatientLoss(study, records)
+
+    def value_and_gradient(flat: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
+        vector = torch.from_numpy(flat)
+        nn.utils.vector_to_parameters(vector.clone(), parameters)
+        loss = loss_of(model)
+        parts = torch.autograd.grad(loss, parameters)
+        gradient = torch.cat([part.reshape(-1) for part in parts]) + penalty * vector
+        return float(loss.detach()) + 0.5 * penalty * float(vector @ vector), gradient.numpy()
+
+    start = nn.utils.parameters_to_vector(parameters).detach().numpy().copy()
+    found = minimize(
+        value_and_gradient,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options={"maxiter": ITERATIONS, "maxcor": 20, "ftol": 1e-14, "gtol": 1e-7},
     )
-
-    def closure() -> torch.Tensor:
-        optimizer.zero_grad()
-        size = sum((parameter.square().sum() for parameter in model.parameters()), torch.zeros(()))
-        loss = _patient_loss(study, model, records) + 0.5 * penalty * size
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    nn.utils.vector_to_parameters(torch.from_numpy(found.x), parameters)
     return model.eval()
 
 
-def _patient_loss(study: StudySpec, model: nn.Module, records: PatientRecords) -> torch.Tensor:
+class _PatientLoss:
     """The mean over patients of the mean loss of their records, as in the study's training."""
-    _, position, size = np.unique(records.patient, return_inverse=True, return_counts=True)
-    weights = torch.from_numpy((1.0 / size)[position] / len(size))
-    losses = objective_of(study).losses(
-        model(torch.from_numpy(records.features).double()),
-        torch.from_numpy(records.labels).double(),
-    )
-    return (weights * losses).sum()
+
+    def __init__(self, study: StudySpec, records: PatientRecords) -> None:
+        _, position, size = np.unique(records.patient, return_inverse=True, return_counts=True)
+        self._weights = torch.from_numpy((1.0 / size)[position] / len(size))
+        self._features = torch.from_numpy(records.features).double()
+        self._labels = torch.from_numpy(records.labels).double()
+        self._objective = objective_of(study)
+
+    def __call__(self, model: nn.Module) -> torch.Tensor:
+        """The loss of `model` on the records."""
+        losses = self._objective.losses(model(self._features), self._labels)
+        return (self._weights * losses).sum()

@@ -207,7 +207,8 @@ class Federation:
             [str(BIN / "fedward-client"), *command, "--json", "--config", str(config)],
             capture_output=True,
             check=False,
-            env=offline_environment(),
+            # Two are asked at a time: threads would take each other's cores.
+            env=offline_environment() | {"OMP_NUM_THREADS": "1"},
             timeout=ASK_SECONDS,
         )
         if done.returncode != 0:

@@ -64,6 +64,9 @@ from fedward_server.sandbox.statistics import run_statistics
 from fedward_server.sandbox.victims import Strikes, Victim
 from fedward_server.settings import load_coordinator_settings
 
+_Models = dict[SiteId, list[dict[str, Array]]]
+_Answers = dict[SiteId, dict[str, Any]]
+
 KNOWN_DATA: Final = {
     "fed_heart_disease": ("heart.toml", import_fed_heart),
     "pneumoniamnist": ("pneumonia.toml", deal_pneumonia),
@@ -298,8 +301,11 @@ def run_sandbox(
             return statistics
         strikes = Strikes(federation=federation, waiting=victims, rounds=prepared.study.rounds)
         outcome = run_study(federation, prepared, view=shown, strikes=strikes)
-    seconds = time.monotonic() - started
-    result = assemble_result(prepared.study, prepared.copy, outcome, seconds=seconds)
+        seconds = time.monotonic() - started
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            stopped = pool.submit(federation.stop)  # seconds in which nothing else would happen
+            result = assemble_result(prepared.study, prepared.copy, outcome, seconds=seconds)
+            stopped.result()
     publish(result, prepared, outcome, out=out)
     if not quiet:
         print_result(result, console)
@@ -355,17 +361,13 @@ def run_study(
     facts = require_finished(federation.settings, name)
     ended = time.monotonic()
     show("phase", name="each site alone, budgets and journals")
+    alone, budgets, journals = _ask_all(federation, prepared)
     return read_outcome(
         run_folder(federation.settings, name),
         facts,
-        budgets=_ask_all(federation, "budget", "show"),
-        journals=_ask_all(federation, "journal", "show"),
-        alone=_rehearsals(
-            federation,
-            out=prepared.layout.root / "alone",
-            draws=1 if _is_costly(prepared.study) else ALONE_DRAWS,
-            start_weights=prepared.start_weights,
-        ),
+        alone=alone,
+        budgets=budgets,
+        journals=journals,
         timings={
             "start": ready - started,
             "training": evaluated - ready,
@@ -380,31 +382,37 @@ def _is_costly(study: StudySpec) -> bool:
     return isinstance(study.data, slow) or bool(study.model.steps)
 
 
-def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, Any]]:
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        answers = pool.map(lambda site: federation.ask_site(site, *command), federation.sites)
-        return dict(zip(federation.sites, answers, strict=True))
+def _ask_all(federation: Federation, prepared: Prepared) -> tuple[_Models, _Answers, _Answers]:
+    """By site: models of the study's plan without partners, the budget, the journal.
 
+    Two commands run at a time, the longest first.
+    """
+    sites, out = federation.sites, prepared.layout.root / "alone"
+    draws = 1 if _is_costly(prepared.study) else ALONE_DRAWS
 
-def _rehearsals(
-    federation: Federation, *, out: Path, draws: int, start_weights: Path | None
-) -> dict[SiteId, list[dict[str, Array]]]:
-    """Each site's models from the study's plan without partners (`fedward-client rehearse`)."""
-
-    def of(site: SiteId) -> list[dict[str, Array]]:
-        study = str(federation.layout.root / "study.json")
+    def rehearse(site: SiteId) -> list[dict[str, Array]]:
+        study = str(prepared.layout.root / "study.json")
         options = ["--out", str(out / site), "--draws", str(draws)]
-        if start_weights is not None:
-            options += ["--start-weights", str(start_weights)]
+        if prepared.start_weights is not None:
+            options += ["--start-weights", str(prepared.start_weights)]
         report = federation.ask_site(site, "rehearse", study, *options)
         return [tensors_from_bytes(Path(path).read_bytes()) for path in report["models"]]
 
     try:
         with ThreadPoolExecutor(max_workers=2) as pool:
-            return dict(zip(federation.sites, pool.map(of, federation.sites), strict=True))
+            alone = pool.map(rehearse, sites)
+            budgets = pool.map(lambda site: federation.ask_site(site, "budget", "show"), sites)
+            journals = pool.map(lambda site: federation.ask_site(site, "journal", "show"), sites)
+            found = (list(alone), list(budgets), list(journals))
     finally:
         # Models of single hospitals: looked at here and kept nowhere.
         shutil.rmtree(out, ignore_errors=True)
+    alone_of, budget_of, journal_of = found
+    return (
+        dict(zip(sites, alone_of, strict=True)),
+        dict(zip(sites, budget_of, strict=True)),
+        dict(zip(sites, journal_of, strict=True)),
+    )
 
 
 def publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, out: Path) -> None:

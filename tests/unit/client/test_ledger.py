@@ -15,8 +15,9 @@ from fedward_client.adapters.ledger_mark import mark_path, read_mark, write_mark
 from fedward_client.adapters.sqlite_ledger import SqliteLedger, ledger_exists, read_accounts
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import BudgetExceeded, LedgerError
-from fedward_common.privacy.ledger import Charge, Head, Limits, row_sha256
+from fedward_common.privacy.ledger import Charge, row_sha256
 from fedward_common.privacy.ledger_state import LedgerState
+from fedward_common.privacy.ledger_values import Head, Limits
 from tests.support.ledger_fakes import ROUND, Ticking, digest, reservation
 
 WIDE = Limits(max_epsilon_per_study=10.0, max_epsilon_total=20.0, delta=1e-4)

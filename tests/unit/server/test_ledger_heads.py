@@ -8,7 +8,7 @@ import pytest
 from fedward_common.canonical import canonical_json, sha256_hex
 from fedward_common.errors import ConfigError, LedgerError, ProtocolError
 from fedward_common.ids import SiteId
-from fedward_common.privacy.ledger import Head
+from fedward_common.privacy.ledger_values import Head
 from fedward_common.study.files import SiteKeys
 from fedward_common.trust.signing import SigningKey, key_sha256
 from fedward_common.wire import KNOWN_ROWS, KnownRows, Reply

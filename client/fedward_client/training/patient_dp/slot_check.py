@@ -220,6 +220,11 @@ class _Recorded(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch ha
         super().__init__()  # type: ignore[no-untyped-call]  # as above
         self.names: set[str] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """False: nothing is compiled here, and True imports torch's compiler (two seconds)."""
+        return False
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
