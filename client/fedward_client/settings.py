@@ -273,7 +273,11 @@ class SiteSettings(Strict):
     isolation: IsolationSettings = IsolationSettings()
     device: Literal["cpu", "cuda"] = "cpu"
     backend: Literal["auto", "bookkeeping", "opacus", "loop"] = "auto"
-    max_records_per_chunk: int = Field(default=4096, ge=1)
+    max_records_per_chunk: int = Field(
+        default=4096,
+        ge=1,
+        description="computed at once; `loop` adds up a patient with more from several passes",
+    )
     precision: Literal["float32", "bfloat16"] = Field(
         default="float32", description="of the model's forward pass; clipping is always wider"
     )

@@ -8,6 +8,7 @@ import inspect
 import os
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,7 @@ def bookkeeping(model: nn.Module, *, loss: LossFunction) -> BookkeepingBackEnd:
 BACK_ENDS: dict[str, Callable[..., BackEnd]] = {
     "opacus": OpacusBackEnd,
     "loop": LoopBackEnd,
+    "loop in passes": partial(LoopBackEnd, most_records=2),
     "bookkeeping": bookkeeping,
 }
 Patient = tuple[torch.Tensor, torch.Tensor]

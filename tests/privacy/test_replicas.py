@@ -1,4 +1,6 @@
-"""Several devices and bfloat16: faster ways to the same clipped sum, with the noise added once."""
+"""Several devices, bfloat16 and passes over parts of a patient: other ways to the same clipped sum,
+with the noise added once.
+"""
 
 from collections.abc import Iterator
 
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fedward_client.training.patient_dp.back_end import Chunk
+from fedward_client.training.patient_dp.back_end import Chunk, Precision
 from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.engine import PatientDpEngine
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
@@ -162,6 +164,77 @@ def test_bfloat16_is_near_float32_and_keeps_float32_gradients() -> None:
     assert 1e-6 < difference < 5e-2
     chunk = Chunk(features=patients.features, labels=patients.labels, sizes=torch.tensor([2, 3, 1]))
     assert {rows.dtype for rows in made.patient_gradients(chunk)} == {torch.float32}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
+def test_in_bfloat16_on_cuda_a_patient_moves_the_sum_by_at_most_c(scale: float) -> None:
+    model = make_model().cuda()
+    alone = make_patients([4])
+    patient = PatientTensors(
+        features=scale * alone.features.cuda(), labels=alone.labels.cuda(), starts=alone.starts
+    )
+    back_end = LoopBackEnd(model, loss=losses, precision="bfloat16", most_records=3)
+
+    moved = make_engine(model, back_end).step(patient)
+
+    assert 0 < float(moved.norm()) <= CLIP * (1 + 1e-12)
+    assert moved.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("replicas", "precision"), [(1, "float32"), (2, "float32"), (1, "bfloat16")]
+)
+@pytest.mark.parametrize("most", [1, 2, 3])
+def test_a_patient_who_does_not_fit_is_added_up_from_passes_and_clipped_whole(
+    most: int, replicas: int, precision: Precision
+) -> None:
+    """Gradient accumulation: clipping each pass by itself would let one patient move several C."""
+    model, seen = make_model(), []
+    model.register_forward_hook(lambda _layer, inputs, _out: seen.append(len(inputs[0])))
+    patients = make_patients([4, 1, 4])
+    whole = LoopBackEnd(make_model(), loss=losses)
+    expected = make_engine(make_model(), whole).step(patients)
+    back_end = choose_back_end(
+        "loop",
+        model,
+        loss=losses,
+        examples=examples,
+        load=Load(most_records=4, max_records_per_chunk=most),
+        precision=precision,
+        replicas=replicas,
+    )
+    seen.clear()
+
+    found = make_engine(model, back_end, chunk=most).step(patients)
+
+    if precision == "float32":
+        assert float((found - expected).norm()) <= 1e-6 * float(expected.norm())
+    assert max(seen) == most
+    alone = make_engine(model, back_end, chunk=most).step(make_patients([4]))
+    assert 0 < float(alone.norm()) <= CLIP * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("most", [None, 2])
+def test_in_passes_a_patient_s_gradient_has_the_same_bits_whoever_else_is_drawn(
+    most: int | None,
+) -> None:
+    back_end = LoopBackEnd(make_model(), loss=losses, most_records=most)
+    everybody = make_patients([2, 3, 4])
+
+    def row(number: int, *, start: int, sizes: list[int]) -> torch.Tensor:
+        records = slice(start, start + sum(sizes))
+        chunk = Chunk(
+            features=everybody.features[records],
+            labels=everybody.labels[records],
+            sizes=torch.tensor(sizes),
+        )
+        return torch.cat(list(back_end.patient_gradients(chunk)))[number]
+
+    among_all = row(1, start=0, sizes=[2, 3, 4])
+
+    assert torch.equal(among_all, row(0, start=2, sizes=[3, 4]))
+    assert torch.equal(among_all, row(0, start=2, sizes=[3]))
 
 
 @pytest.mark.parametrize("flags", [{"replicas": 2}, {"precision": "bfloat16"}])

@@ -129,12 +129,17 @@ def choose_back_end(
             check_slots_once(made, model, loss=loss, examples=examples, study=load.study)
         return made
 
+    def looping(one: nn.Module) -> LoopBackEnd:
+        return LoopBackEnd(
+            one, loss=loss, precision=precision, most_records=load.max_records_per_chunk
+        )
+
     def loop() -> BackEnd:
         if replicas == 1:
-            return LoopBackEnd(model, loss=loss, precision=precision)
+            return looping(model)
         return ReplicatedBackEnd(
             model,
-            make=lambda replica: LoopBackEnd(replica, loss=loss, precision=precision),
+            make=looping,
             devices=_devices(model, replicas),
             examples=examples,
         )
@@ -167,6 +172,7 @@ def choose_back_end(
         examples=examples,
         most_records=load.most_records,
         precision=precision,
+        pass_records=load.max_records_per_chunk,
     )
 
 

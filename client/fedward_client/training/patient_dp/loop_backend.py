@@ -1,6 +1,6 @@
 """The back end `loop`: plain autograd, one patient after another."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import nn
@@ -25,12 +25,23 @@ class LoopBackEnd:
 
     It keeps no state and writes no `.grad`: nothing can survive an interrupted call. No two
     patients ever meet in one tensor, so that not even rounding depends on who else is drawn.
+
+    With `most_records` no pass holds more records than that: the mean gradient of a patient with
+    more is added up from passes over them in order (gradient accumulation), and clipped whole.
     """
 
     def __init__(
-        self, model: nn.Module, *, loss: LossFunction, precision: Precision = "float32"
+        self,
+        model: nn.Module,
+        *,
+        loss: LossFunction,
+        precision: Precision = "float32",
+        most_records: int | None = None,
     ) -> None:
+        if most_records is not None and most_records < 1:
+            raise ValueError(f"records of a pass: expected at least 1, found {most_records}")
         self._model = model
+        self._most_records = most_records
         self._precision: Precision = precision
         self._loss = loss
         self._parameters = trainable_parameters(model)
@@ -65,7 +76,28 @@ class LoopBackEnd:
             del gradients  # held on to, it would stand in memory beside the next patient's
         return len(chunk.sizes)
 
-    def _gradients(self, features: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def _gradients(self, features: torch.Tensor, labels: torch.Tensor) -> list[torch.Tensor]:
+        """The gradient of the mean loss of one patient's records, for each parameter."""
+        records = len(features)
+        size = self._most_records or records
+        if records <= size:
+            # The gradient of the mean is the mean of the gradients, in one backward pass.
+            return self._backward(features, labels, reduce=torch.mean)
+        total: list[torch.Tensor] = []
+        # How a patient is cut follows from the patient's own records alone.
+        for some, of_them in zip(features.split(size), labels.split(size), strict=True):
+            part = self._backward(some, of_them, reduce=lambda losses: losses.sum() / records)
+            # Not in place: autograd may give two parameters one and the same tensor.
+            total = [a + b for a, b in zip(total, part, strict=True)] if total else part
+        return total
+
+    def _backward(
+        self,
+        features: torch.Tensor,
+        labels: torch.Tensor,
+        *,
+        reduce: Callable[[torch.Tensor], torch.Tensor],
+    ) -> list[torch.Tensor]:
         # A copy is aligned alike wherever the patient stands in the chunk; kernels may round by it.
         features, labels = features.clone(), labels.clone()
         losses = record_losses(
@@ -75,14 +107,15 @@ class LoopBackEnd:
             labels=labels,
             precision=self._precision,
         )
-        # The gradient of the mean is the mean of the gradients, in one backward pass.
         gradients = torch.autograd.grad(
-            losses.mean(), list(self._parameters.values()), allow_unused=True
+            reduce(losses), list(self._parameters.values()), allow_unused=True
         )
+        found = []
         for name, gradient in zip(self._parameters, gradients, strict=True):
             if gradient is None:
                 raise ModelRefused(f"parameter {name}: expected a gradient, found none")
-        return gradients
+            found.append(gradient)
+        return found
 
 
 def _patients(chunk: Chunk) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

@@ -71,10 +71,12 @@ def checked_back_end(
     examples: ExampleRecords,
     most_records: int = max(_PROBE_SIZES),
     precision: Precision = "float32",
+    pass_records: int | None = None,
 ) -> BackEnd:
     """The back end that `make` puts on `model`, once it was right on made-up patients.
 
-    1. A patient alone has the gradient that plain autograd gives in this precision.
+    1. A patient alone has the gradient that plain autograd gives in this precision, in passes of
+       at most `pass_records` records.
     2. A patient's gradient is the same whoever else is in the chunk.
 
     No probe has more than `most_records` records a patient.
@@ -94,7 +96,7 @@ def checked_back_end(
         labels=torch.cat([labels[:first], 1 - others_labels[first:]]),
     )
     with _explained(model):
-        reference = LoopBackEnd(model, loss=loss, precision=precision)
+        reference = LoopBackEnd(model, loss=loss, precision=precision, most_records=pass_records)
         expected = _first_gradient(reference, alone)
         back_end = make()
         _compare(model, _first_gradient(back_end, alone), expected)  # 1
