@@ -32,7 +32,7 @@ from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
-from fedward_common.models.registry import build_model, initial_tensors, model_tensors
+from fedward_common.models.registry import build_model, initial_tensors, load_tensors, model_tensors
 from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords, encode_table
 from fedward_common.study.files import SiteKeys, parse_study, read_toml
@@ -188,7 +188,7 @@ def without_noise(study: StudySpec, training: Tables, *, rounds: int = 5) -> Ten
         total = {name: np.zeros(array.shape) for name, array in model.items()}
         for records in training.values():
             net = build_model(study.model, inputs)
-            net.load_state_dict({name: torch.tensor(array) for name, array in model.items()})
+            load_tensors(net, model)
             optimiser = torch.optim.AdamW(net.parameters(), lr=0.02, weight_decay=PENALTY)
             features, labels = map(torch.from_numpy, (records.features, records.labels))
             for _ in range(5):
@@ -222,7 +222,7 @@ def intervals(
 def outputs(study: StudySpec, model: Tensors, records: PatientRecords) -> torch.Tensor:
     """The model's outputs for all records."""
     net = build_model(study.model, records.features.shape[1]).eval()
-    net.load_state_dict({name: torch.tensor(array) for name, array in model.items()})
+    load_tensors(net, model)
     with torch.inference_mode():
         return net(torch.from_numpy(records.features))
 

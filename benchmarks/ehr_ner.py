@@ -23,7 +23,7 @@ from torch import nn
 
 from benchmarks.study import environment
 from fedward_common.arrays import Tensors
-from fedward_common.models.registry import build_model, model_tensors
+from fedward_common.models.registry import build_model, load_tensors, model_tensors
 from fedward_common.models.text_objectives import NO_TAG, TaggingObjective, f1_of
 from fedward_common.notes.tokens import token_ids
 from fedward_common.study.notes import HashedWords, TagLabel
@@ -126,7 +126,7 @@ def trained(sites: Sequence[Part], *, rounds: int, seed: int) -> Tensors:
         rate = RATE * (1.0 - number / rounds)
         mean = {name: np.zeros_like(array) for name, array in state.items()}
         for site, part in enumerate(sites):
-            model.load_state_dict({name: torch.tensor(array) for name, array in state.items()})
+            load_tensors(model, state)
             optimiser = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
             if optimisers[site] is not None:
                 optimiser.load_state_dict(optimisers[site])
@@ -182,7 +182,7 @@ def one_pass(model: Any, optimiser: Any, part: Part, order: np.random.Generator)
 def figures(tensors: Tensors, part: Part) -> dict[str, float]:
     """Entity F1 over exact spans, with precision and recall."""
     model = build_model(MODEL, TOKENISER.max_tokens * TOKENISER.ids).eval()
-    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    load_tensors(model, tensors)
     objective = TaggingObjective(LABEL)
     counts = np.zeros(3)
     with torch.inference_mode():

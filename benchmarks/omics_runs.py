@@ -18,7 +18,13 @@ from fedward_common.arrays import Array, Tensors
 from fedward_common.ids import SiteId
 from fedward_common.models.autoencoder import with_chance
 from fedward_common.models.averages import released_models
-from fedward_common.models.registry import build_model, initial_tensors, model_shapes, model_tensors
+from fedward_common.models.registry import (
+    build_model,
+    initial_tensors,
+    load_tensors,
+    model_shapes,
+    model_tensors,
+)
 from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.mechanism import study_event
 from fedward_common.privacy.randomness import Csprng
@@ -89,7 +95,7 @@ def pooled(
     task, inputs = task_of(study), input_size(study.data)
     model = build_model(study.model, inputs).train()
     if start is not None:
-        model.load_state_dict({name: torch.tensor(array) for name, array in start.items()})
+        load_tensors(model, start)
     learned = [one for name, one in model.named_parameters() if not name.startswith(frozen)]
     optimiser = torch.optim.AdamW(learned, lr=rate, weight_decay=decay)
     total = sum(records.patients for records in training.values())

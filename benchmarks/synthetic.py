@@ -34,7 +34,7 @@ from fedward_client.synthetic_check import check_json, check_synthetic
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
 from fedward_common.models.autoencoder import Autoencoder
-from fedward_common.models.registry import build_model
+from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.privacy.accounting import calibrate_noise_multiplier
 from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords, encode_table
@@ -126,7 +126,7 @@ def rows_of(spec: StudySpec, weights: Tensors, count: int) -> Rows:
     model = build_model(spec.model, data.input_size).eval()
     if not isinstance(model, Autoencoder):
         raise TypeError("expected an autoencoder")
-    model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    load_tensors(model, weights)
     source = Csprng()
     codes = torch.from_numpy(source.normal(count * model.latent)).float()
     with torch.inference_mode():

@@ -13,7 +13,7 @@ import torch
 from fedward_common.arrays import tensors_from_bytes
 from fedward_common.errors import ConfigError
 from fedward_common.models.autoencoder import Autoencoder
-from fedward_common.models.registry import build_model
+from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.mechanism import study_event
 from fedward_common.privacy.randomness import Csprng, RandomSource
@@ -81,7 +81,7 @@ class Released:
         if not isinstance(model, Autoencoder):
             raise ConfigError(f"model package {folder}: expected an autoencoder, found another")
         weights = tensors_from_bytes((folder / MODEL).read_bytes())
-        model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+        load_tensors(model, weights)
         return cls(study=study, data=data, spread=task.spread, model=model, manifest=manifest)
 
     def rows(self, count: int, *, source: RandomSource) -> list[dict[str, str]]:

@@ -8,26 +8,20 @@ from torch import nn
 from fedward_client.tasks.registry import task_of
 from fedward_common.arrays import Tensors
 from fedward_common.errors import ProtocolError
-from fedward_common.models.registry import build_model
+from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.study.spec import StudySpec
 
 
 def load_weights(model: nn.Module, weights: Tensors) -> None:
-    """Copies `weights` into `model`, names and shapes exactly those of its state_dict.
+    """Copies `weights` into `model`, names and shapes exactly those of `model_tensors`.
 
     Raises:
         ProtocolError: a name, a shape or a type differs, or a number is not finite.
     """
-    state = model.state_dict()
-    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    found = {name: tuple(array.shape) for name, array in weights.items()}
-    if found != expected:
-        raise ProtocolError(f"weights: expected {expected}, found {found}")
     for name, array in weights.items():
         if array.dtype != np.float32 or not np.isfinite(array).all():
             raise ProtocolError(f"weights {name}: expected finite float32 numbers, found others")
-    # A copy: the arrays may be read-only views of the message they came in.
-    model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    load_tensors(model, weights)
 
 
 def record_scores(

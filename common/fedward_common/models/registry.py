@@ -4,10 +4,11 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
+import torch
 from torch import nn
 
-from fedward_common.arrays import Array
-from fedward_common.errors import ConfigError
+from fedward_common.arrays import Array, Tensors
+from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.models.autoencoder import autoencoder, variational_autoencoder
 from fedward_common.models.feature_transformer import ft_transformer
 from fedward_common.models.graphs import graph_network
@@ -103,7 +104,7 @@ def build_model(spec: ModelSpec, inputs: int) -> nn.Module:
 
 
 def initial_tensors(spec: ModelSpec, inputs: int) -> dict[str, Array]:
-    """The initial weights of `spec` by name, as in the model's state_dict; float32.
+    """The initial weights of `spec` by name, as `model_tensors` gives them; float32.
 
     Raises:
         ConfigError: as `build_model`.
@@ -127,9 +128,40 @@ def _shapes(spec: ModelSpec, inputs: int) -> tuple[tuple[str, tuple[int, ...]], 
 
 
 def model_tensors(model: nn.Module) -> dict[str, Array]:
-    """A copy of the model's state_dict as float32 arrays, names sorted."""
-    state = model.state_dict()
+    """A copy of every tensor of the model's state, each once, as float32 arrays, names sorted."""
     return {
-        name: np.array(state[name].detach().cpu().numpy(), dtype=np.float32)
-        for name in sorted(state)
+        name: np.array(tensor.detach().cpu().numpy(), dtype=np.float32)
+        for name, tensor in sorted(_own_state(model).items())
+    }
+
+
+def load_tensors(model: nn.Module, tensors: Tensors) -> None:
+    """Copies `tensors`, which `model_tensors` of an equal model made, into `model`.
+
+    Raises:
+        ProtocolError: a name or a shape differs.
+    """
+    state = _own_state(model)
+    expected = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    found = {name: tuple(array.shape) for name, array in tensors.items()}
+    if found != expected:
+        raise ProtocolError(f"weights: expected {expected}, found {found}")
+    with torch.no_grad():
+        for name, array in tensors.items():
+            # A copy: the arrays may be read-only views of the message they came in.
+            state[name].copy_(torch.tensor(array))
+
+
+def _own_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of the state_dict themselves, each by the name that its gradient has.
+
+    Opacus' recurrent cells list each parameter under a second name. Both would travel, the second
+    one without a gradient, and the second one would win when they are loaded.
+    """
+    trained = dict(model.named_parameters())
+    known = {id(parameter) for parameter in trained.values()}
+    return {
+        name: tensor
+        for name, tensor in model.state_dict(keep_vars=True).items()
+        if name in trained or id(tensor) not in known
     }

@@ -17,7 +17,7 @@ from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.reconstruction_objective import FARTHEST
-from fedward_common.models.registry import build_model
+from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.study.drug_target import DrugTarget
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.imaging import ImageMasks, SeveralLabels
@@ -268,7 +268,7 @@ def _pooled(tables: Mapping[SiteId, PatientRecords]) -> PatientRecords:
 def scores(study: StudySpec, tensors: Tensors, records: PatientRecords) -> npt.NDArray[np.float64]:
     """The score in [0, 1] of every record: of a class, the chance of the positive one."""
     model = build_model(study.model, records.features.shape[1]).eval()
-    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    load_tensors(model, tensors)
     with torch.inference_mode():
         found = objective_of(study).scores(model(torch.from_numpy(records.features)))
     return found.numpy().astype(np.float64)

@@ -12,7 +12,7 @@ from fedward_common.arrays import Tensors
 from fedward_common.models.answer_objectives import AnswersObjective
 from fedward_common.models.image_objectives import ClassesObjective, Counted
 from fedward_common.models.objectives import objective_of
-from fedward_common.models.registry import build_model
+from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.models.whole_images import overlaps
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.genotypes import Genotypes
@@ -48,7 +48,7 @@ class Judged:
 def judge(study: StudySpec, tensors: Tensors, records: PatientRecords) -> Judged:
     """`records` under the study's model with weights `tensors`."""
     model = build_model(study.model, input_size(study.data)).eval()
-    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    load_tensors(model, tensors)
     objective, data = objective_of(study), study.data
     rows: list[Numbers] = []
     with torch.inference_mode():

@@ -11,7 +11,7 @@ from fedward_common.arrays import Tensors
 from fedward_common.errors import DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.objectives import objective_of
-from fedward_common.models.registry import build_model
+from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.models.text_objectives import TaggingObjective, f1_of
 from fedward_common.notes.encoding import encode_notes
 from fedward_common.notes.tokens import read_vocabulary
@@ -54,7 +54,7 @@ def entity_figures(study: StudySpec, tensors: Tensors, records: PatientRecords) 
     if not isinstance(objective, TaggingObjective) or not records.patients:
         return {}
     model = build_model(study.model, records.features.shape[1]).eval()
-    model.load_state_dict({name: torch.tensor(array) for name, array in tensors.items()})
+    load_tensors(model, tensors)
     with torch.inference_mode():
         outputs = model(torch.from_numpy(records.features))
     counts = np.zeros(3)

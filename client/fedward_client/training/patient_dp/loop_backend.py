@@ -85,7 +85,9 @@ class LoopBackEnd:
             return self._backward(features, labels, reduce=torch.mean)
         total: list[torch.Tensor] = []
         # How a patient is cut follows from the patient's own records alone.
-        for some, of_them in zip(features.split(size), labels.split(size), strict=True):
+        for some, of_them in zip(
+            torch.split(features, size), torch.split(labels, size), strict=True
+        ):
             part = self._backward(some, of_them, reduce=lambda losses: losses.sum() / records)
             # Not in place: autograd may give two parameters one and the same tensor.
             total = [a + b for a, b in zip(total, part, strict=True)] if total else part
