@@ -29,7 +29,7 @@ from fedward_common.study.imaging import Pictures
 from fedward_common.study.kept import kept_words
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
-from fedward_common.study.notes import NotesData
+from fedward_common.study.notes import NotesData, RelationLabel
 from fedward_common.study.profiles import ProfileData
 from fedward_common.study.signed import MAX_STUDY_BYTES, SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -306,6 +306,8 @@ def _owned_fields(data: Pictures | NotesData | LabelledRows) -> Iterator[dict[st
             if name != data.text:
                 own = name in data.identifiers
                 use = "taken out of the text" if own else "who is one patient, label or held out"
+                if isinstance(data.label, RelationLabel) and name in data.label.columns[1:]:
+                    use = "where an entity of a pair is in the text"
                 yield {"name": name, "use": use}
         return
     if isinstance(data, LabelledRows):

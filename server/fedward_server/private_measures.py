@@ -15,11 +15,12 @@ from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import ImageData, ImageMasks
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
-from fedward_common.study.notes import EntityScores
+from fedward_common.study.notes import EntityScores, NotesData
 from fedward_common.study.reconstruction import ErrorScores
 from fedward_common.study.spec import StudySpec
 from fedward_server.entity_figures import entity_estimates
 from fedward_server.evaluation import INTERVAL, ONE_SIDED, SMALLEST_CLASS, Estimate, figures
+from fedward_server.relation_figures import relation_estimates
 
 Numbers = npt.NDArray[np.float64]
 
@@ -41,7 +42,7 @@ def private_measures(
     if isinstance(release, OverlapScores) and isinstance(data, ImageMasks):
         return _overlaps(data, release, counts, noise=noise)
     if isinstance(release, ClassScores) and isinstance(
-        data, ImageData | LabelledRows | Genotypes | MultimodalData
+        data, ImageData | LabelledRows | Genotypes | MultimodalData | NotesData
     ):
         return _classes(data, release, counts, noise=noise)
     return dict(figures(counts, noise=noise).more) if isinstance(data, ImageData) else {}
@@ -57,7 +58,7 @@ def _errors(release: ErrorScores, counts: Numbers, *, noise: float) -> dict[str,
 
 
 def _classes(
-    data: ImageData | LabelledRows | Genotypes | MultimodalData,
+    data: ImageData | LabelledRows | Genotypes | MultimodalData | NotesData,
     release: ClassScores,
     counts: Numbers,
     *,
@@ -84,6 +85,8 @@ def _classes(
         accuracy = _share(float(np.trace(answers)), answers, noise=noise)
         if accuracy is not None:
             found["accuracy"] = accuracy
+        if isinstance(data, NotesData):
+            found |= relation_estimates(answers, noise=noise)
     return found
 
 

@@ -90,6 +90,15 @@ def test_entities_in_notes_are_learned_per_record(tmp_path: Path) -> None:
     assert "per record; NOT per patient" in page
 
 
+def test_relations_of_marked_pairs_are_learned_per_patient(tmp_path: Path) -> None:
+    result = run(tmp_path, "relations")
+
+    assert result["unit"] == "patient"
+    assert result["figures"]["relation_f1_micro"]["pooled_no_privacy"] > 0.9
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+    assert all(facts["rounds_charged"] == 2 for facts in result["per_site"].values())
+
+
 def test_classes_of_sequences_are_learned_per_record(tmp_path: Path) -> None:
     result = run(tmp_path, "sequences")
 

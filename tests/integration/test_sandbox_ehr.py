@@ -81,6 +81,7 @@ def outcome(prepared: Prepared) -> Outcome:
     [
         "survival",
         "tags",
+        "relations",
         "sequences",
         "molecules",
         "drug-targets",
@@ -96,7 +97,7 @@ def test_a_study_s_sites_read_what_the_parent_read_and_its_figures_are_reported(
 ) -> None:
     if name in ("molecules", "drug-targets"):
         pytest.importorskip("rdkit")
-    if name in ("autoencoder", "drug-targets"):
+    if name in ("autoencoder", "drug-targets", "relations"):
         monkeypatch.setattr(baselines, "LEAST_STEPS", 60)  # enough to see that it learns
     prepared = made(tmp_path, name)
     ran = outcome(prepared)
@@ -172,12 +173,22 @@ def _autoencoder(shown: dict[str, Any], page: str) -> None:
     assert "reconstruction error" in page
 
 
+def _relations(shown: dict[str, Any], page: str) -> None:
+    assert shown["unit"] == "patient"
+    micro = shown["figures"]["relation_f1_micro"]
+    assert micro["pooled_no_privacy"] > 0.8
+    assert 0.0 <= micro["federated_private"] <= 1.0
+    assert 0.0 <= shown["figures"]["relation_f1_macro"]["federated"] <= 1.0
+    assert "relation F1" in page
+
+
 FIGURES = {
     "regression": _regression,
     "survival": _survival,
     "series": _series,
     "gru-d": _series,
     "tags": _tags,
+    "relations": _relations,
     "sequences": _sequences,
     "molecules": _molecules,
     "drug-targets": _drug_targets,

@@ -167,6 +167,11 @@ def study(name: str) -> StudySpec:
             tags = {"column": "tags", "types": ["Disease"]}
             shaped = bilstm | {"outputs": 3, "shape": [4, 65]}
             return made("text-ner", shaped, notes(HASHED, tags))
+        case "pairs":
+            pair = {"column": "relation", "first": "drug", "second": "problem"}
+            shaped = {"name": "relation-bilstm", "hidden": [2, 2], "outputs": 3, "shape": [4, 69]}
+            data = notes(HASHED, pair | {"relations": ["treats", "causes"]}, identifiers=["name"])
+            return made("text-relations", shaped, data)
         case "masks":
             unet = {"name": "unet", "shape": [1, 8, 8], "hidden": [2, 4], "outputs": 3}
             return made("image-segmentation", unet, masks())
@@ -254,6 +259,7 @@ KINDS = (
     "notes of word pieces",
     "notes of bytes",
     "tags",
+    "pairs",
     "masks",
     "several labels of images",
     "letters",

@@ -243,6 +243,75 @@ def tagged_texts(seed: int, *, texts: int = 60) -> list[dict[str, str]]:
     return rows
 
 
+RELATIONS = (
+    STUDY.replace("max_records_per_patient = 1", "max_records_per_patient = 4")
+    + """
+[[releases]]
+kind = "class-scores"
+classes = 3
+exclusive = true
+bins = 4
+noise_multiplier = 1.0
+[task]
+kind = "text-relations"
+[model]
+name = "relation-transformer"
+hidden = [8, 8]
+outputs = 3
+shape = [4, 261]
+[data]
+kind = "notes"
+identifiers = ["name"]
+[data.tokeniser]
+kind = "hashed-words"
+max_tokens = 16
+buckets = 256
+[data.label]
+column = "relation"
+first = "drug"
+second = "problem"
+relations = ["treats", "causes"]
+[data.split]
+kind = "column"
+column = "split"
+"""
+)
+
+
+def related_pairs(seed: int, *, patients: int = 60) -> list[dict[str, str]]:
+    """Two pairs of each patient: one text that says how they are related, and its other half."""
+    draws = np.random.default_rng(seed)
+    said = {"treats": "helps against", "causes": "is followed by", "none": "has nothing to do with"}
+    rows = []
+    for number in range(patients):
+        name = f"Mx Surname{number}"
+        for pair in range(2):
+            relation = list(said)[int(draws.integers(0, 3))]
+            drug = str(draws.choice(["aspirin", "heparin", "insulin"]))
+            problem = str(draws.choice(["chest pain", "fever", "a rash"]))
+            begin = f"Seen on 2001-02-0{pair + 1} : {name} says that "
+            text = f"{begin}{drug} {said[relation]} {problem} since Monday"
+            later = text.index(problem)
+            rows.append(
+                {
+                    "patient_id": f"p{number}",
+                    "name": name,
+                    "text": text,
+                    "drug": f"{len(begin)}-{len(begin) + len(drug)}",
+                    "problem": f"{later}-{later + len(problem)}",
+                    "relation": relation,
+                    "split": "test" if number % 4 > 1 else "train",
+                }
+            )
+    return rows
+
+
+def relation_sites(folder: Path) -> None:
+    """A table of marked pairs for each site."""
+    for seed, site in enumerate(SITES):
+        write_table(folder / site / "patients.csv", related_pairs(seed))
+
+
 def table_sites(folder: Path) -> None:
     """A table of rows for each site."""
     for seed, site in enumerate(SITES):
@@ -346,6 +415,7 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "series": (SERIES, event_sites),
     "gru-d": (GRU_D, event_sites),
     "tags": (TAGS, text_sites),
+    "relations": (RELATIONS, relation_sites),
     "sequences": ("genomic = true\n" + PER_RECORD + SEQUENCES, sequence_sites),
     "molecules": (PER_RECORD + MOLECULES, molecule_sites),
     "drug-targets": ("genomic = true\n" + PER_RECORD + DRUG_TARGETS, drug_target_sites),

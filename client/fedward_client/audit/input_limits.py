@@ -23,7 +23,7 @@ def input_limits(data: DataSpec) -> Float64Array:
         presence = np.ones(len(data.modalities))
         return np.concatenate([presence, *(input_limits(part) for part in data.parts.values())])
     if isinstance(data, NotesData):
-        return np.full(data.input_size, float(data.tokeniser.size - 1))
+        return np.full(data.input_size, float(data.token_size - 1))
     if isinstance(data, SequenceData):
         return _letters(data)
     return np.ones(input_size(data))

@@ -18,7 +18,7 @@ from fedward_client.audit.source_rows import (
 from fedward_common.notes.encoding import encode_notes
 from fedward_common.notes.tokens import UNKNOWN, Vocabulary
 from fedward_common.study.encoding import PatientRecords, Row
-from fedward_common.study.notes import NotesData, TagLabel, WordPieces
+from fedward_common.study.notes import NotesData, RelationLabel, TagLabel, WordPieces
 
 NAME: Final = "Doe"
 ORDINARY: Final = "chest pain since 2001-02-03 , fever of 39 degrees"
@@ -76,6 +76,10 @@ def _label(schema: NotesData, text: str, *, high: bool | None) -> dict[str, str]
     label = schema.label
     if high is None:
         return {label.column: UNREADABLE}
+    if isinstance(label, RelationLabel):
+        end = max(1, len(text) // 2)
+        cell = label.relations[-1] if high else label.none
+        return {label.column: cell, label.first: "0-1", label.second: f"{end - 1}-{end}"}
     if isinstance(label, TagLabel):
         tag = label.tags[1] if high else label.tags[0]
         return {label.column: " ".join([tag] * len(text.split()))}

@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 
 from fedward_client.tasks.task import ExampleRecords
+from fedward_common.models.image_objectives import ClassesObjective, OneClassTargets
 from fedward_common.models.objectives import BinaryObjective
 from fedward_common.models.text_objectives import NO_TAG, TaggingObjective
-from fedward_common.study.notes import NotesData, TagLabel
+from fedward_common.study.notes import MARKS, NotesData, TagLabel
 
 
 class NoteAnswerTask(BinaryObjective):
@@ -20,6 +21,19 @@ class NoteAnswerTask(BinaryObjective):
     def examples(self, *, device: torch.device) -> ExampleRecords:
         """Made-up notes of both classes."""
         return _made_up(self._data, device, lambda count: torch.arange(count) % 2)
+
+
+class NotePairsTask(ClassesObjective):
+    """A logit for each relation of a marked pair, and for none."""
+
+    def __init__(self, data: NotesData, weights: tuple[float, ...]) -> None:
+        targets = OneClassTargets(data.outputs)
+        super().__init__(targets, classes=data.outputs, weights=weights)
+        self.inputs, self._data = data.input_size, data
+
+    def examples(self, *, device: torch.device) -> ExampleRecords:
+        """Made-up texts of every class, most of them with both entities."""
+        return _made_up(self._data, device, lambda count: torch.arange(count) % self._classes)
 
 
 class NoteTagsTask(TaggingObjective):
@@ -55,10 +69,23 @@ def _made_up(
         there = _lengths(count, tokeniser.max_tokens).unsqueeze(1) > torch.arange(
             tokeniser.max_tokens
         )
+        if data.names:
+            ids = _with_marks(data, ids)
         features = (ids * there.unsqueeze(-1)).reshape(count, -1)
         return features.to(device, torch.float32), labels(count).to(device, torch.float32)
 
     return next_records
+
+
+def _with_marks(data: NotesData, ids: torch.Tensor) -> torch.Tensor:
+    """`ids` [records, tokens, ids] with the marks of a pair; of the second not in every record."""
+    ids = ids.clone()
+    words = ids.shape[1]
+    for number in range(len(MARKS)):
+        place = min(number * words // len(MARKS) + 1, words - 1)
+        ids[number // 2 :: 3, place] = data.tokeniser.size + number
+        ids[1::2, place] = data.tokeniser.size + number
+    return ids
 
 
 def _lengths(count: int, most: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ from fedward_client.tasks.genotypes import genotype_task
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
 from fedward_client.tasks.molecules import molecule_task
 from fedward_client.tasks.multimodal import multimodal_task
-from fedward_client.tasks.notes import NoteAnswerTask, NoteTagsTask
+from fedward_client.tasks.notes import NoteAnswerTask, NotePairsTask, NoteTagsTask
 from fedward_client.tasks.profiles import profile_task
 from fedward_client.tasks.reconstruction import ReconstructionTask
 from fedward_client.tasks.sequences import sequence_task
@@ -27,7 +27,13 @@ from fedward_common.study.imaging import (
 from fedward_common.study.inputs import input_size
 from fedward_common.study.molecule import MoleculeData, MoleculeProperty
 from fedward_common.study.multimodal import MultimodalClassification, MultimodalData
-from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
+from fedward_common.study.notes import (
+    NotesData,
+    TagLabel,
+    TextClassification,
+    TextNer,
+    TextRelations,
+)
 from fedward_common.study.profiles import ExpressionClassification, ProfileData
 from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.sequence import SequenceClassification, SequenceData
@@ -57,8 +63,8 @@ def task_of(study: StudySpec) -> Task:
             return _image_task(study.task, study.data)
         case ImageSegmentation() if isinstance(study.data, ImageMasks):
             return SegmentationTask(study.task, study.data)
-        case TextClassification() | TextNer() if isinstance(study.data, NotesData):
-            return _note_task(study.data)
+        case TextClassification() | TextNer() | TextRelations():
+            return _note_task(study)
         case (
             SequenceClassification()
             | MoleculeProperty()
@@ -88,7 +94,12 @@ def _answer_task(study: StudySpec, *, inputs: int) -> Task:
     return TabularClassificationTask(inputs=inputs)
 
 
-def _note_task(data: NotesData) -> Task:
+def _note_task(study: StudySpec) -> Task:
+    data = study.data
+    if not isinstance(data, NotesData):
+        raise _unknown(study)
+    if isinstance(study.task, TextRelations):
+        return NotePairsTask(data, study.task.class_weights)
     if isinstance(data.label, TagLabel):
         return NoteTagsTask(data, data.label)
     return NoteAnswerTask(data)

@@ -38,7 +38,14 @@ from fedward_common.study.imaging import (
 from fedward_common.study.labelled_rows import LabelledRows, SeveralAnswers
 from fedward_common.study.molecule import MoleculeProperty
 from fedward_common.study.multimodal import MultimodalClassification, MultimodalData
-from fedward_common.study.notes import NotesData, TagLabel, TextClassification, TextNer
+from fedward_common.study.notes import (
+    NotesData,
+    RelationLabel,
+    TagLabel,
+    TextClassification,
+    TextNer,
+    TextRelations,
+)
 from fedward_common.study.profiles import ExpressionClassification
 from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.registry import TaskSpec
@@ -270,6 +277,18 @@ def _tagging(study: StudySpec) -> Objective:
     return TaggingObjective(data.label)
 
 
+def _relations(study: StudySpec) -> Objective:
+    task, data = study.task, study.data
+    if (
+        not isinstance(task, TextRelations)
+        or not isinstance(data, NotesData)
+        or not isinstance(data.label, RelationLabel)
+    ):
+        raise ConfigError(f"data.kind: expected notes with relations, found {data.kind!r}")
+    targets = OneClassTargets(data.outputs)
+    return ClassesObjective(targets, classes=data.outputs, weights=task.class_weights)
+
+
 for _binary in (TabularClassification, TimeseriesClassification, TextClassification):
     register_objective(_binary, lambda _: BinaryObjective())
 for _number in (TabularRegression, GenotypeRegression, DrugTarget):
@@ -279,6 +298,7 @@ for _classified in (ImageClassification, GenotypeClassification, MultimodalClass
     register_objective(_classified, _classes)
 register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)
+register_objective(TextRelations, _relations)
 register_objective(Autoencoder, ReconstructionObjective)
 for _rows in (SequenceClassification, MoleculeProperty, ExpressionClassification):
     register_objective(_rows, _row_classes)

@@ -22,7 +22,12 @@ from fedward_common.models.sequences import cnn1d, sequence_transformer
 from fedward_common.models.standardised import standardise
 from fedward_common.models.survival import proportional_hazards
 from fedward_common.models.tabular import logistic_regression, mlp
-from fedward_common.models.text import bilstm, text_transformer
+from fedward_common.models.text import (
+    bilstm,
+    relation_bilstm,
+    relation_transformer,
+    text_transformer,
+)
 from fedward_common.study.spec import ModelSpec
 
 ModelFactory = Callable[[ModelSpec, int], nn.Module]
@@ -51,6 +56,8 @@ _FACTORIES: dict[str, ModelFactory] = {
     "ft-transformer": ft_transformer,
     "bilstm": bilstm,
     "text-transformer": text_transformer,
+    "relation-bilstm": relation_bilstm,
+    "relation-transformer": relation_transformer,
     "cnn1d": cnn1d,
     "graph-network": graph_network,
     "sequence-transformer": sequence_transformer,

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedward_common.errors import ConfigError
 from fedward_common.models.dp_layers import dp_layer
+from fedward_common.study.notes import MARKS
 from fedward_common.study.spec import ModelSpec
 
 
@@ -29,6 +30,48 @@ class TokenEmbedding(nn.Module):
         numbers = tokens.nan_to_num(nan=0.0).round().clamp(0, self.size - 1).to(torch.int64)
         embedded: torch.Tensor = self.table(numbers + offsets).sum(dim=2)
         return embedded, (numbers[:, :, 0] > 0).to(embedded.dtype)
+
+
+class PairEmbedding(TokenEmbedding):
+    """As `TokenEmbedding`, with the last ids for the marks of a pair (`MARKS`)."""
+
+    def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """[records, tokens, width], and [records, 2, tokens] that is 1 where an entity begins."""
+        embedded, _ = super().forward(features)
+        return embedded, entity_begins(features, ids=self.ids, size=self.size).to(embedded.dtype)
+
+
+def entity_begins(features: torch.Tensor, *, ids: int, size: int) -> torch.Tensor:
+    """Where the first and the second entity of a pair begin, bool [records, 2, tokens]."""
+    first = features.reshape(features.shape[0], -1, ids)[:, :, 0]
+    opening = size - len(MARKS)
+    return torch.stack([first == opening, first == opening + 2], dim=1)
+
+
+class PairAnswers(nn.Module):
+    """Linear outputs of the states at the beginnings of both entities of a pair.
+
+    An entity that was cut off has a state of zeros.
+    """
+
+    def __init__(self, width: int, outputs: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(2 * width, outputs)
+
+    def forward(self, states: torch.Tensor, begins: torch.Tensor) -> torch.Tensor:
+        """[records, outputs] from states [records, tokens, width]."""
+        share = begins / begins.sum(dim=2, keepdim=True).clamp(min=1.0)
+        both = torch.stack(
+            [(states * share[:, one].unsqueeze(-1)).sum(dim=1) for one in range(2)], dim=1
+        )
+        logits: torch.Tensor = self.linear(both.reshape(both.shape[0], -1))
+        return logits
+
+
+def _answers(embedding: TokenEmbedding, width: int, outputs: int, *, pooled: bool) -> nn.Module:
+    if isinstance(embedding, PairEmbedding):
+        return PairAnswers(width, outputs)
+    return _Answers(width, outputs, pooled=pooled)
 
 
 class _Answers(nn.Module):
@@ -65,7 +108,7 @@ class BiLstm(nn.Module):
         super().__init__()
         self.embedding = embedding
         self.cell = dp_layer("lstm")(width, hidden, batch_first=True, bidirectional=True)
-        self.answers = _Answers(2 * hidden, outputs, pooled=pooled)
+        self.answers = _answers(embedding, 2 * hidden, outputs, pooled=pooled)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits [records] for one output, otherwise [records, tokens, outputs], or [records,
@@ -96,7 +139,7 @@ class TextTransformer(nn.Module):
         self.between = nn.LayerNorm(width)
         self.wide, self.narrow = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.after = nn.LayerNorm(width)
-        self.answers = _Answers(width, outputs, pooled=pooled)
+        self.answers = _answers(embedding, width, outputs, pooled=pooled)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits [records] for one output, otherwise [records, tokens, outputs], or [records,
@@ -122,16 +165,27 @@ def text_transformer(spec: ModelSpec, inputs: int) -> nn.Module:
     return build_text_model(spec, inputs, TextTransformer)
 
 
+def relation_bilstm(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `relation-bilstm`: of marked pairs. Raises ConfigError as `build_text_model`."""
+    return build_text_model(spec, inputs, BiLstm, pairs=True)
+
+
+def relation_transformer(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `relation-transformer`: of marked pairs. Raises: as `build_text_model`."""
+    return build_text_model(spec, inputs, TextTransformer, pairs=True)
+
+
 def build_text_model(
     spec: ModelSpec,
     inputs: int,
     kind: type[BiLstm] | type[TextTransformer],
     *,
     pooled: bool = False,
+    pairs: bool = False,
 ) -> nn.Module:
     """A model of tokens: `hidden` = [width of a token, width inside], `shape` = [ids, size].
 
-    Several outputs are those of each token, or of the whole where they are `pooled`.
+    Several outputs are those of each token, or of the whole where they are `pooled` or of `pairs`.
 
     Raises:
         ConfigError: sizes that the model does not take.
@@ -148,7 +202,7 @@ def build_text_model(
     width, hidden = spec.hidden
     ids, size = spec.shape
     with torch.random.fork_rng(devices=[]):  # layers draw their first weights; ours replace them
-        embedding = TokenEmbedding(ids=ids, size=size, width=width)
+        embedding = (PairEmbedding if pairs else TokenEmbedding)(ids=ids, size=size, width=width)
         model = kind(
             embedding=embedding, width=width, hidden=hidden, outputs=spec.outputs, pooled=pooled
         )

@@ -1,17 +1,18 @@
 """From a site's notes to tensors: each text scrubbed and tokenised by itself (rules 6)."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fedward_common.errors import DataError
 from fedward_common.models.text_objectives import NO_TAG
+from fedward_common.notes.pairs import marked_words, pair_ids, place_of
 from fedward_common.notes.scrub import scrub, scrub_words
 from fedward_common.notes.tokens import Vocabulary, token_ids, words_of
 from fedward_common.study.encoding import PatientRecords, TablePart, decimal_number, hash_part
-from fedward_common.study.notes import NotesData, TagLabel
+from fedward_common.study.notes import NotesData, RelationLabel, TagLabel
 from fedward_common.study.tabular import HashSplit, LabelRule
 
 Row = Mapping[str, str]
@@ -49,8 +50,9 @@ def encode_notes(
 ) -> PatientRecords:
     """The records of the patients in `part` (None: of all), one per text, grouped by patient.
 
-    features float32 [texts, tokens * ids]; labels [texts], 0 or 1, or [texts, tokens] with the
-    number of each word's tag. A patient whose rows do not fit counts as absent (rules 7).
+    features float32 [texts, tokens * ids]; labels [texts], 0 or 1 or the number of a relation, or
+    [texts, tokens] with the number of each word's tag. A patient whose rows do not fit counts as
+    absent (rules 7).
 
     Raises:
         DataError: with `strict`, anything that does not fit, or nobody to train on; never a word of
@@ -101,17 +103,41 @@ def _note(
         words = scrub_words(before, own=own, counts=tally.scrubbed)
         target = _tags(label, _cell(row, label.column), count=len(before))
         target = (target + [NO_TAG] * schema.tokeniser.max_tokens)[: schema.tokeniser.max_tokens]
+        features, cut = _tokens(schema, words, vocabulary=vocabulary)
+    elif isinstance(label, RelationLabel):
+        target = [_relation(label, _cell(row, label.column))]
+        first, second = (
+            place_of(_cell(row, column), column=column, text=text)
+            for column in (label.first, label.second)
+        )
+        words = marked_words(text, (first, second), own=own, counts=tally.scrubbed)
+        features, cut = pair_ids(schema.tokeniser, words, vocabulary=vocabulary)
     else:
         words = words_of(scrub(text, own=own, counts=tally.scrubbed))
         target = [_answer(label, _cell(row, label.column))]
+        features, cut = _tokens(schema, words, vocabulary=vocabulary)
     tally.texts += 1
     tally.words.append(len(words))
-    tally.cut += len(words) > schema.tokeniser.max_tokens
-    return _Note(
-        part=_part(schema, row, patient=patient),
-        features=token_ids(schema.tokeniser, words, vocabulary=vocabulary),
-        label=target,
-    )
+    tally.cut += cut
+    part = _part(schema, row, patient=patient)
+    return _Note(part=part, features=features, label=target)
+
+
+def _tokens(
+    schema: NotesData, words: Sequence[str], *, vocabulary: Vocabulary | None
+) -> tuple[list[int], bool]:
+    """The ids of a text's tokens, and whether it was cut off."""
+    ids = token_ids(schema.tokeniser, words, vocabulary=vocabulary)
+    return ids, len(words) > schema.tokeniser.max_tokens
+
+
+def _relation(label: RelationLabel, text: str) -> float:
+    if text not in label.names:
+        raise DataError(
+            f"column {label.column!r}: expected {label.none!r} or a relation of the study, found "
+            "something else"
+        )
+    return float(label.names.index(text))
 
 
 def _answer(rule: LabelRule, text: str) -> float:
@@ -143,8 +169,11 @@ def _part(schema: NotesData, row: Row, *, patient: str) -> TablePart:
 
 
 def _agree(schema: NotesData, notes: list[_Note]) -> bool:
-    """Whether a patient's notes are on one side and, of a class, in one class."""
-    same = isinstance(schema.label, TagLabel) or len({note.label[0] for note in notes}) == 1
+    """Whether a patient's notes are on one side and, where the patient has a class, in one."""
+    same = (
+        isinstance(schema.label, TagLabel | RelationLabel)
+        or len({note.label[0] for note in notes}) == 1
+    )
     return same and len({note.part for note in notes}) == 1
 
 

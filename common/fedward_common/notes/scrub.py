@@ -108,13 +108,20 @@ def find_spans(text: str, *, own: Sequence[str] = ()) -> list[Span]:
 
 def scrub(text: str, *, own: Sequence[str] = (), counts: Counter[str] | None = None) -> str:
     """`text` with a placeholder such as [DATE] for everything that `find_spans` finds."""
-    parts, end = [], 0
-    for span in find_spans(text, own=own):
-        parts += [text[end : span.start], f"[{span.kind}]"]
-        end = span.end
-        if counts is not None:
-            counts[span.kind] += 1
-    return "".join([*parts, text[end:]])
+    spans = find_spans(text, own=own)
+    if counts is not None:
+        counts.update(span.kind for span in spans)
+    return replaced(text, spans, begin=0, end=len(text))
+
+
+def replaced(text: str, spans: Iterable[Span], *, begin: int, end: int) -> str:
+    """`text[begin:end]` with a placeholder for each of the spans in it; none crosses its ends."""
+    parts, place = [], begin
+    for span in spans:
+        if begin <= span.start and span.end <= end:
+            parts += [text[place : span.start], f"[{span.kind}]"]
+            place = span.end
+    return "".join([*parts, text[place:end]])
 
 
 def scrub_words(

@@ -42,15 +42,38 @@ def token_ids(
                 for number in hashed(word, buckets=tokeniser.buckets)
             ]
         case WordPieces():
-            if vocabulary is None:
-                raise ConfigError("tokeniser: expected the vocabulary of its digest, found none")
             pieces: list[int] = []
             for word in words:
-                pieces += _pieces(word.lower() if tokeniser.lower_case else word, vocabulary)
+                pieces += word_pieces(tokeniser, word, vocabulary=vocabulary)
                 if len(pieces) >= tokeniser.max_tokens:
                     break
             found = pieces[: tokeniser.max_tokens]
     return found + [0] * (tokeniser.max_tokens * tokeniser.ids - len(found))
+
+
+def word_tokens(
+    tokeniser: Tokeniser, word: str, *, vocabulary: Vocabulary | None
+) -> list[tuple[int, ...]]:
+    """The ids of each token of a word that others stand before and after.
+
+    Raises:
+        ConfigError: as `token_ids`.
+    """
+    match tokeniser:
+        case ByteTokens():
+            return [(byte + 1,) for byte in f" {word}".encode()]
+        case HashedWords():
+            return [hashed(word, buckets=tokeniser.buckets)]
+        case WordPieces():
+            pieces = word_pieces(tokeniser, word, vocabulary=vocabulary)
+            return [(piece,) for piece in pieces]
+
+
+def word_pieces(tokeniser: WordPieces, word: str, *, vocabulary: Vocabulary | None) -> list[int]:
+    """The pieces of a word. Raises ConfigError without a vocabulary."""
+    if vocabulary is None:
+        raise ConfigError("tokeniser: expected the vocabulary of its digest, found none")
+    return _pieces(word.lower() if tokeniser.lower_case else word, vocabulary)
 
 
 def hashed(word: str, *, buckets: int) -> tuple[int, int, int, int]:

@@ -21,7 +21,7 @@ from fedward_common.study.imaging import (
     Weight,
 )
 from fedward_common.study.labelled_rows import LabelledRows
-from fedward_common.study.notes import NotesData
+from fedward_common.study.notes import NotesData, RelationLabel
 from fedward_common.study.registry import AnyData, DataSpec, Strict, TaskSpec, register
 from fedward_common.study.tabular import HashSplit, LabelRule, TabularData, TimeLabel
 
@@ -130,6 +130,8 @@ class MultimodalData(DataSpec):
                 raise ValueError(f"{modality.name}: expected data that say whose they are")
             if getattr(data, "family_key", None) is not None:
                 raise ValueError(f"{modality.name}: expected no family_key: the unit is a patient")
+            if isinstance(data, NotesData) and isinstance(data.label, RelationLabel):
+                raise ValueError(f"{modality.name}: expected notes without relations of pairs")
             if data.split != self.split:
                 raise ValueError(f"{modality.name}: expected the split of all modalities")
         if self.label_from not in names:

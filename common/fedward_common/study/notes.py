@@ -1,4 +1,4 @@
-"""The variants about clinical notes: two tasks, and how notes become numbers.
+"""The variants about clinical notes: three tasks, and how notes become numbers.
 
 A tokeniser is a public constant of the study. None of the three kinds learns anything from a site's
 notes (rules 6): bytes and hashed words need no vocabulary, word pieces name theirs by its digest.
@@ -10,11 +10,14 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from fedward_common.ids import DIGEST
 from fedward_common.study.evaluation import EvaluationRelease
+from fedward_common.study.imaging import MAX_LABELS, Weight
 from fedward_common.study.registry import DataSpec, Strict, TaskSpec, register
 from fedward_common.study.tabular import ColumnSplit, LabelRule, Name, Split, require_hashable
 
 MAX_TOKENS: Final = 4096
 Tokens = Annotated[int, Field(ge=4, le=MAX_TOKENS, description="what is longer is cut off")]
+MARKS: Final = ("[E1]", "[/E1]", "[E2]", "[/E2]")
+"""Where the entities of a pair begin and end: ids of their own after the tokeniser's."""
 EntityType = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]{0,31}$")]
 
 
@@ -30,6 +33,18 @@ class TextNer(TaskSpec):
     """Where entities are in a text: cross-entropy on the tag of each word, the mean over a text."""
 
     kind: Literal["text-ner"] = "text-ner"
+
+
+@register
+class TextRelations(TaskSpec):
+    """How two marked entities of a text are related, if at all: cross-entropy over the relations.
+
+    Each class has its weight of `class_weights`, public constants (rules 6), the first that of
+    none. None: 1 each.
+    """
+
+    kind: Literal["text-relations"] = "text-relations"
+    class_weights: tuple[Weight, ...] = Field(default=(), max_length=MAX_LABELS, strict=False)
 
 
 class ByteTokens(Strict):
@@ -115,13 +130,48 @@ class TagLabel(Strict):
         return ("O", *(f"{mark}-{kind}" for kind in self.types for mark in "BI"))
 
 
+class RelationLabel(Strict):
+    """How the entities in the columns `first` and `second` of a row are related.
+
+    Both cells are a place in the text as it is in the table, without blanks before it: the first
+    character and the one after the last, counted from 0, such as `12-19`. A text with several pairs has a row for each. `none` in
+    `column` says that they are not related; class 0. What is neither is refused.
+    """
+
+    column: Name
+    first: Name
+    second: Name
+    relations: tuple[EntityType, ...] = Field(min_length=1, max_length=MAX_LABELS - 1, strict=False)
+    none: EntityType = "none"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that are read."""
+        return (self.column, self.first, self.second)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes in the order of a model's outputs."""
+        return (self.none, *self.relations)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "RelationLabel":
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("relations: expected each once, and none of them called as `none`")
+        return self
+
+
 def _label_kind(value: object) -> str:
     keys = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    if "relations" in keys or isinstance(value, RelationLabel):
+        return "relation"
     return "tags" if "types" in keys or isinstance(value, TagLabel) else "rule"
 
 
 NoteLabel = Annotated[
-    Annotated[LabelRule, Tag("rule")] | Annotated[TagLabel, Tag("tags")],
+    Annotated[LabelRule, Tag("rule")]
+    | Annotated[TagLabel, Tag("tags")]
+    | Annotated[RelationLabel, Tag("relation")],
     Discriminator(_label_kind),
 ]
 
@@ -151,11 +201,28 @@ class NotesData(DataSpec):
         return self.tokeniser.max_tokens * self.tokeniser.ids
 
     @property
+    def token_size(self) -> int:
+        """Different values of an id: the tokeniser's, then those of the marks of a pair."""
+        marks = len(MARKS) if isinstance(self.label, RelationLabel) else 0
+        return self.tokeniser.size + marks
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The classes, where there are some with names."""
+        return self.label.names if isinstance(self.label, RelationLabel) else ()
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a model puts out for a text, or of tags for a word."""
+        return len(self.label.tags) if isinstance(self.label, TagLabel) else len(self.names) or 1
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """The names of the table's columns that are read."""
         split = (self.split.column,) if isinstance(self.split, ColumnSplit) else ()
         key = () if self.no_patient_key else (self.patient_key,)
-        return (*key, self.text, *self.identifiers, self.label.column, *split)
+        pair = self.label.columns if isinstance(self.label, RelationLabel) else ()
+        return (*key, self.text, *self.identifiers, *(pair or (self.label.column,)), *split)
 
     @model_validator(mode="after")
     def _consistent(self) -> "NotesData":

@@ -45,9 +45,11 @@ from fedward_common.study.multimodal import (
 from fedward_common.study.notes import (
     EntityScores,
     NotesData,
+    RelationLabel,
     TagLabel,
     TextClassification,
     TextNer,
+    TextRelations,
 )
 from fedward_common.study.profiles import ExpressionClassification, ProfileData
 from fedward_common.study.reconstruction import Autoencoder, ErrorScores
@@ -110,6 +112,8 @@ class TimeseriesClassification(TaskSpec):
     kind: Literal["timeseries-classification"] = "timeseries-classification"
 
 
+PAIR_MODELS: Final = frozenset({"relation-bilstm", "relation-transformer"})
+TOKEN_MODELS: Final = frozenset({"bilstm", "text-transformer"})
 KNOWN_TASKS: Final = (
     TabularClassification,
     TabularRegression,
@@ -119,6 +123,7 @@ KNOWN_TASKS: Final = (
     ImageSegmentation,
     TextClassification,
     TextNer,
+    TextRelations,
     SequenceClassification,
     GenotypeClassification,
     GenotypeRegression,
@@ -140,11 +145,9 @@ def outputs_of(study: StudySpec) -> int:
         return len(data.structures) + 1
     if isinstance(data, ImageData | Genotypes):
         return data.outputs
-    if isinstance(data, NotesData) and isinstance(data.label, TagLabel):
-        return len(data.label.tags)
     if isinstance(study.task, Survival):
         return len(study.task.cuts)
-    return data.outputs if isinstance(data, LabelledRows | MultimodalData) else 1
+    return data.outputs if isinstance(data, LabelledRows | MultimodalData | NotesData) else 1
 
 
 def value_range(data: DataSpec) -> tuple[float, float]:
@@ -186,6 +189,7 @@ def check_task(study: StudySpec) -> None:
         ImageSegmentation: ImageMasks,
         TextClassification: LabelRule,
         TextNer: TagLabel,
+        TextRelations: RelationLabel,
         SequenceClassification: SequenceData,
         GenotypeClassification: Genotypes,
         GenotypeRegression: NumberLabel,
@@ -305,9 +309,10 @@ def _check_classes(study: StudySpec) -> None:
     task, data, release = study.task, study.data, evaluation_of(study)
     if isinstance(task, Autoencoder):
         return
-    if isinstance(data, ImageData | LabelledRows | Genotypes | MultimodalData) and not isinstance(
-        data.label, NumberLabel | TimeLabel | TimeOutcome
-    ):
+    if (
+        isinstance(data, ImageData | LabelledRows | Genotypes | MultimodalData)
+        and not isinstance(data.label, NumberLabel | TimeLabel | TimeOutcome)
+    ) or (isinstance(data, NotesData) and isinstance(data.label, RelationLabel)):
         expected = max(2, data.outputs)
         weights = getattr(task, "class_weights", ())
         if weights and len(weights) != expected:
@@ -317,7 +322,7 @@ def _check_classes(study: StudySpec) -> None:
         one = isinstance(data.label, LabelRule | EventOutcome)
         fits = isinstance(release, BinnedScores) if one else isinstance(release, ClassScores)
         if isinstance(release, ClassScores):
-            exclusive = isinstance(data.label, ClassLabel)
+            exclusive = isinstance(data.label, ClassLabel | RelationLabel)
             fits &= (release.classes, release.exclusive) == (data.outputs, exclusive)
         wanted = "binned-scores" if one else f"class-scores of {data.outputs} classes"
     elif isinstance(data, ImageMasks):
@@ -334,10 +339,16 @@ def _check_notes(study: StudySpec) -> None:
     task, data, release = study.task, study.data, evaluation_of(study)
     if isinstance(release, EntityScores) != (isinstance(task, TextNer) and release is not None):
         raise ConfigError("releases: expected entity-scores of text-ner, and of nothing else")
-    if isinstance(task, TextClassification | TextNer) != isinstance(data, NotesData):
+    learned = TextClassification | TextNer | TextRelations
+    if isinstance(task, learned) != isinstance(data, NotesData):
         raise ConfigError(f"task.kind: expected one for {data.kind}, found {task.kind!r}")
     if isinstance(data, NotesData):
-        shape = (data.tokeniser.ids, data.tokeniser.size)
+        shape, name = (data.tokeniser.ids, data.token_size), study.model.name
+        if (name in PAIR_MODELS and not data.names) or (name in TOKEN_MODELS and data.names):
+            raise ConfigError(
+                f"model.name: expected one of {', '.join(sorted(PAIR_MODELS))} of text-relations, "
+                f"and of nothing else, found {name!r} of {task.kind!r}"
+            )
         if study.model.shape != shape:
             raise ConfigError(
                 f"model.shape: expected {list(shape)}, as the tokeniser has, found "

@@ -105,6 +105,8 @@ FIGURE_NAMES: Final = {
     "entity_f1": "entity F1 (exact spans)",
     "entity_precision": "entity precision",
     "entity_recall": "entity recall",
+    "relation_f1_micro": "relation F1, all relations together",
+    "relation_f1_macro": "relation F1, mean over relations",
     "auc": "AUC",
     "f1": "F1",
     "calibration_error": "calibration error",

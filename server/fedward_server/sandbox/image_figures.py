@@ -20,8 +20,11 @@ from fedward_common.study.imaging import ClassLabel, ImageData, ImageMasks, Pict
 from fedward_common.study.inputs import input_size
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
+from fedward_common.study.notes import NotesData, RelationLabel
 from fedward_common.study.spec import StudySpec
+from fedward_server.relation_figures import relation_f1
 from fedward_server.sandbox.measures import (
+    SMALLEST_CLASS,
     Numbers,
     bootstrap_weights,
     class_measures,
@@ -29,7 +32,7 @@ from fedward_server.sandbox.measures import (
     mean_measure,
 )
 
-Classed = ImageData | LabelledRows | Genotypes | MultimodalData
+Classed = ImageData | LabelledRows | Genotypes | MultimodalData | NotesData
 """Data whose label has classes, or may have."""
 BATCH: Final = 256
 
@@ -108,10 +111,22 @@ def measures(study: StudySpec, judged: Judged, *, draws: int) -> dict[str, Numbe
     }
     right = (
         judged.found.argmax(axis=1) == judged.labels
-        if isinstance(data.label, ClassLabel)
+        if isinstance(data.label, ClassLabel | RelationLabel)
         else np.average((judged.found > 0.5) == positive, axis=1, weights=_shares(measured))
     )
-    return {"accuracy": mean_measure(right.astype(np.float64), weights), **macro, **named}
+    own = _relations(judged, weights) if isinstance(data.label, RelationLabel) else {}
+    return {"accuracy": mean_measure(right.astype(np.float64), weights), **own, **macro, **named}
+
+
+def _relations(judged: Judged, weights: Numbers) -> dict[str, Numbers]:
+    """F1 over relations; empty where fewer than 10 patients have one."""
+    classes = judged.found.shape[1]
+    true, said = judged.labels.astype(np.int64), judged.found.argmax(axis=1)
+    if weights[0, true > 0].sum() < SMALLEST_CLASS:
+        return {}
+    cells = np.zeros((len(true), classes * classes))
+    cells[np.arange(len(true)), true * classes + said] = 1.0
+    return relation_f1((weights @ cells).reshape(-1, classes, classes))
 
 
 def positives(study: StudySpec, labels: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
@@ -146,7 +161,7 @@ def image_intervals(study: StudySpec, judged: Judged, *, draws: int) -> Mapping[
 def is_judged_here(study: StudySpec) -> bool:
     """Whether figures of the study's model come from this module."""
     data = study.data
-    named = isinstance(data, LabelledRows) and bool(data.names)
+    named = isinstance(data, LabelledRows | NotesData) and bool(data.names)
     several = isinstance(data, Genotypes | MultimodalData) and isinstance(data.label, ClassLabel)
     return isinstance(data, Pictures) or named or several
 

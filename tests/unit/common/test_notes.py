@@ -1,6 +1,7 @@
 """Notes as tensors: public tokenisers, tags word by word, a patient alone in what does not fit."""
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from fedward_common.errors import ConfigError, DataError
+from fedward_common.models.text import PairAnswers, entity_begins
 from fedward_common.models.text_objectives import NO_TAG, TaggingObjective, entities, f1_of
 from fedward_common.notes.encoding import NotesTally, encode_notes
+from fedward_common.notes.pairs import marked_words, pair_ids
 from fedward_common.notes.tokens import hashed, read_vocabulary, token_ids, words_of
 from fedward_common.study.evaluation import BinnedScores
 from fedward_common.study.notes import (
@@ -180,3 +183,56 @@ def test_a_row_number_is_not_hashed_for_want_of_a_patient() -> None:
 
     with pytest.raises(ValueError, match="no patient has an id to be hashed"):
         data(split=split, no_patient_key=True)
+
+
+def test_marks_stand_around_both_entities_of_the_scrubbed_text() -> None:
+    text = "Keller, seen 2001-02-03, had fever after aspirin"
+    drug = (text.index("aspirin"), len(text))
+    problem = (text.index("fever"), text.index("fever") + 5)
+    counts: Counter[str] = Counter()
+
+    words = marked_words(text, (drug, problem), own=["Keller"], counts=counts)
+
+    assert " ".join(words) == (
+        "[OWN] , seen [DATE] , had [E2] fever [/E2] after [E1] aspirin [/E1]"
+    )
+    assert counts == {"OWN": 1, "DATE": 1}
+
+
+def test_no_mark_splits_what_identifies_somebody() -> None:
+    """A place inside of a date or a name moves to its edge; the recognisers see the whole text."""
+    text = "on 2001-02-03 with Keller"
+    words = marked_words(text, ((5, 8), (10, 22)), own=["Keller"], counts=Counter())
+
+    assert words == ["on", "[E1]", "[E2]", "[DATE]", "[/E1]", "with", "[OWN]", "[/E2]"]
+    assert words_of("a [E1] b") == ["a", "[", "E1", "]", "b"]  # nobody writes a mark by hand
+
+
+def test_marks_have_ids_of_their_own_and_the_tokens_about_them_are_kept() -> None:
+    tokeniser = ByteTokens(max_tokens=8)
+    words = ["far"] * 9 + ["[E1]", "a", "[/E1]", "[E2]", "b", "[/E2]"] + ["far"] * 9
+
+    ids, cut = pair_ids(tokeniser, words, vocabulary=None)
+    apart, _ = pair_ids(
+        tokeniser, ["[E1]", "a", "[/E1]", *["far"] * 9, "[E2]", "b", "[/E2]"], vocabulary=None
+    )
+
+    assert cut
+    assert ids == [257, 33, 98, 258, 259, 33, 99, 260]
+    assert apart[:4] == [257, 33, 98, 258]
+    assert not {259, 260} & set(apart)
+
+
+def test_the_state_of_a_pair_is_that_of_the_two_beginnings() -> None:
+    features = torch.tensor([[5.0, 7.0, 1.0, 9.0], [7.0, 0.0, 0.0, 0.0]])
+
+    begins = entity_begins(features, ids=1, size=11)
+
+    assert begins[0].tolist() == [[False, True, False, False], [False, False, False, True]]
+    assert not begins[1, 1].any()
+    states = torch.arange(16.0).reshape(2, 4, 2)
+    answers = PairAnswers(2, 4)
+    with torch.no_grad():
+        answers.linear.weight.copy_(torch.eye(4))
+        answers.linear.bias.zero_()
+        assert answers(states, begins.float()).tolist() == [[2, 3, 6, 7], [8, 9, 0, 0]]

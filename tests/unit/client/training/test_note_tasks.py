@@ -18,6 +18,7 @@ from fedward_common.models.registry import build_model
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tasks import check_task
+from tests.support.ehr_studies import related_pairs
 from tests.support.guard_site import make_site
 from tests.support.studies import make_dp, make_spec, write_table
 from tests.support.trained import trained
@@ -109,6 +110,98 @@ def test_made_up_notes_of_several_lengths_have_one_finite_answer_each(model: str
 def test_a_study_of_notes_that_does_not_fit_together_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         check_task(StudySpec.model_validate(study().model_dump(mode="json") | changes))
+
+
+PAIR = {
+    "column": "relation", "first": "drug", "second": "problem", "relations": ["treats", "causes"],
+}  # fmt: skip
+
+
+def pairs(*, net: str = "relation-bilstm", **changes: Any) -> StudySpec:
+    data = {"kind": "notes", "tokeniser": WORDS, "label": PAIR, "identifiers": ["name"]}
+    shaped = {"name": net, "hidden": [4, 4], "outputs": 3, "shape": [4, 69]}
+    scores = {"kind": "class-scores", "classes": 3, "exclusive": True, "bins": 4}
+    settings = {
+        "task": {"kind": "text-relations"},
+        "model": shaped,
+        "data": data | {"split": {"kind": "column", "column": "split"}},
+        "rounds": 1,
+        "local_steps": 2,
+        "dp": make_dp(steps=2) | {"max_records_per_patient": 4},
+        "releases": [scores | {"noise_multiplier": 3.0}],
+    }
+    return make_spec(**(settings | changes))
+
+
+def pairs_entry(folder: Path, rows: list[dict[str, str]] | None = None) -> dict[str, Any]:
+    path = write_table(folder / "pairs.csv", rows or related_pairs(0, patients=12))
+    return {"kind": "notes", "path": str(path), "patient_key": "patient_id"}
+
+
+@pytest.mark.parametrize("backend", ["loop", "opacus"])
+@pytest.mark.parametrize("model", ["relation-bilstm", "relation-transformer"])
+def test_a_model_of_marked_pairs_trains_with_all_pairs_of_a_patient_as_one_unit(
+    model: str, backend: Any, tmp_path: Path
+) -> None:
+    spec = pairs(net=model)
+    site = make_site(tmp_path, top={"data": [pairs_entry(tmp_path)]})
+    source = SiteSource(load_site_settings(site.folder / "site.toml"))
+
+    weights = trained(spec, source, backend)
+
+    records = source.records(spec, part="test")
+    held_out = HeldOut(study=spec, weights=weights, records=records)
+    assert (records.patients, len(records.labels)) == (6, 12)
+    assert held_out.counts().sum() == pytest.approx(6 * 4)  # a score of each class, and an answer
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        {"drug": "4"},
+        {"drug": "9-4"},
+        {"problem": "0-9999"},
+        {"problem": "-1-3"},
+        {"relation": "cures"},
+        {"relation": ""},
+    ],
+    ids=lambda cells: "-".join(cells.values()) or "nothing",
+)
+def test_a_patient_whose_pair_does_not_fit_is_absent_and_named_to_nobody(
+    cells: dict[str, str], tmp_path: Path
+) -> None:
+    rows = related_pairs(0, patients=12)
+    rows[0] |= cells
+    site = make_site(tmp_path, top={"data": [pairs_entry(tmp_path, rows)]})
+    source = SiteSource(load_site_settings(site.folder / "site.toml"))
+
+    records = source.records(pairs(), part="train")
+
+    assert "p0" not in records.ids
+    assert records.patients == 5
+    with pytest.raises(DataError) as refusal:
+        source.checked_records(pairs(), part="train")
+    assert "Surname" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": {"name": "bilstm", "hidden": [4, 4], "outputs": 3, "shape": [4, 69]}},
+        {"model": {
+            "name": "relation-bilstm", "hidden": [4, 4], "outputs": 3, "shape": [4, 65],
+        }},
+        {"task": {"kind": "text-classification"}},
+        {"task": {"kind": "text-relations", "class_weights": [1.0, 2.0]}},
+        {"releases": [{"kind": "binned-scores", "bins": 4, "noise_multiplier": 3.0}]},
+    ],
+    ids=["model of words", "no marks", "another task", "too few weights", "another evaluation"],
+)  # fmt: skip
+def test_a_study_of_relations_that_does_not_fit_together_is_refused(
+    changes: dict[str, Any],
+) -> None:
+    with pytest.raises(ConfigError):
+        check_task(pairs(**changes))
 
 
 def test_another_patient_key_than_the_site_s_is_refused(tmp_path: Path) -> None:
