@@ -18,6 +18,7 @@ from fedward_common.arrays import Array, Tensors
 from fedward_common.ids import SiteId
 from fedward_common.models.autoencoder import with_chance
 from fedward_common.models.averages import released_models
+from fedward_common.models.pooled_descent import PooledDescent
 from fedward_common.models.registry import (
     build_model,
     initial_tensors,
@@ -33,7 +34,7 @@ from fedward_common.secagg.sums import summed
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_server.pooled_descent import PooledDescent
+from fedward_server.aggregation import server_optimiser
 
 Tables = Mapping[SiteId, PatientRecords]
 
@@ -129,6 +130,7 @@ def distributed(study: StudySpec, training: Tables) -> Tensors:
     inputs = input_size(study.data)
     parts = summed(study, model_shapes(study.model, inputs))
     descent, kept = PooledDescent(study.training), released_models(study)
+    optimiser = server_optimiser(study)
     model: dict[str, Array] = initial_tensors(study.model, inputs)
     for number in range(study.rounds):
         total: Any = 0
@@ -142,7 +144,8 @@ def distributed(study: StudySpec, training: Tables) -> Tensors:
             size = int(np.prod(shape, dtype=int))
             gradient[name] = mean[start : start + size].reshape(shape)
             start += size
-        model = descent.step(model, gradient, rate=study.learning_rate(number + 1))
+        moved = descent.step(model, gradient, rate=study.learning_rate(number + 1))
+        model = optimiser.step(model, moved)
         kept.add(model)
     return kept.mean()
 

@@ -2,13 +2,13 @@
 
     python -m benchmarks.synthetic --data FOLDER --draws 5 --out runs/bench-synthetic.json
 
-A variational autoencoder of the heart study's ten columns and its outcome, by the sites' trainer
-and the coordinator's steps (distributed noise) at epsilon 4 and 8, and without noise. From each
-model as many rows are drawn as there are training patients; logistic regression is fitted on them
-and judged on all real held-out patients. Beside it: the same on real training patients, on rows
-whose columns were drawn each by itself from the pooled training patients (what a table without any
-relation gives), and each hospital's own check for copies. The plan was
-chosen among three by what its rows are worth on training patients.
+A variational autoencoder and a GAN of the heart study's ten columns and its outcome, by the sites'
+trainer and the coordinator's steps (distributed noise) at epsilon 4 and 8, and without noise. From
+each model as many rows are drawn as there are training patients; logistic regression is fitted on
+them and judged on all real held-out patients. Beside it: the same on real training patients, on
+rows whose columns were drawn each by itself from the pooled training patients (what a table without
+any relation gives), and each hospital's own check for copies. The plan was chosen among three by
+what its rows are worth on training patients.
 """
 
 import argparse
@@ -34,26 +34,56 @@ from fedward_client.synthetic_check import check_json, check_synthetic
 from fedward_common.arrays import Tensors
 from fedward_common.ids import SiteId
 from fedward_common.models.autoencoder import Autoencoder
+from fedward_common.models.gan import Gan
 from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.privacy.accounting import calibrate_noise_multiplier
 from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords, encode_table
 from fedward_common.study.files import read_toml
+from fedward_common.study.inputs import inputs_of
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.table_decoding import drawn_rows
 from fedward_common.study.tabular import TabularData
+from fedward_server.sandbox.baselines import pool
 from fedward_server.sandbox.datasets import import_fed_heart
+from fedward_server.sandbox.made_up_rows import fit_generator
 
 STUDY: Final = Path(__file__).parents[1] / "deploy" / "studies" / "heart.toml"
 OUTCOME: Final = "num"
 EPSILONS: Final = (4.0, 8.0)
-PLAN: Final = {"rounds": 200, "q": 0.5, "clip": 0.3, "rate": 0.03, "hidden": [16], "code": 2}
+PLANS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "autoencoder": {
+        "rounds": 200,
+        "q": 0.5,
+        "clip": 0.3,
+        "hidden": [16],
+        "code": 2,
+        "task": {"kind": "autoencoder", "spread": 0.15, "beta": 0.2},
+        "model": "variational-autoencoder",
+        "training": {"learning_rate": 0.03, "optimizer": "adam"},
+        "average_last": 20,
+    },
+    "gan": {
+        "rounds": 200,
+        "q": 0.5,
+        "clip": 0.5,
+        "hidden": [32],
+        "code": 4,
+        "task": {"kind": "generation", "generator_rate": 0.005},
+        "model": "gan",
+        "training": {"learning_rate": 1.0},
+        "average_last": 50,
+    },
+}
 PACKAGES: Final = ("numpy", "torch", "scikit-learn", "opacus")
 Rows = Sequence[Mapping[str, str]]
 
 
-def study(patients: Mapping[SiteId, int], *, epsilon: float) -> StudySpec:
-    """The autoencoder's study: the heart study's columns, and its outcome as one more."""
+def study(
+    patients: Mapping[SiteId, int], *, epsilon: float, kind: str = "autoencoder"
+) -> StudySpec:
+    """The generator's study: the heart study's columns, and its outcome as one more."""
+    plan = PLANS[kind]
     data = dict(read_toml(STUDY)["data"])
     del data["label"]
     outcome = {"name": OUTCOME, "type": "category", "values": ["0", "1", "2", "3", "4"]}
@@ -63,13 +93,14 @@ def study(patients: Mapping[SiteId, int], *, epsilon: float) -> StudySpec:
         {
             "id": "synthetic-heart",
             "title": "Synthetic heart patients",
-            "task": {"kind": "autoencoder", "spread": 0.15, "beta": 0.2},
+            "task": plan["task"],
             "model": {
-                "name": "variational-autoencoder",
-                "hidden": PLAN["hidden"],
-                "shape": [PLAN["code"]],
+                "name": plan["model"],
+                "hidden": plan["hidden"],
+                "shape": [plan["code"]],
                 "initial_seed": 1,
-            },
+            }
+            | ({"categories": _categories(data)} if kind == "gan" else {}),
             "data": data,
             "dp": {
                 "kind": "dp-sgd",
@@ -79,18 +110,18 @@ def study(patients: Mapping[SiteId, int], *, epsilon: float) -> StudySpec:
                     epsilon=epsilon,
                     epsilon_is="admission",
                     delta=delta,
-                    sampling_probability=PLAN["q"],
-                    steps=PLAN["rounds"],
+                    sampling_probability=plan["q"],
+                    steps=plan["rounds"],
                 ),
-                "clip_norm": PLAN["clip"],
-                "sampling_probability": PLAN["q"],
-                "steps": PLAN["rounds"],
+                "clip_norm": plan["clip"],
+                "sampling_probability": plan["q"],
+                "steps": plan["rounds"],
                 "max_records_per_patient": 1,
                 "placement": "distributed",
             },
-            "training": {"learning_rate": PLAN["rate"], "optimizer": "adam"},
-            "aggregation": {"name": "fedavg", "average_last": 20},
-            "rounds": PLAN["rounds"],
+            "training": plan["training"],
+            "aggregation": {"name": "fedavg", "average_last": plan["average_last"]},
+            "rounds": plan["rounds"],
             "local_steps": 1,
             "quorum": len(patients),
             "secure_sum": True,
@@ -109,6 +140,11 @@ def study(patients: Mapping[SiteId, int], *, epsilon: float) -> StudySpec:
     )
 
 
+def _categories(data: Mapping[str, Any]) -> list[list[int]]:
+    found = inputs_of(TabularData.model_validate(data)).categories
+    return [list(places) for places in found]
+
+
 def raw_tables(data: Path, folder: Path) -> dict[SiteId, list[dict[str, str]]]:
     """Every hospital's rows as text."""
     found = {}
@@ -124,14 +160,14 @@ def rows_of(spec: StudySpec, weights: Tensors, count: int) -> Rows:
     if not isinstance(data, TabularData):
         raise TypeError("expected a table")
     model = build_model(spec.model, data.input_size).eval()
-    if not isinstance(model, Autoencoder):
-        raise TypeError("expected an autoencoder")
+    if not isinstance(model, Autoencoder | Gan):
+        raise TypeError("expected a generator")
     load_tensors(model, weights)
     source = Csprng()
     codes = torch.from_numpy(source.normal(count * model.latent)).float()
     with torch.inference_mode():
         made = model.decode(codes.reshape(count, -1)).numpy()
-    return drawn_rows(data, made, spread=spec.task.spread, source=source)
+    return drawn_rows(data, made, spread=getattr(spec.task, "spread", 0.0), source=source)
 
 
 def shuffled(rows: Rows) -> Rows:
@@ -195,8 +231,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         tables = raw_tables(options.data, Path(folder))
     planned = {SiteId(one["id"]): int(one["patients"]) for one in document["sites"]}
-    specs = {epsilon: study(planned, epsilon=epsilon) for epsilon in EPSILONS}
-    schema = specs[EPSILONS[0]].data
+    specs = {
+        (kind, epsilon): study(planned, epsilon=epsilon, kind=kind)
+        for kind in PLANS
+        for epsilon in EPSILONS
+    }
+    schema = specs["autoencoder", EPSILONS[0]].data
     if not isinstance(schema, TabularData):
         raise TypeError("expected a table")
     own = {
@@ -222,22 +262,27 @@ def main() -> None:
             [judged(labelled, shuffled(real), held_out) for _ in range(options.draws)]
         ),
     }
-    arms: dict[str, Any] = {"no noise": None} | {f"epsilon {e:g}": s for e, s in specs.items()}
-    for name, spec in arms.items():
+    arms = [
+        (f"{kind}, {'no noise' if epsilon is None else f'epsilon {epsilon:g}'}", kind, epsilon)
+        for kind in PLANS
+        for epsilon in (None, *EPSILONS)
+    ]
+    for name, kind, epsilon in arms:
         if options.only and options.only not in name:
             continue
         aucs = []
         for _ in range(options.draws):
-            plain = specs[EPSILONS[0]]
-            weights = (
-                pooled(plain, training, steps=600, rate=1e-2, decay=0.0)
-                if spec is None
-                else distributed(spec, training)
-            )
-            rows = rows_of(spec or plain, weights, len(real))
+            spec = specs[kind, epsilon or EPSILONS[0]]
+            if epsilon is not None:
+                weights = distributed(spec, training)
+            elif kind == "gan":
+                weights = fit_generator(spec, pool(list(training.values())))
+            else:
+                weights = pooled(spec, training, steps=600, rate=1e-2, decay=0.0)
+            rows = rows_of(spec, weights, len(real))
             aucs.append(judged(labelled, rows, held_out))
-        found[name] = spread(aucs) | {"check": checked(spec or plain, rows, own)}
-        if spec is not None:
+        found[name] = spread(aucs) | {"check": checked(spec, rows, own)}
+        if epsilon is not None:
             found[name] |= privacy(spec)
         print(name, json.dumps(found[name]), flush=True)
     result = {

@@ -17,6 +17,7 @@ from fedward_common.arrays import Array, Tensors, tensors_to_bytes
 from fedward_common.errors import ConfigError
 from fedward_common.ids import SiteId
 from fedward_common.models.averages import released_models
+from fedward_common.models.generator_descent import generator_of
 from fedward_common.models.start import start_tensors
 from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords
@@ -64,9 +65,11 @@ def _one(
     trainer: LocalTrainer, study: StudySpec, records: PatientRecords, *, start: Tensors
 ) -> dict[str, Array]:
     model = dict(start)
-    released = released_models(study)
+    released, generator = released_models(study), generator_of(study)
     for number in range(1, study.rounds + 1):
         model = trainer.train(model, records, round_number=number).tensors
+        if generator is not None:
+            model = generator.after_round(model)
         released.add(model)
     return released.mean()
 

@@ -13,9 +13,12 @@ import numpy.typing as npt
 from fedward_common.arrays import BLOCK, Array, Tensors
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
+from fedward_common.models.generator_descent import generator_of
 from fedward_common.models.registry import model_shapes
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import FedAdam, Scaffold, StudySpec
+from fedward_server.generator_step import GeneratorStep
+from fedward_server.optimiser_port import ServerOptimiser
 
 Wide = npt.NDArray[np.float64]
 
@@ -84,26 +87,6 @@ def _narrowed(total: Wide, weight: float) -> Array:
         part = slice(start, start + BLOCK)
         narrow[part] = (wide[part] / weight).astype(np.float32)  # ends where `part` was read
     return narrow.reshape(total.shape)
-
-
-class ServerOptimiser(Protocol):
-    """Turns the mean of the sites' models into the next global model."""
-
-    def step(self, current: Tensors, mean: Tensors, *, share: float = 1.0) -> dict[str, Array]:
-        """The next global model. `share`: how much of the public patients is in the mean."""
-        ...
-
-    def shared(self) -> dict[str, Array]:
-        """What goes to the sites beside the model."""
-        ...
-
-    def state(self) -> Mapping[str, Wide]:
-        """What it remembers of the steps before."""
-        ...
-
-    def restore(self, state: Mapping[str, Wide]) -> None:
-        """Goes on where `state` was taken."""
-        ...
 
 
 class Replace:
@@ -204,7 +187,12 @@ class ScaffoldStep:
 
 
 def server_optimiser(study: StudySpec) -> ServerOptimiser:
-    """The server optimiser that the study names."""
+    """The server optimiser that the study names, and after it the steps of a generator."""
+    generator, own = generator_of(study), _named_optimiser(study)
+    return own if generator is None else GeneratorStep(generator, own)
+
+
+def _named_optimiser(study: StudySpec) -> ServerOptimiser:
     if isinstance(study.aggregation, Scaffold):
         return ScaffoldStep(study)
     return AdamStep(study.aggregation) if isinstance(study.aggregation, FedAdam) else Replace()

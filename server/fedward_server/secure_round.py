@@ -14,6 +14,7 @@ import numpy as np
 from fedward_common.arrays import Array, Tensors, tensors_to_bytes
 from fedward_common.errors import ProtocolError, StudyFailed
 from fedward_common.ids import SiteId
+from fedward_common.models.pooled_descent import PooledDescent
 from fedward_common.secagg.coordinator import Coordinator
 from fedward_common.secagg.fixedpoint import Ring
 from fedward_common.secagg.messages import (
@@ -48,7 +49,6 @@ from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.trust.signing import key_sha256
 from fedward_common.wire import Kind, Octets
 from fedward_server.exchange import Ask, Exchanges, Take
-from fedward_server.pooled_descent import PooledDescent
 from fedward_server.round_state import RoundState
 
 

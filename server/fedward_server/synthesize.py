@@ -13,11 +13,13 @@ import torch
 from fedward_common.arrays import tensors_from_bytes
 from fedward_common.errors import ConfigError
 from fedward_common.models.autoencoder import Autoencoder
+from fedward_common.models.gan import Gan
 from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.mechanism import study_event
 from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.study import reconstruction
+from fedward_common.study.generation import Generation
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.table_decoding import drawn_rows
@@ -47,12 +49,12 @@ class Released:
     study: StudySpec
     data: TabularData
     spread: float
-    model: Autoencoder
+    model: Autoencoder | Gan
     manifest: Mapping[str, Any]
 
     @classmethod
     def open(cls, folder: Path, *, public_key: str | None = None) -> "Released":
-        """The variational autoencoder in `folder`, after its package was verified.
+        """The variational autoencoder or generator in `folder`, after its package was verified.
 
         Raises:
             SignatureRefused, ProtocolError: the package is not what was signed.
@@ -68,21 +70,24 @@ class Released:
         task, data = study.task, study.data
         adjusted = any(release.kind == "site-harmonisation" for release in study.releases)
         if (
-            not isinstance(task, reconstruction.Autoencoder)
+            not isinstance(task, reconstruction.Autoencoder | Generation)
             or not isinstance(data, TabularData)
             or not study.model.sampled
             or adjusted
         ):
+            how = ", harmonised" if adjusted else ""
             raise ConfigError(
-                f"model package {folder}: expected a variational-autoencoder of a table as it is, "
-                f"found {study.model.name} on {data.kind}{', harmonised' if adjusted else ''}"
+                f"model package {folder}: expected a variational-autoencoder or gan of a table, "
+                f"as it is, found {study.model.name} on {data.kind}{how}"
             )
         model = build_model(study.model, data.input_size).eval()
-        if not isinstance(model, Autoencoder):
-            raise ConfigError(f"model package {folder}: expected an autoencoder, found another")
+        if not isinstance(model, Autoencoder | Gan):
+            raise ConfigError(f"model package {folder}: expected a generator, found another model")
         weights = tensors_from_bytes((folder / MODEL).read_bytes())
         load_tensors(model, weights)
-        return cls(study=study, data=data, spread=task.spread, model=model, manifest=manifest)
+        # What a GAN generates is a record already; about what a decoder makes, records lie.
+        spread = 0.0 if isinstance(task, Generation) else task.spread
+        return cls(study=study, data=data, spread=spread, model=model, manifest=manifest)
 
     def rows(self, count: int, *, source: RandomSource) -> list[dict[str, str]]:
         """`count` rows, each of a code of its own; cells by column name.

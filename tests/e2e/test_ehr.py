@@ -129,10 +129,19 @@ def test_survival_is_learned_from_profiles(tmp_path: Path) -> None:
     assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
 
 
-def test_synthetic_rows_come_out_of_a_table_s_autoencoder(tmp_path: Path) -> None:
-    result = run(tmp_path, "autoencoder")
+@pytest.mark.parametrize(
+    ("name", "figures"),
+    [
+        ("autoencoder", {"reconstruction_error", "explained"}),
+        ("generation", {"told_apart"}),
+    ],
+)
+def test_synthetic_rows_come_out_of_a_table_s_generators(
+    name: str, figures: set[str], tmp_path: Path
+) -> None:
+    result = run(tmp_path, name)
 
-    assert set(result["figures"]) == {"reconstruction_error", "explained"}
+    assert set(result["figures"]) == figures
     assert all(facts["rounds_charged"] == 2 for facts in result["per_site"].values())
     statement = synthesize(tmp_path / "out" / "model", rows=50, out=tmp_path / "rows")
     assert statement["privacy"]["epsilon_admission"] <= 8.0

@@ -198,6 +198,9 @@ def study(name: str) -> StudySpec:
             return per_record("molecule-property", model, data)
         case "pairs":
             return pairs(fingerprint | {"descriptors": False})
+        case "generated":
+            gan = {"name": "gan", "hidden": [8], "shape": [2], "categories": [[1, 3]]}
+            return made("generation", gan, make_data(label=None))
         case "profiles":
             return made("expression-classification", mlp, profiles(), genomic=True)
         case "genotypes":
@@ -267,6 +270,7 @@ KINDS = (
     "fingerprints",
     "graphs",
     "pairs",
+    "generated",
     "profiles",
     "genotypes",
     "families",

@@ -16,7 +16,8 @@ from fedward_client.training.patient_dp.slot_check import check_slots
 from fedward_common.errors import ConfigError
 from fedward_common.models.registry import build_model, initial_tensors
 from fedward_common.models.standardised import standardised, through_standardisation
-from fedward_common.study.spec import LoRa, ModelSpec
+from fedward_common.study.low_rank import LoRa
+from fedward_common.study.spec import ModelSpec
 from tests.support.patient_sums import CLIP, Patient, clipped_sum, losses, naive_sum
 
 INPUTS = 64

@@ -400,6 +400,20 @@ noise_multiplier = 2.0
 )
 
 
+GENERATION = (
+    """
+[task]
+kind = "generation"
+generator_steps = 2
+[model]
+name = "gan"
+hidden = [16]
+shape = [2]
+"""
+    + TABLE
+)
+
+
 def write_study(folder: Path, text: str) -> Path:
     """The study file with its three sites."""
     text += "".join(f'\n[[sites]]\nid = "{site}"\npatients = 30\n' for site in SITES)
@@ -420,5 +434,6 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "molecules": (PER_RECORD + MOLECULES, molecule_sites),
     "drug-targets": ("genomic = true\n" + PER_RECORD + DRUG_TARGETS, drug_target_sites),
     "profiles": ("genomic = true\n" + STUDY + PROFILES, profile_sites),
+    "generation": (STUDY + GENERATION, table_sites),
     "autoencoder": (STUDY + AUTOENCODER, table_sites),
 }

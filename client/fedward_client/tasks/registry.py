@@ -1,6 +1,7 @@
 """Which code learns which kind of study."""
 
 from fedward_client.tasks.drug_targets import DrugTargetTask
+from fedward_client.tasks.generation import GenerationTask
 from fedward_client.tasks.genotypes import genotype_task
 from fedward_client.tasks.images import ImageAnswerTask, ImageClassesTask, SegmentationTask
 from fedward_client.tasks.molecules import molecule_task
@@ -16,6 +17,7 @@ from fedward_client.tasks.task import Task
 from fedward_common.errors import ConfigError
 from fedward_common.models.image_objectives import LabelTargets, OneClassTargets
 from fedward_common.study.drug_target import DrugTarget, DrugTargetData
+from fedward_common.study.generation import Generation
 from fedward_common.study.genotypes import GenotypeClassification, GenotypeRegression, Genotypes
 from fedward_common.study.imaging import (
     ClassLabel,
@@ -76,8 +78,9 @@ def task_of(study: StudySpec) -> Task:
             return _whole_task(study, inputs=inputs)
         case GenotypeClassification() | GenotypeRegression() if isinstance(study.data, Genotypes):
             return genotype_task(study.task, study.data)
-        case Autoencoder():
-            return ReconstructionTask(study)
+        case Autoencoder() | Generation():
+            own = ReconstructionTask if isinstance(study.task, Autoencoder) else GenerationTask
+            return own(study)
     raise _unknown(study)
 
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from fedward_common.errors import ConfigError
 from fedward_common.models.standardised import STANDARDISED
-from fedward_common.study.spec import LoRa, ModelSpec
+from fedward_common.study.low_rank import LoRa
+from fedward_common.study.spec import ModelSpec
 
 _CONVOLUTIONS: Final = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _KINDS: Final = frozenset({nn.Linear, *_CONVOLUTIONS, *STANDARDISED.values()})

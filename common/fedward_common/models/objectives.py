@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional
 
 from fedward_common.errors import ConfigError, ModelRefused
+from fedward_common.models.adversarial_objective import AdversarialObjective
 from fedward_common.models.answer_objectives import AnswersObjective
 from fedward_common.models.image_objectives import (
     ClassesObjective,
@@ -27,6 +28,7 @@ from fedward_common.models.image_objectives import (
 from fedward_common.models.reconstruction_objective import ReconstructionObjective
 from fedward_common.models.text_objectives import TaggingObjective
 from fedward_common.study.drug_target import DrugTarget
+from fedward_common.study.generation import Generation
 from fedward_common.study.genotypes import GenotypeClassification, GenotypeRegression, Genotypes
 from fedward_common.study.imaging import (
     ClassLabel,
@@ -300,5 +302,6 @@ register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)
 register_objective(TextRelations, _relations)
 register_objective(Autoencoder, ReconstructionObjective)
+register_objective(Generation, lambda _: AdversarialObjective())
 for _rows in (SequenceClassification, MoleculeProperty, ExpressionClassification):
     register_objective(_rows, _row_classes)

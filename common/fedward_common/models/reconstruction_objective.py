@@ -1,6 +1,5 @@
 """What an autoencoder is trained and judged by (see `objectives`)."""
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,44 +11,12 @@ from torch.nn import functional
 from fedward_common.errors import ConfigError, ModelRefused
 from fedward_common.privacy.histogram import NOWHERE
 from fedward_common.study.evaluation import EvaluationRelease
-from fedward_common.study.inputs import input_size
-from fedward_common.study.profiles import ProfileData
+from fedward_common.study.inputs import input_size, inputs_of
 from fedward_common.study.reconstruction import Autoencoder, ErrorScores
-from fedward_common.study.registry import DataSpec
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.tabular import CategoryColumn, Column, TabularData
 
 FARTHEST: Final = 2.0
 """The largest error of an input on its scale from -1 to 1; scores are parts of it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Inputs:
-    """Which inputs are numbers, and which belong to one category: (first, one past the last)."""
-
-    numbers: tuple[int, ...]
-    categories: tuple[tuple[int, int], ...]
-
-
-def inputs_of(data: DataSpec) -> Inputs:
-    """The kinds of inputs of a study's data; of what is no table, all are numbers."""
-    columns: tuple[Column, ...] = ()
-    if isinstance(data, TabularData):
-        columns = data.columns
-    elif isinstance(data, ProfileData):
-        columns = data.clinical
-    numbers: list[int] = []
-    categories = []
-    place = 0
-    for column in columns:
-        if isinstance(column, CategoryColumn):
-            categories.append((place, place + len(column.values) - 1))
-            place += len(column.values) - 1
-        else:
-            numbers.append(place)
-            place += 1
-    numbers += range(place, input_size(data))
-    return Inputs(numbers=tuple(numbers), categories=tuple(categories))
 
 
 def value_logits(made: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from fedward_common.arrays import Array, Tensors
 from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.models.autoencoder import autoencoder, variational_autoencoder
 from fedward_common.models.feature_transformer import ft_transformer
+from fedward_common.models.gan import gan
 from fedward_common.models.graphs import graph_network
 from fedward_common.models.gru_d import gru_d
 from fedward_common.models.imaging import cnn, densenet121, resnet18, resnet50, unet
@@ -64,6 +65,7 @@ _FACTORIES: dict[str, ModelFactory] = {
     "multimodal": _multimodal,
     "autoencoder": autoencoder,
     "variational-autoencoder": variational_autoencoder,
+    "gan": gan,
 }
 
 

@@ -17,8 +17,10 @@ from pydantic import ValidationError
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import ClinicalData
 from fedward_common.study.drug_target import DrugTargetData
+from fedward_common.study.generation import GAN
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.inputs import inputs_of
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData, parts_of
 from fedward_common.study.notes import NotesData
@@ -31,6 +33,7 @@ from fedward_common.study.statistics import (
     is_statistics,
     statistics_releases,
 )
+from fedward_common.study.tabular import TabularData
 from fedward_common.study.tasks import KNOWN_TASKS, check_task
 
 Part = str | int
@@ -222,7 +225,6 @@ def _check_model(study: StudySpec, *, source: str) -> dict[str, tuple[int, ...]]
     # As `derive`: torch costs seconds, and only who signs a study comes this way.
     from fedward_common.models.registry import model_shapes  # noqa: PLC0415
     from fedward_common.models.start import start_shapes  # noqa: PLC0415
-    from fedward_common.study.tabular import TabularData  # noqa: PLC0415
     from fedward_common.study.units import check_unit  # noqa: PLC0415
 
     learned = TabularData | ClinicalData | Pictures | NotesData | LabelledRows | Genotypes
@@ -259,6 +261,7 @@ def _complete(
     dp = document.get("dp")
     _place_noise(document, dp, source=source)
     _count_inputs(document)
+    _find_categories(document)
     if _kind(document.get("task")) == _kind_of(FederatedStatistics):
         return _complete_statistics(document, source=source)
     if not isinstance(dp, dict) or DpSpec.variants.get(dp.get("kind", "")) is not DpSgd:
@@ -312,6 +315,18 @@ def _count_inputs(document: dict[str, Any]) -> None:
         else one
         for one in encoders
     ]
+
+
+def _find_categories(document: dict[str, Any]) -> None:
+    """Fills in which inputs of a generator are categories from the columns of its table."""
+    model, data = document.get("model"), document.get("data")
+    if not isinstance(model, dict) or model.get("name") != GAN or "categories" in model:
+        return
+    try:
+        table = TabularData.model_validate(data)
+    except ValidationError:
+        return  # as above
+    model["categories"] = [list(pair) for pair in inputs_of(table).categories]
 
 
 def _complete_statistics(document: dict[str, Any], *, source: str) -> Unknown | None:

@@ -134,8 +134,9 @@ class RelationLabel(Strict):
     """How the entities in the columns `first` and `second` of a row are related.
 
     Both cells are a place in the text as it is in the table, without blanks before it: the first
-    character and the one after the last, counted from 0, such as `12-19`. A text with several pairs has a row for each. `none` in
-    `column` says that they are not related; class 0. What is neither is refused.
+    character and the one after the last, counted from 0, such as `12-19`. A text with several pairs
+    has a row for each. `none` in `column` says that they are not related; class 0. What is neither
+    is refused.
     """
 
     column: Name

@@ -13,6 +13,8 @@ from fedward_common.secagg.thresholds import Thresholds
 from fedward_common.study.augmentation import Jitter
 from fedward_common.study.evaluation import validation_rounds
 from fedward_common.study.fusion import Fusion
+from fedward_common.study.generation import GAN, GENERATOR
+from fedward_common.study.low_rank import LoRa
 from fedward_common.study.registry import (
     AnyData,
     AnyDp,
@@ -28,6 +30,7 @@ from fedward_common.study.start_weights import StartWeights
 
 Width = Annotated[int, Field(ge=1, le=65536)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Places = Annotated[tuple[int, int], Field(strict=False)]
 DigestText = Annotated[str, Field(pattern=DIGEST)]
 
 
@@ -73,23 +76,6 @@ class TensorSpec(Strict):
     shape: tuple[Width, ...] = Field(max_length=8, strict=False)
 
 
-class LoRa(Strict):
-    """Low-rank adapters of rank `rank` beside layers whose own numbers stay as they start.
-
-    `layers`: how the names of the adapted layers begin; Linear layers and ungrouped convolutions.
-    """
-
-    rank: int = Field(ge=1, le=1024)
-    layers: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
-        min_length=1, max_length=256, strict=False
-    )
-    scale: Positive = 1.0
-
-    def is_base(self, tensor: str) -> bool:
-        """Whether a tensor of this name is a number of an adapted layer itself."""
-        return tensor.startswith(self.layers) and tensor.rpartition(".")[0].endswith(".base")
-
-
 class ModelSpec(Extensible):
     """A model by its registered name, with its sizes.
 
@@ -100,7 +86,7 @@ class ModelSpec(Extensible):
     added: ClassVar[frozenset[str]] = frozenset(
         {
             *("tensors", "outputs", "steps", "shape", "weight_standardisation"),
-            *("lora", "fusion", "start"),
+            *("lora", "fusion", "start", "categories"),
         }
     )
 
@@ -116,7 +102,7 @@ class ModelSpec(Extensible):
         strict=False,
         description="of an image: channels, height, width; of notes: ids of a token, different "
         "ids; of a sequence: numbers of a place, places; of a molecule: numbers of an atom, atoms; "
-        "of a variational-autoencoder: numbers of the code",
+        "of a variational-autoencoder or gan: numbers of the code",
     )
     weight_standardisation: bool = Field(
         default=False, description="every filter of a convolution centred and of length one"
@@ -124,11 +110,19 @@ class ModelSpec(Extensible):
     lora: LoRa | None = None
     fusion: Fusion | None = Field(default=None, description="of several modalities")
     start: StartWeights | None = None
+    categories: tuple[Places, ...] = Field(
+        default=(),
+        max_length=4096,
+        strict=False,
+        description="of a gan: the inputs of each category, first and one past the last; filled in",
+    )
 
     @property
     def sampled(self) -> int:
         """How many standard normal numbers of its own each record comes with in training."""
-        return self.shape[0] if self.name == "variational-autoencoder" and self.shape else 0
+        if self.name not in ("variational-autoencoder", GAN) or not self.shape:
+            return 0
+        return self.shape[0] + sum(end - first + 1 for first, end in self.categories)
 
 
 class PseudoLabels(Strict):
@@ -345,10 +339,14 @@ class StudySpec(Extensible):
         return training.learning_rate * training.schedule.part(place, steps=steps)
 
     def is_frozen(self, tensor: str) -> bool:
-        """Whether the tensor of this name keeps its start: frozen, or the base of an adapter."""
+        """Whether sites leave the tensor of this name as it came: frozen, the base of an adapter,
+        or of a generator, which the coordinator moves.
+        """
         lora = self.model.lora
-        return tensor.startswith(self.training.frozen) or (
-            lora is not None and lora.is_base(tensor)
+        return (
+            tensor.startswith(self.training.frozen)
+            or (lora is not None and lora.is_base(tensor))
+            or (self.model.name == GAN and tensor.startswith(GENERATOR))
         )
 
     def site(self, site_id: SiteId) -> StudySite | None:

@@ -20,6 +20,7 @@ from fedward_common.study.evaluation import (
     OverlapScores,
     evaluation_of,
 )
+from fedward_common.study.generation import GAN, Generation
 from fedward_common.study.genotypes import (
     GenotypeClassification,
     GenotypeRegression,
@@ -35,6 +36,7 @@ from fedward_common.study.imaging import (
     ImageSegmentation,
     Pictures,
 )
+from fedward_common.study.inputs import inputs_of
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.molecule import MoleculeData, MoleculeProperty, Smiles
 from fedward_common.study.multimodal import (
@@ -132,13 +134,14 @@ KNOWN_TASKS: Final = (
     ExpressionClassification,
     MultimodalClassification,
     Autoencoder,
+    Generation,
 )
 
 
 def outputs_of(study: StudySpec) -> int:
     """How many numbers a model puts out for a record: for a pixel of a segmentation, for a word.
 
-    1 of an autoencoder: what it puts out follows from its inputs.
+    1 of an autoencoder or gan: what they put out follows from their inputs.
     """
     data = study.data
     if isinstance(data, ImageMasks):
@@ -198,6 +201,7 @@ def check_task(study: StudySpec) -> None:
         ExpressionClassification: ProfileData,
         MultimodalClassification: MultimodalData,
         Autoencoder: type(None),
+        Generation: type(None),
     }
     if type(task) not in fitting:
         raise ConfigError(f"task.kind: expected one that can be learned, found {task.kind!r}")
@@ -221,6 +225,7 @@ def check_task(study: StudySpec) -> None:
     _check_genotypes(study)
     _check_modalities(study)
     _check_autoencoder(study)
+    _check_generation(study)
     if isinstance(task, Survival) and (
         (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
     ):
@@ -293,6 +298,11 @@ def _check_evaluation(study: StudySpec) -> None:
     release, regression = evaluation_of(study), is_regression(study)
     if release is None:
         return
+    if isinstance(study.task, Generation):
+        raise ConfigError(
+            f"releases: expected no evaluation of the task generation, found {release.kind}; each "
+            "hospital can hold synthetic rows against its own patients"
+        )
     if isinstance(study.task, Autoencoder) != isinstance(release, ErrorScores):
         raise ConfigError("releases: expected error-scores of an autoencoder, and of nothing else")
     if regression != isinstance(release, ValueScores):
@@ -307,7 +317,7 @@ def _check_evaluation(study: StudySpec) -> None:
 def _check_classes(study: StudySpec) -> None:
     """Returns when weights and evaluation fit the classes or structures that are learned."""
     task, data, release = study.task, study.data, evaluation_of(study)
-    if isinstance(task, Autoencoder):
+    if isinstance(task, Autoencoder | Generation):
         return
     if (
         isinstance(data, ImageData | LabelledRows | Genotypes | MultimodalData)
@@ -382,6 +392,33 @@ def _check_autoencoder(study: StudySpec) -> None:
         raise ConfigError(
             "model.name: expected autoencoder or variational-autoencoder of the task autoencoder, "
             f"and of no other, found {name!r} of {study.task.kind!r}"
+        )
+
+
+def _check_generation(study: StudySpec) -> None:
+    """Returns when a generator's records are those of a plain table, and its optimiser its own."""
+    model, data = study.model, study.data
+    if isinstance(study.task, Generation) != (model.name == GAN):
+        raise ConfigError(
+            "model.name: expected gan of the task generation, and of no other, found "
+            f"{model.name!r} of {study.task.kind!r}"
+        )
+    if model.name != GAN:
+        if model.categories:
+            raise ConfigError(f"model.categories: expected none of {model.name}, found some")
+        return
+    if not isinstance(data, TabularData):
+        raise ConfigError(f"data.kind: expected tabular for generation, found {data.kind!r}")
+    if model.categories != inputs_of(data).categories:
+        raise ConfigError(
+            "model.categories: expected those of the table's columns, found others; leave them "
+            "out, they are filled in"
+        )
+    own = ("fedavg", "fedprox", "fedadam")
+    if study.aggregation.name not in own or harmonisation_of(study) is not None:
+        raise ConfigError(
+            f"aggregation: expected {', '.join(own)} and no site-harmonisation for generation, "
+            f"found {study.aggregation.name}"
         )
 
 

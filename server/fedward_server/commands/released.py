@@ -26,7 +26,7 @@ def synthesize(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw synthetic rows from a released variational autoencoder of a table."""
+    """Draw synthetic rows from a released variational autoencoder or GAN of a table."""
     del debug
     from fedward_server.synthesize import TABLE
     from fedward_server.synthesize import synthesize as draw

@@ -100,6 +100,7 @@ FIGURE_NAMES: Final = {
     "reconstruction_error": "reconstruction error",
     "explained": "variance explained",
     "mae": "mean absolute error",
+    "told_apart": "AUC of telling synthetic from real (0.5: not told apart)",
     "pearson": "Pearson correlation",
     "r2": "R² (share of the variance explained)",
     "entity_f1": "entity F1 (exact spans)",

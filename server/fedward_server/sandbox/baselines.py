@@ -20,11 +20,13 @@ from fedward_common.models.autoencoder import with_chance
 from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.generation import Generation
 from fedward_common.study.imaging import ImageMasks, Pictures
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
 from fedward_common.study.spec import DpSgd, StudySpec
+from fedward_server.sandbox.made_up_rows import fit_generator
 
 PENALTIES: Final = (1e-4, 1e-3, 1e-2, 1e-1)
 """L2 penalties to choose from, on the scale of `training.weight_decay`."""
@@ -75,6 +77,8 @@ def fit(
 
     Without `penalty` it is chosen by `choose_penalty`. Deterministic.
     """
+    if isinstance(study.task, Generation):
+        return fit_generator(study, records)
     rows = isinstance(study.data, LabelledRows) and (study.model.hidden or study.model.fusion)
     networks = Pictures | NotesData | MultimodalData
     autoencoder = study.model.name.endswith("autoencoder")

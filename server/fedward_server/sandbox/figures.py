@@ -20,6 +20,7 @@ from fedward_common.models.reconstruction_objective import FARTHEST
 from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.study.drug_target import DrugTarget
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.generation import Generation
 from fedward_common.study.imaging import ImageMasks, SeveralLabels
 from fedward_common.study.labelled_rows import SeveralAnswers
 from fedward_common.study.reconstruction import Autoencoder
@@ -35,6 +36,7 @@ from fedward_server.sandbox.image_figures import (
     positives,
     together,
 )
+from fedward_server.sandbox.made_up_rows import told_apart
 from fedward_server.sandbox.measures import bootstrap_weights, intervals
 from fedward_server.sandbox.notes import entity_figures
 
@@ -156,6 +158,8 @@ def task_figures(study: StudySpec, tensors: Tensors, records: PatientRecords) ->
     classes = objective_of(study).classes(records.labels)
     counted = np.isfinite(classes)
     more = own_figures(study, predicted, records) | entity_figures(study, tensors, records)
+    if isinstance(study.task, Generation) and records.patients >= SMALLEST_CLASS:
+        more |= told_apart(study, tensors, records)
     if not counted.any():
         return ExactFigures(
             held_out=records.patients,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from fedward_common.models.pooled_descent import PooledDescent
 from fedward_common.study.schedule import Schedule
-from fedward_server.pooled_descent import PooledDescent
 from tests.support.studies import make_dp, make_spec
 
 TRAINING: dict[str, Any] = {"learning_rate": 2.0, "momentum": 0.0, "weight_decay": 0.0}

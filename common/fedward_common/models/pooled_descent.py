@@ -1,4 +1,4 @@
-"""The study's optimiser on the pooled noisy gradient, at the coordinator: post-processing only.
+"""An optimiser on noisy gradients that lives from round to round: post-processing only.
 
 With distributed noise a round is one step over all hospitals' patients, so momentum and Adam's
 moments live from round to round, as they would in one data centre.
@@ -24,8 +24,8 @@ class PooledDescent:
     Source: the update rules of torch.optim.SGD and AdamW, which sites use between exchanges.
     """
 
-    def __init__(self, training: TrainingSpec) -> None:
-        self._training = training
+    def __init__(self, training: TrainingSpec, *, betas: tuple[float, float] = ADAM_BETAS) -> None:
+        self._training, self._betas = training, betas
         self._first: dict[str, Wide] = {}
         self._second: dict[str, Wide] = {}
         self._steps = 0
@@ -67,7 +67,7 @@ class PooledDescent:
         return value - rate * gradient
 
     def _adam(self, name: str, value: Wide, gradient: Wide, rate: float) -> Wide:
-        training, (beta1, beta2) = self._training, ADAM_BETAS
+        training, (beta1, beta2) = self._training, self._betas
         first = beta1 * self._first.get(name, np.zeros_like(value)) + (1 - beta1) * gradient
         second = beta2 * self._second.get(name, np.zeros_like(value)) + (1 - beta2) * gradient**2
         self._first[name], self._second[name] = first, second
