@@ -188,8 +188,8 @@ class SequenceFiles(Owned):
 
 
 class GenotypeFiles(Entry):
-    """Genotypes: a VCF or BCF (an index beside it is used) or a PLINK 1 set by its .bed, and a CSV
-    table of the people in it.
+    """Genotypes: a VCF or BCF (an index beside it is used), a PLINK 1 set by its .bed or a PLINK 2
+    set by its .pgen, and a CSV table of the people in it.
 
     `people` says whose a sample is (`patient_key`), with `family_key` who is kin, and what else a
     study asks for. With `family_key` only a study with the privacy unit `family` may read them.

@@ -358,8 +358,9 @@ class SiteSettings(Strict):
                     found += [one.path, one.fasta]
                 case GenotypeFiles():
                     found += [one.path, one.people]
-                    if one.path.suffix == ".bed":
-                        found += [one.path.with_suffix(end) for end in (".bim", ".fam")]
+                    beside = {".bed": (".bim", ".fam"), ".pgen": (".pvar", ".psam")}
+                    ends = beside.get(one.path.suffix, ())
+                    found += [one.path.with_suffix(end) for end in ends]
                 case EventFiles():
                     found += [one.patients, one.events]
                 case OmopUrl():

@@ -6,6 +6,7 @@ from typing import Final
 import structlog
 
 from fedward_client.data.plink import read_plink
+from fedward_client.data.plink2 import read_plink2
 from fedward_client.data.tabular import nobody, readable_lines
 from fedward_client.data.vcf import read_vcf
 from fedward_client.data_entries import GenotypeFiles
@@ -21,7 +22,8 @@ from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.spec import StudySpec
 
-PLINK: Final = ".bed"
+_READERS: Final = {".bed": read_plink, ".pgen": read_plink2}
+"""By a file's ending; any other is a VCF or BCF."""
 
 _log = structlog.get_logger(__name__)
 
@@ -94,7 +96,7 @@ class GenotypeSource:
                 f"genotypes: expected a study of {found.build}, as [[data]] says of the file, "
                 f"found one of {schema.build}"
             )
-        read = read_plink if found.path.suffix == PLINK else read_vcf
+        read = _READERS.get(found.path.suffix, read_vcf)
         return read(found.path, schema), self._rows(found, schema)
 
     def _rows(self, found: GenotypeFiles, schema: Genotypes) -> list[dict[str, str]]:
