@@ -4,7 +4,8 @@
 
 Five-fold cross-validation with whole hospitals held out, repeated with other folds; the AUC is over
 all held-out patients of a repeat. First stay of each patient that has APACHE variables. What is
-missing takes APACHE's normal value. Nothing is tuned: the settings are those of `benchmarks.ehr`,
+missing takes APACHE's normal value. Twice: physiology and history alone, and with the reason for
+admission, which APACHE IV has too. Nothing is tuned: the settings are those of `benchmarks.ehr`,
 and for one step of everybody's data a round (`steps`) those of `benchmarks.ehr_pooled`.
 """
 
@@ -50,6 +51,8 @@ FLAGS: Final = (
     "intubated", "vent", "dialysis", "aids", "hepaticfailure", "lymphoma", "metastaticcancer",
     "leukemia", "immunosuppression", "cirrhosis", "electivesurgery", "readmit", "diabetes",
 )  # fmt: skip
+DIAGNOSIS: Final = "admitdiagnosis"
+OTHER: Final = "other"
 REPEATS: Final = 5
 FOLDS: Final = 5
 
@@ -60,17 +63,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    text = json.dumps(measure(options.data), indent=2)
+    found = {
+        "physiology": measure(options.data),
+        "with admission diagnosis": measure(options.data, diagnosis=True),
+    }
+    text = json.dumps(found, indent=2)
     if options.out is not None:
         options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 
 
-def measure(data: Path) -> dict[str, Any]:
+def measure(data: Path, *, diagnosis: bool = False) -> dict[str, Any]:
+    """AUC of federated, pooled and stepwise training; `diagnosis`: APACHE's reason for admission
+    as one more column, every code that the data set has.
+    """
     rows = stays(data)
     hospitals = sorted({row["hospital"] for row in rows})
     sites = sorted({row["site"] for row in rows})
-    study = parsed(_text(sites), sites)
+    codes = sorted({row[DIAGNOSIS] for row in rows} - {OTHER}) if diagnosis else []
+    study = parsed(_text(sites, codes=codes), sites)
     if not isinstance(study.data, TabularData):
         raise SystemExit("expected a table")
     everyone = encode_table(study.data, rows, part="train")
@@ -132,6 +143,7 @@ def stays(data: Path) -> list[dict[str, str]]:
         eyes = [values[part] for part in ("eyes", "motor", "verbal")]
         place = places[stay["hospitalid"]]
         row = {name: values.get(name) or "-1" for name in (*NUMBERS, *FLAGS)}
+        row[DIAGNOSIS] = values.get(DIAGNOSIS) or OTHER
         row["gcs"] = "-1" if "-1" in eyes else str(sum(map(int, eyes)))
         row["age"] = "90" if stay["age"] == "> 89" else stay["age"] or "-1"
         bed = {"": "x", "<100": "s", "100 - 249": "m", "250 - 499": "l", ">= 500": "xl"}
@@ -147,7 +159,7 @@ def _order(stay: dict[str, str]) -> tuple[str, str, int]:
     return stay["uniquepid"], stay["hospitaldischargeyear"], int(stay["unitvisitnumber"])
 
 
-def _text(sites: list[str]) -> str:
+def _text(sites: list[str], *, codes: list[str]) -> str:
     columns = "".join(
         f'[[data.columns]]\nname = "{name}"\ntype = "number"\nunit = "1"\nlow = {low}\n'
         f"high = {high}\nfill = {fill}\n"
@@ -156,6 +168,12 @@ def _text(sites: list[str]) -> str:
         f'[[data.columns]]\nname = "{name}"\ntype = "category"\nvalues = ["0", "1"]\nfill = "0"\n'
         for name in FLAGS
     )
+    if codes:
+        values = json.dumps([*codes, OTHER])
+        columns += (
+            f'[[data.columns]]\nname = "{DIAGNOSIS}"\ntype = "category"\nvalues = {values}\n'
+            f'fill = "{OTHER}"\n'
+        )
     listed = "".join(f'[[sites]]\nid = "{site}"\npatients = 60\n' for site in sites)
     return f"""id = "eicu"
 title = "Death in hospital, eICU demo"
