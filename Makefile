@@ -78,11 +78,12 @@ bench-levers: $(STAMP)  ## each utility lever beside the study without it
 bench-privacy: $(STAMP)  ## the patient-level engine beside Opacus and training without privacy
 	@$(BIN)/python -m benchmarks.privacy --out runs/bench-privacy.json
 
-bench-imaging: $(STAMP)  ## PneumoniaMNIST over four hospitals, with and without noise (DATA=folder)
-	@$(BIN)/python -m benchmarks.imaging $(if $(DATA),--data $(DATA)) --out runs/bench-imaging.json
+bench-imaging: bench-hippocampus  ## PneumoniaMNIST and hippocampus over four hospitals, with and without noise (SHARED=folder)
+	@$(BIN)/python -m benchmarks.imaging --data $(SHARED)/pneumoniamnist --out runs/bench-imaging.json
+	@$(BIN)/python -m benchmarks.imaging_resnet --data $(SHARED)/pneumoniamnist --out runs/bench-imaging-resnet.json
 
-bench-hippocampus: $(STAMP)  ## segmentation over four hospitals, with and without noise (DATA=folder)
-	@$(BIN)/python -m benchmarks.hippocampus $(if $(DATA),--data $(DATA)) --out runs/bench-hippocampus.json
+bench-hippocampus: $(STAMP)  ## segmentation over four hospitals, with and without noise (SHARED=folder)
+	@$(BIN)/python -m benchmarks.hippocampus --data $(SHARED)/hippocampus_msd --out runs/bench-hippocampus.json
 
 bench-dicom: $(STAMP)  ## indexing and decoding DICOM: speed and memory
 	@$(BIN)/python -m benchmarks.dicom --out runs/bench-dicom.json

@@ -1,9 +1,10 @@
 """Hippocampus over four hospitals, with and without noise: `python -m benchmarks.hippocampus`.
 
-The study is deploy/studies/hippocampus.toml as shipped; sites' LocalTrainer and the coordinator's
-aggregation in this process (channel, guard and Flower change no number). Without noise: federated
-averaging of the same network, Adam at the sites, nothing clipped. Hyper-parameters stand here and
-in the study; the held-out volumes are read once for each arm.
+With noise: deploy/studies/hippocampus.toml as shipped, a filter bank on whole volumes with
+distributed noise; sites' LocalTrainer and the coordinator's steps in this process (channel, guard
+and Flower change no number). `without_noise`: federated averaging
+of a U-Net on patches, Adam at the sites, nothing clipped. Hyper-parameters stand here and
+in the study, and were chosen on training cases; the held-out volumes are read once for each draw.
 """
 
 import argparse
@@ -20,25 +21,23 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.omics_runs import distributed, privacy
 from benchmarks.study import load_study
-from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.ids import SiteId
-from fedward_common.models.averages import released_models
 from fedward_common.models.objectives import objective_of
-from fedward_common.models.registry import build_model, initial_tensors, model_tensors
+from fedward_common.models.registry import build_model, model_tensors
 from fedward_common.privacy.accounting import calibrate_noise_multiplier
-from fedward_common.privacy.randomness import Csprng
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.image_encoding import encode_images, npz_rows
 from fedward_common.study.imaging import ImageMasks
 from fedward_common.study.spec import DpSgd, StudySpec
-from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.sandbox.datasets_masks import deal_hippocampus
 from fedward_server.sandbox.figures import model_figures
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT.parent / "shared" / "data" / "hippocampus_msd"
-WIDE = (16, 32, 64)
+WIDE = {"name": "unet", "shape": [1, 32, 32, 32], "hidden": [16, 32, 64], "initial_seed": 1}
+PATCHES = {"patch": [32, 32, 32], "stride": [16, 16, 16]}
 BATCH = 8
 Tables = Mapping[SiteId, PatientRecords]
 
@@ -97,26 +96,6 @@ def without_noise(study: StudySpec, train: Tables, *, rounds: int, steps: int, s
     return model_tensors(shared)
 
 
-def private(study: StudySpec, train: Tables) -> Any:
-    trainers = {
-        site: LocalTrainer(
-            study, site, sampling=Csprng(), noise=Csprng(), flags=PerformanceFlags(backend="loop")
-        )
-        for site in train
-    }
-    optimiser, tail = server_optimiser(study), released_models(study)
-    inputs = next(iter(train.values())).features.shape[1]
-    model: Mapping[str, Any] = initial_tensors(study.model, inputs)
-    for number in range(study.rounds):
-        total = plain_sum(study)
-        for site, trainer in trainers.items():
-            total.add(site, trainer.train(model, train[site]).tensors)
-        model = optimiser.step(model, total.mean())
-        tail.add(dict(model))
-        print("private round", number + 1, flush=True)
-    return tail.mean()
-
-
 def at_epsilon(study: StudySpec, epsilon: float) -> StudySpec:
     dp = study.dp
     assert isinstance(dp, DpSgd)
@@ -133,13 +112,23 @@ def at_epsilon(study: StudySpec, epsilon: float) -> StudySpec:
     return StudySpec.model_validate(document)
 
 
+def wide_study(study: StudySpec) -> StudySpec:
+    """The U-Net of the arm without noise, on patches."""
+    document = study.model_dump(mode="json")
+    document["model"] |= WIDE
+    document["data"] |= PATCHES
+    document["task"] |= {"dice": 0.5}
+    return StudySpec.model_validate(document)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--rounds", type=int, default=120)
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--epsilons", type=float, nargs="*", default=[8.0, 50.0])
+    parser.add_argument("--epsilons", type=float, nargs="*", default=[50.0, 8.0])
+    parser.add_argument("--draws", type=int, default=1)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -159,20 +148,22 @@ def main() -> None:
             options.out.parent.mkdir(parents=True, exist_ok=True)
             options.out.write_text(json.dumps(result, indent=2))
 
-    wide = study.model_copy(
-        update={"model": study.model.model_copy(update={"hidden": WIDE, "initial_seed": 1})}
-    )
+    for epsilon in options.epsilons:
+        one = at_epsilon(study, epsilon)
+        for draw in range(1, options.draws + 1):
+            start = time.process_time()
+            found = figures(one, distributed(one, train, backend="loop"), test)
+            facts = privacy(one) | {"cpu_seconds": time.process_time() - start}
+            keep(f"epsilon_{epsilon:g}_{draw}", found | facts)
+    if not options.seeds:
+        return
+    wide = wide_study(study)
+    patches, _ = load(wide, options.data)
     for seed in range(1, options.seeds + 1):
         start = time.process_time()
-        model = without_noise(wide, train, rounds=options.rounds, steps=options.steps, seed=seed)
+        model = without_noise(wide, patches, rounds=options.rounds, steps=options.steps, seed=seed)
         found = figures(wide, model, test)
         keep(f"without_noise_{seed}", found | {"cpu_seconds": time.process_time() - start})
-    for epsilon in options.epsilons:
-        start = time.process_time()
-        one = at_epsilon(study, epsilon)
-        found = figures(one, private(one, train), test)
-        facts = {"noise_multiplier": one.dp.noise_multiplier, "delta": one.dp.delta}  # type: ignore[attr-defined]
-        keep(f"epsilon_{epsilon:g}", found | facts | {"cpu_seconds": time.process_time() - start})
 
 
 if __name__ == "__main__":

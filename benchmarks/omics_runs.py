@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from fedward_client.tasks.registry import task_of
+from fedward_client.training.patient_dp.back_end import BackEndName
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Array, Tensors
 from fedward_common.ids import SiteId
@@ -112,7 +113,9 @@ def pooled(
     return model_tensors(model)
 
 
-def distributed(study: StudySpec, training: Tables) -> Tensors:
+def distributed(
+    study: StudySpec, training: Tables, *, backend: BackEndName = "bookkeeping"
+) -> Tensors:
     """The study's model by steps of the pooled data with distributed noise."""
     dp = study.dp
     if not isinstance(dp, DpSgd):
@@ -122,7 +125,7 @@ def distributed(study: StudySpec, training: Tables) -> Tensors:
     grid = FixedPoint.fitting(clip_norm=dp.clip_norm, sites=sites, noise_std=std)
     grid.check(sites=sites, noise_std=std)
     source = Csprng()
-    flags = PerformanceFlags(backend="bookkeeping")
+    flags = PerformanceFlags(backend=backend)
     trainers = {
         site: LocalTrainer(study, site, sampling=source, noise=source, flags=flags)
         for site in training

@@ -161,6 +161,12 @@ MASKS = {
     ),
     '[data.label]\ncolumn = "label"\nlow = 0\nhigh = 1\npositive_from = 1\n\n': "",
 }
+BANK = {
+    old: new.replace('name = "unet"', 'name = "filter-bank"')
+    .replace("[1, 8, 8, 8]", "[1, 16, 16, 16]")
+    .replace("[8, 8, 8]", "[16, 16, 16]")
+    for old, new in MASKS.items()
+}
 CLASSES = {
     # With more noise what is left of forty patients a class may be fewer than ten.
     "noise_multiplier = 4.0": "noise_multiplier = 1.0",
@@ -174,12 +180,12 @@ CLASSES = {
 }
 
 
-@pytest.mark.parametrize("kind", ["masks", "classes"])
+@pytest.mark.parametrize("kind", ["masks", "bank", "classes"])
 def test_masks_and_several_classes_run_from_the_study_to_figures_of_their_own(
     kind: str, tmp_path: Path
 ) -> None:
     text = STUDY
-    for old, new in (MASKS if kind == "masks" else CLASSES).items():
+    for old, new in {"masks": MASKS, "bank": BANK, "classes": CLASSES}[kind].items():
         assert old in text
         text = text.replace(old, new)
     people = [f"p{number}" for number in range(60)]
@@ -189,7 +195,7 @@ def test_masks_and_several_classes_run_from_the_study_to_figures_of_their_own(
         text += f'\n[[sites]]\nid = "{site}"\npatients = 30\n'
         (tmp_path / site).mkdir()
         path = tmp_path / site / "images.npz"
-        if kind == "masks":
+        if kind != "classes":
             masks_npz(path, patients=people, splits=splits, seed=seed)
         else:
             found = np.array(["a", "b", "c"] * 20)
@@ -210,7 +216,7 @@ def test_masks_and_several_classes_run_from_the_study_to_figures_of_their_own(
 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    names = {"dice", "dice: core"} if kind == "masks" else {"auc: a", "f1: c"}
+    names = {"auc: a", "f1: c"} if kind == "classes" else {"dice", "dice: core"}
     assert names <= result["figures"].keys()
     for name in names:
         figure = result["figures"][name]
@@ -218,4 +224,4 @@ def test_masks_and_several_classes_run_from_the_study_to_figures_of_their_own(
         assert low <= figure["federated"] <= high
         assert 0.0 <= figure["federated_private"] <= 1.0
     page = (tmp_path / "out" / "report.html").read_text()
-    assert ("Dice: core" if kind == "masks" else "AUC: a") in page
+    assert ("AUC: a" if kind == "classes" else "Dice: core") in page

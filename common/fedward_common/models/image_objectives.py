@@ -191,9 +191,11 @@ class SegmentationObjective:
         flat = outputs.flatten(2)
         # What is no number is background: as a whole number it would be any, and stop the round.
         codes = labels.nan_to_num(nan=0.0).round().clamp(0, self._outputs - 1).to(torch.int64)
-        entropy = functional.cross_entropy(flat, codes, reduction="none").mean(dim=-1)
-        found = torch.softmax(flat, dim=1)[:, 1:]
-        wanted = functional.one_hot(codes, self._outputs).movedim(-1, 1)[:, 1:].to(found)
+        shares = torch.log_softmax(flat, dim=1)
+        entropy = functional.nll_loss(shares, codes, reduction="none").mean(dim=-1)
+        found = shares[:, 1:].exp()
+        structures = torch.arange(1, self._outputs, device=codes.device)
+        wanted = (codes.unsqueeze(1) == structures.view(1, -1, 1)).to(found)
         both, sizes = (found * wanted).sum(-1), found.sum(-1) + wanted.sum(-1)
         dice = 1.0 - ((2.0 * both + _SMOOTH) / (sizes + _SMOOTH)).mean(dim=-1)
         return self._dice * dice + (1.0 - self._dice) * entropy

@@ -68,7 +68,7 @@ class Folded(nn.Module):
 
 def cnn(spec: ModelSpec, inputs: int) -> nn.Module:
     """The model `cnn`. Raises ConfigError for sizes that it does not take."""
-    shape = _shape(spec, inputs)
+    shape = folded_shape(spec, inputs)
     if not spec.hidden:
         raise ConfigError("model.hidden: expected at least one width for cnn, such as [16, 32]")
     if min(shape[1:]) >> (len(spec.hidden) - 1) < 1:
@@ -126,7 +126,7 @@ def unet(spec: ModelSpec, inputs: int) -> nn.Module:
 
     Its output is [records, outputs, *sides]: a logit for each structure and pixel.
     """
-    shape = _shape(spec, inputs)
+    shape = folded_shape(spec, inputs)
     if len(spec.hidden) < 2:
         raise ConfigError("model.hidden: expected the channels of two levels or more for unet")
     if any(side % 2 ** (len(spec.hidden) - 1) for side in shape[1:]):
@@ -181,7 +181,8 @@ def _monai() -> Any:
     return nets
 
 
-def _shape(spec: ModelSpec, inputs: int) -> Shape:
+def folded_shape(spec: ModelSpec, inputs: int) -> Shape:
+    """`spec.shape`, checked: how flat inputs fold. Raises ConfigError where it does not fit."""
     if len(spec.shape) not in (3, 4) or math.prod(spec.shape) != inputs:
         raise ConfigError(
             f"model.shape: expected [channels, height, width] or [channels, depth, height, width] "
@@ -193,7 +194,7 @@ def _shape(spec: ModelSpec, inputs: int) -> Shape:
 def _no_hidden(spec: ModelSpec, inputs: int) -> Shape:
     if spec.hidden:
         raise ConfigError(f"model.hidden: expected none for {spec.name}, found {list(spec.hidden)}")
-    return _shape(spec, inputs)
+    return folded_shape(spec, inputs)
 
 
 def initialised(make: Callable[[], nn.Module], spec: ModelSpec) -> nn.Module:

@@ -11,6 +11,7 @@ from fedward_common.arrays import Array, Tensors
 from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.models.autoencoder import autoencoder, variational_autoencoder
 from fedward_common.models.feature_transformer import ft_transformer
+from fedward_common.models.filter_bank import filter_bank
 from fedward_common.models.gan import gan
 from fedward_common.models.graphs import graph_network
 from fedward_common.models.gru_d import gru_d
@@ -49,6 +50,7 @@ _FACTORIES: dict[str, ModelFactory] = {
     "resnet18": resnet18,
     "resnet50": resnet50,
     "unet": unet,
+    "filter-bank": filter_bank,
     "densenet121": densenet121,
     "locus-cnn": locus_cnn,
     "gru": gru,

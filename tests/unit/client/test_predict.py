@@ -15,6 +15,7 @@ from fedward_client.predict.objects import procedure_of
 from fedward_client.predict.package import Predictor
 from fedward_client.predict.subject import read_subject
 from fedward_common.errors import ConfigError, DataError, SignatureRefused
+from fedward_common.study.spec import StudySpec
 from tests.support.dicom_objects import complete, write
 from tests.support.image_studies import SIDE, classes_study, image_study, masks_study
 from tests.support.packages import make_package
@@ -142,8 +143,12 @@ def test_a_model_of_colour_images_answers_in_colour_and_takes_no_grey_one(
         answer(package.opened(), grey, out=tmp_path / "out")
 
 
-def test_onnx_answers_as_torch_does_and_names_its_model(tmp_path: Path) -> None:
-    package = make_package(tmp_path, classes_study())
+BANK = {"name": "filter-bank", "shape": [1, 8, 8, 8], "hidden": [4, 4], "outputs": 2}
+
+
+@pytest.mark.parametrize("study", [classes_study(), masks_study(model=BANK)])
+def test_onnx_answers_as_torch_does_and_names_its_model(study: StudySpec, tmp_path: Path) -> None:
+    package = make_package(tmp_path, study)
     predictor = package.opened()
 
     worst = export_onnx(predictor, tmp_path / "a.onnx")
