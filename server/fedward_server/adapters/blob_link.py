@@ -1,7 +1,6 @@
 """The ServerApp's connection to the edge for blobs: offers out as open files, whole blobs in."""
 
 import os
-import select
 import socket
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from fedward_common.channel.blobs import INLINE_BYTES, Manifest
 from fedward_common.channel.phases import framed
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
+from fedward_server.adapters.readiness import readable
 from fedward_server.blob_fleet import Came, Offered
 from fedward_server.fleet import Kept
 
@@ -117,7 +117,7 @@ class BlobLink:
         sites send it again.
         """
         if self._socket is None and not self._connect():
-            select.select([], [], [], max(0.0, timeout_seconds))
+            readable(seconds=timeout_seconds)
             return []
         found: list[Came] = []
         while self._socket is not None and _ready(self._socket, 0.0 if found else timeout_seconds):
@@ -185,4 +185,4 @@ class BlobLink:
 
 
 def _ready(connection: socket.socket, seconds: float) -> bool:
-    return bool(select.select([connection], [], [], max(0.0, seconds))[0])
+    return bool(readable(connection, seconds=seconds))

@@ -1,13 +1,14 @@
 """The ServerApp's side of the edge's socket: which nodes have work, which have replied."""
 
 import json
-import select
 import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
 import structlog
+
+from fedward_server.adapters.readiness import readable
 
 KICK_SECONDS: Final = 2.0
 DEAF_SECONDS: Final = 0.1
@@ -56,9 +57,8 @@ class ReplyLine:
         if line is None:
             _wait_a_moment(seconds, beside)
             return None
-        both = [line.fileno(), beside]
         try:
-            if line.fileno() not in select.select(both, [], [], max(0.0, seconds))[0]:
+            if line.fileno() not in readable(line, beside, seconds=seconds):
                 return []
             part = line.recv(65536)
         except OSError:
@@ -95,4 +95,4 @@ def _wait_a_moment(seconds: float, beside: int) -> None:
 
     An edge that closes each line at once must not make anybody spin.
     """
-    select.select([beside], [], [], max(0.0, min(seconds, DEAF_SECONDS)))
+    readable(beside, seconds=min(seconds, DEAF_SECONDS))

@@ -1,6 +1,5 @@
 """The `Fleet` of a study over Flower's Grid: push, kick the edge, pull replies that are whole."""
 
-import select
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,6 +15,7 @@ from fedward_common.ids import SiteId
 from fedward_common.study.spec import StudySpec
 from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction
 from fedward_server.adapters.flower_records import from_records, to_records
+from fedward_server.adapters.readiness import readable
 from fedward_server.adapters.reply_pulls import Pulled, ReplyPulls
 from fedward_server.fleet import Answer
 
@@ -56,7 +56,7 @@ site writes those objects, so one of them could otherwise end a study for all.""
 
 def nothing_heard(seconds: float, beside: int) -> list[int] | None:
     """Stands in for the edge's word of replies where no edge gives it."""
-    select.select([beside], [], [], min(seconds, DEAF_SECONDS))
+    readable(beside, seconds=min(seconds, DEAF_SECONDS))
     return None
 
 

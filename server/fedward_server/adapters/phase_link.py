@@ -1,6 +1,5 @@
 """The ServerApp's connection to the edge for one phase: steps out, answers and presence in."""
 
-import select
 import socket
 import struct
 from collections.abc import Collection
@@ -11,6 +10,7 @@ from fedward_common.channel.phase_pb2 import PhaseEvent, PhaseOrder, PhaseStep
 from fedward_common.channel.phases import MAX_FRAME_BYTES, framed, parse
 from fedward_common.errors import ChannelError, ProtocolError
 from fedward_common.ids import SiteId
+from fedward_server.adapters.readiness import readable
 
 SEND_SECONDS: Final = 30.0
 CHUNK_BYTES: Final = 1 << 20
@@ -62,7 +62,7 @@ class PhaseLink:
         """
         connection = self._connected()
         try:
-            if select.select([connection], [], [], max(0.0, timeout_seconds))[0]:
+            if readable(connection, seconds=timeout_seconds):
                 self._receive(connection)
             return self._whole()
         except (OSError, ProtocolError) as error:

@@ -6,7 +6,6 @@ with it the answers of every other site.
 """
 
 import os
-import select
 import threading
 import time
 from collections.abc import Callable, Collection
@@ -21,6 +20,7 @@ from flwr.supercore.inflatable.inflatable_utils import ObjectPullError, pull_obj
 from flwr.superlink.grid import http_grid
 
 from fedward_common.errors import StartError
+from fedward_server.adapters.readiness import readable
 
 OBJECT_BACKOFF_SECONDS: Final = 0.02
 """A reply may be announced a moment before its objects are stored; Flower waits 1 s."""
@@ -129,7 +129,7 @@ class ReplyPulls:
 
     def wait(self, seconds: float) -> None:
         """Returns when a pull ended, or after so long."""
-        select.select([self], [], [], max(0.0, seconds))
+        readable(self, seconds=seconds)
 
     def close(self) -> None:
         """Gives everything up; the process can end within a moment."""
