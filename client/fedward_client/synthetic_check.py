@@ -14,6 +14,8 @@ import numpy.typing as npt
 
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.study.encoding import PatientRecords, column_reader
+from fedward_common.study.imaging import ImageData
+from fedward_common.study.npz import read_npz
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tabular import TabularData
 
@@ -68,6 +70,21 @@ def synthetic_rows(path: Path, schema: TabularData) -> Floats:
     return np.array([_inputs(row, readers) for row in rows], dtype=np.float64)
 
 
+def synthetic_images(path: Path, schema: ImageData) -> Floats:
+    """The inputs [images, inputs] of the synthetic images at `path`.
+
+    Raises:
+        DataError: they cannot be read, or are not grey images of the study's size.
+    """
+    images = read_npz(path).get("images")
+    if images is None or images.dtype != np.uint8 or images.shape[1:] != schema.size:
+        raise DataError(
+            f"{path.name}: expected an array `images` of grey images of {schema.height} x "
+            f"{schema.width}, found another"
+        )
+    return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1.0
+
+
 def _inputs(row: Mapping[str, str | None], readers: Any) -> list[float]:
     found: list[float] = []
     for name, read in readers:
@@ -89,12 +106,15 @@ def check_synthetic(
     """What the rows in `table` have of this hospital's patients; nothing under `least` of each.
 
     Raises:
-        ConfigError: the study is of no table.
+        ConfigError: the study is of neither a table nor images.
         DataError: as `synthetic_rows`.
     """
-    if not isinstance(study.data, TabularData):
-        raise ConfigError(f"data.kind: expected tabular, found {study.data.kind!r}")
-    made = synthetic_rows(table, study.data)
+    if isinstance(study.data, ImageData):
+        made = synthetic_images(table, study.data)
+    elif isinstance(study.data, TabularData):
+        made = synthetic_rows(table, study.data)
+    else:
+        raise ConfigError(f"data.kind: expected tabular or image, found {study.data.kind!r}")
     if min(training.patients, held_out.patients) < max(1, least):
         return SyntheticCheck(
             rows=len(made),
@@ -122,7 +142,7 @@ def check_synthetic(
 
 def _nearest(made: Floats, real: npt.NDArray[np.float32]) -> Floats:
     """The mean absolute difference of each row to the patient who is nearest."""
-    wide = real.astype(np.float64)
+    wide = real.reshape(len(real), -1).astype(np.float64)
     return np.array([np.abs(wide - row).mean(axis=1).min() for row in made])
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from fedward_common.arrays import tensors_from_bytes
@@ -20,6 +22,7 @@ from fedward_common.privacy.mechanism import study_event
 from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.study import reconstruction
 from fedward_common.study.generation import Generation
+from fedward_common.study.imaging import ImageData
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.table_decoding import drawn_rows
@@ -28,6 +31,7 @@ from fedward_common.trust.private_files import write_atomically
 from fedward_server.adapters.model_package import MODEL, STUDY, verify_package
 
 TABLE: Final = "synthetic.csv"
+IMAGES: Final = "synthetic.npz"
 STATEMENT: Final = "privacy.json"
 MOST_ROWS: Final = 1_000_000
 LIMITS: Final = (
@@ -47,7 +51,7 @@ class Released:
     """The model of a package that rows can be drawn from."""
 
     study: StudySpec
-    data: TabularData
+    data: TabularData | ImageData
     spread: float
     model: Autoencoder | Gan
     manifest: Mapping[str, Any]
@@ -71,14 +75,14 @@ class Released:
         adjusted = any(release.kind == "site-harmonisation" for release in study.releases)
         if (
             not isinstance(task, reconstruction.Autoencoder | Generation)
-            or not isinstance(data, TabularData)
+            or not isinstance(data, TabularData | ImageData)
             or not study.model.sampled
             or adjusted
         ):
             how = ", harmonised" if adjusted else ""
             raise ConfigError(
-                f"model package {folder}: expected a variational-autoencoder or gan of a table, "
-                f"as it is, found {study.model.name} on {data.kind}{how}"
+                f"model package {folder}: expected a variational-autoencoder or gan of a table "
+                f"or images as they are, found {study.model.name} on {data.kind}{how}"
             )
         model = build_model(study.model, data.input_size).eval()
         if not isinstance(model, Autoencoder | Gan):
@@ -95,12 +99,32 @@ class Released:
         Raises:
             ConfigError: none, or more than `MOST_ROWS`.
         """
+        if not isinstance(self.data, TabularData):
+            raise ConfigError(f"rows: expected a model of a table, found one of {self.data.kind}")
+        made = self._made(count, source=source)
+        return drawn_rows(self.data, made, spread=self.spread, source=source)
+
+    def images(self, count: int, *, source: RandomSource) -> npt.NDArray[np.uint8]:
+        """`count` grey images [images, height, width], each of a code of its own.
+
+        Raises:
+            ConfigError: as `rows`.
+        """
+        if not isinstance(self.data, ImageData):
+            raise ConfigError(f"rows: expected a model of images, found one of {self.data.kind}")
+        made = self._made(count, source=source).reshape(count, self.data.height, self.data.width)
+        pixels: npt.NDArray[np.uint8] = np.rint((made + 1.0) * 127.5).astype(np.uint8)
+        return pixels
+
+    def _made(self, count: int, *, source: RandomSource) -> npt.NDArray[np.float32]:
         if not 1 <= count <= MOST_ROWS:
             raise ConfigError(f"rows: expected 1 to {MOST_ROWS}, found {count}")
         codes = source.normal(count * self.model.latent).reshape(count, self.model.latent)
         with torch.inference_mode():
-            made = self.model.decode(torch.from_numpy(codes).float()).numpy()
-        return drawn_rows(self.data, made, spread=self.spread, source=source)
+            made: npt.NDArray[np.float32] = self.model.decode(
+                torch.from_numpy(codes).float()
+            ).numpy()
+        return made
 
     def statement(self, *, rows: int) -> dict[str, Any]:
         """What the rows cost, whose they are, and what they do not promise.
@@ -117,7 +141,11 @@ class Released:
             "study": self.manifest["study"],
             "model_sha256": self.manifest["model_sha256"],
             "rows": rows,
-            "columns": [column.name for column in self.data.columns],
+            **(
+                {"columns": [column.name for column in self.data.columns]}
+                if isinstance(self.data, TabularData)
+                else {"shape": list(self.data.size)}
+            ),
             "privacy": {
                 "unit": f"one {dp.unit} of one site",
                 "epsilon_admission": epsilon_admission([event], delta=dp.delta),
@@ -134,21 +162,33 @@ class Released:
 def synthesize(
     package: Path, *, rows: int, out: Path, public_key: str | None = None
 ) -> dict[str, Any]:
-    """The statement of `rows` synthetic rows, written to `out` beside the table.
+    """The statement of `rows` synthetic rows or images, written to `out` beside them: a table, or
+    the array `images` in a .npz file.
 
     Raises:
         SignatureRefused, ProtocolError, ConfigError: as `Released`.
     """
     released = Released.open(package, public_key=public_key)
-    table, statement = released.rows(rows, source=Csprng()), released.statement(rows=rows)
-    text = io.StringIO(newline="")
-    lines = csv.DictWriter(text, fieldnames=statement["columns"], lineterminator="\n")
-    lines.writeheader()
-    lines.writerows(table)
+    statement = released.statement(rows=rows)
+    if isinstance(released.data, TabularData):
+        table = released.rows(rows, source=Csprng())
+        file, content = TABLE, _table(table, statement["columns"])
+    else:
+        binary = io.BytesIO()
+        np.savez_compressed(binary, images=released.images(rows, source=Csprng()))
+        file, content = IMAGES, binary.getvalue()
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / STATEMENT, json.dumps(statement, indent=1).encode() + b"\n")
-    write_atomically(out / TABLE, text.getvalue().encode())
+    write_atomically(out / file, content)
     return statement
+
+
+def _table(rows: list[dict[str, str]], columns: list[str]) -> bytes:
+    text = io.StringIO(newline="")
+    lines = csv.DictWriter(text, fieldnames=columns, lineterminator="\n")
+    lines.writeheader()
+    lines.writerows(rows)
+    return text.getvalue().encode()
 
 
 def encoder_tensors(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fedward_server.synthesize import IMAGES, synthesize
 from tests.support.image_studies import SIDE, masks_npz, npz
 from tests.support.live import program
 
@@ -105,6 +106,40 @@ def test_images_train_a_model_and_the_unit_is_printed_as_it_is(unit: str, tmp_pa
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
     words = "per record; NOT per patient" if unit == "record" else "per patient of one site"
     assert words in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_synthetic_images_come_out_of_a_generator(tmp_path: Path) -> None:
+    begin, end = STUDY.index("[[releases]]"), STUDY.index("[data]")
+    text = STUDY[:begin] + STUDY[end:]
+    text = text.replace("image-classification", "generation").replace(
+        'name = "cnn"', 'name = "gan"'
+    )
+    text = text.replace(f"shape = [1, {SIDE}, {SIDE}]", "shape = [2]")
+    options = []
+    for seed, site in enumerate(SITES):
+        text += f'\n[[sites]]\nid = "{site}"\npatients = 20\n'
+        (tmp_path / site).mkdir()
+        people, labels = [f"p{n}" for n in range(60)], [n % 2 for n in range(60)]
+        splits = ["test" if n % 3 == 2 else "train" for n in range(60)]
+        npz(
+            tmp_path / site / "images.npz", patients=people, labels=labels, splits=splits, seed=seed
+        )
+        options += ["--site", f"{site}={tmp_path / site}"]
+    (tmp_path / "study.toml").write_text(text)
+
+    done = program(
+        *("fedward-server", "sandbox", tmp_path / "study.toml", *options),
+        *("--out", tmp_path / "out", "--json"),
+        timeout=900,
+    )
+
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert set(result["figures"]) == {"told_apart"}
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+    statement = synthesize(tmp_path / "out" / "model", rows=5, out=tmp_path / "rows")
+    assert statement["privacy"]["epsilon_admission"] <= 8.0
+    assert np.load(tmp_path / "rows" / IMAGES)["images"].shape == (5, SIDE, SIDE)
 
 
 COLOUR = {

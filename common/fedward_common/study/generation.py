@@ -13,7 +13,9 @@ GAN: Final = "gan"
 
 @register
 class Generation(TaskSpec):
-    """A generator of records, and a discriminator that tells them from real ones; no label.
+    """A generator of records, and a discriminator that tells them from real ones.
+
+    Of a table without a label, or of flat grey images, whose label is read and not learned.
 
     Hospitals train the discriminator alone: of each record the cross-entropy of calling it real,
     and of calling a record made up that was generated from numbers drawn for it (Goodfellow et al.

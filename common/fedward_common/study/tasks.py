@@ -144,6 +144,8 @@ def outputs_of(study: StudySpec) -> int:
     1 of an autoencoder or gan: what they put out follows from their inputs.
     """
     data = study.data
+    if isinstance(study.task, Generation):
+        return 1
     if isinstance(data, ImageMasks):
         return len(data.structures) + 1
     if isinstance(data, ImageData | Genotypes):
@@ -396,7 +398,7 @@ def _check_autoencoder(study: StudySpec) -> None:
 
 
 def _check_generation(study: StudySpec) -> None:
-    """Returns when a generator's records are those of a plain table, and its optimiser its own."""
+    """Returns when a generator's records are of a table or grey images, its optimiser its own."""
     model, data = study.model, study.data
     if isinstance(study.task, Generation) != (model.name == GAN):
         raise ConfigError(
@@ -407,8 +409,9 @@ def _check_generation(study: StudySpec) -> None:
         if model.categories:
             raise ConfigError(f"model.categories: expected none of {model.name}, found some")
         return
-    if not isinstance(data, TabularData):
-        raise ConfigError(f"data.kind: expected tabular for generation, found {data.kind!r}")
+    flat = isinstance(data, ImageData) and not data.depth and data.channels == 1
+    if not isinstance(data, TabularData) and not flat:
+        raise ConfigError("data: expected a table or flat grey images for generation")
     if model.categories != inputs_of(data).categories:
         raise ConfigError(
             "model.categories: expected those of the table's columns, found others; leave them "
@@ -468,6 +471,8 @@ def _own_shape(part: DataSpec | Smiles | Letters) -> tuple[int, ...]:
 
 def _label_kind(study: StudySpec) -> type[object]:
     """The kind of label that the data have, by the tables' names for it; images are their own."""
+    if isinstance(study.task, Generation) and isinstance(study.data, ImageData):
+        return type(None)
     if isinstance(study.data, Genotypes):
         label = study.data.label
         return Genotypes if isinstance(label, LabelRule | ClassLabel) else type(label)

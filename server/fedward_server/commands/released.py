@@ -26,18 +26,18 @@ def synthesize(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Draw synthetic rows from a released variational autoencoder or GAN of a table."""
+    """Draw synthetic rows or images from a released variational autoencoder or GAN."""
     del debug
-    from fedward_server.synthesize import TABLE
+    from fedward_server.synthesize import IMAGES, TABLE
     from fedward_server.synthesize import synthesize as draw
 
     statement = draw(package, rows=rows, out=out, public_key=key)
     if as_json:
         typer.echo(json.dumps(statement))
         return
-    privacy = statement["privacy"]
+    privacy, made = statement["privacy"], TABLE if "columns" in statement else IMAGES
     typer.echo(
-        f"{out / TABLE}: {rows} rows; epsilon {privacy['epsilon_admission']:.3g} (admission) at "
+        f"{out / made}: {rows} rows; epsilon {privacy['epsilon_admission']:.3g} (admission) at "
         f"delta {privacy['delta']:g} per {privacy['unit']}"
     )
     for line in statement["limits"]:

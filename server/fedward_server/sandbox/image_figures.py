@@ -15,6 +15,7 @@ from fedward_common.models.objectives import objective_of
 from fedward_common.models.registry import build_model, load_tensors
 from fedward_common.models.whole_images import overlaps
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.generation import Generation
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import ClassLabel, ImageData, ImageMasks, Pictures
 from fedward_common.study.inputs import input_size
@@ -163,7 +164,8 @@ def is_judged_here(study: StudySpec) -> bool:
     data = study.data
     named = isinstance(data, LabelledRows | NotesData) and bool(data.names)
     several = isinstance(data, Genotypes | MultimodalData) and isinstance(data.label, ClassLabel)
-    return isinstance(data, Pictures) or named or several
+    learned = not isinstance(study.task, Generation)
+    return learned and (isinstance(data, Pictures) or named or several)
 
 
 def _overlap_row(data: ImageMasks, found: npt.NDArray[np.int64], label: Numbers) -> Numbers:
