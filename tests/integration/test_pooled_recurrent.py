@@ -7,10 +7,10 @@ was loaded: with distributed noise nothing of such a model but its last layer ev
 import numpy as np
 import pytest
 import torch
-from fedward_server.pooled_descent import PooledDescent
 
 from fedward_client.training.weights import load_weights
 from fedward_common.errors import ProtocolError
+from fedward_common.models.pooled_descent import PooledDescent
 from fedward_common.models.registry import build_model, initial_tensors, load_tensors
 from fedward_common.study.spec import ModelSpec, TrainingSpec
 
