@@ -6,6 +6,7 @@ Where the machine allows it each site's processes are users of their own (`users
 """
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -33,6 +34,7 @@ START_SECONDS_A_SITE: Final = 30.0
 STOP_SECONDS: Final = 20.0
 ASK_SECONDS: Final = 1800
 """A rehearsal trains a whole study, and a busy machine takes its time."""
+PATIENT_NICENESS: Final = 10
 STEADY_SECONDS: Final = 60.0
 MAX_DEATHS: Final = 6
 BIN: Final = Path(sys.executable).parent
@@ -196,28 +198,37 @@ class Federation:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
-    def ask_site(self, name: SiteId, *command: str) -> dict[str, Any]:
+    def ask_site(self, name: SiteId, *command: str, patient: bool = False) -> dict[str, Any]:
         """The JSON that a `fedward-client` command prints at a site.
+
+        `patient`: the command takes what time of the processor everybody else leaves.
 
         Raises:
             StartError: the command failed.
         """
         config = self.layout.sites[name].settings_file
-        done = subprocess.run(
+        asked = subprocess.Popen(
             [str(BIN / "fedward-client"), *command, "--json", "--config", str(config)],
-            capture_output=True,
-            check=False,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             # Two are asked at a time: threads would take each other's cores.
             env=offline_environment() | {"OMP_NUM_THREADS": "1"},
-            timeout=ASK_SECONDS,
         )
-        if done.returncode != 0:
+        with asked:
+            if patient:
+                os.setpriority(os.PRIO_PROCESS, asked.pid, PATIENT_NICENESS)
+            try:
+                answer, said = asked.communicate(timeout=ASK_SECONDS)
+            finally:
+                asked.kill()  # nothing, where it has ended
+        if asked.returncode != 0:
             raise StartError(
                 f"{name}: expected JSON of `fedward-client {' '.join(command)}`, found exit code "
-                f"{done.returncode}: {done.stderr.decode(errors='replace').strip()}"
+                f"{asked.returncode}: {said.decode(errors='replace').strip()}"
             )
-        answer: dict[str, Any] = json.loads(done.stdout)
-        return answer
+        found: dict[str, Any] = json.loads(answer)
+        return found
 
     @property
     def processes(self) -> Mapping[str, int]:

@@ -4,9 +4,9 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -63,9 +63,6 @@ from fedward_server.sandbox.settings_files import write_coordinator, write_sites
 from fedward_server.sandbox.statistics import run_statistics
 from fedward_server.sandbox.victims import Strikes, Victim
 from fedward_server.settings import load_coordinator_settings
-
-_Models = dict[SiteId, list[dict[str, Array]]]
-_Answers = dict[SiteId, dict[str, Any]]
 
 KNOWN_DATA: Final = {
     "fed_heart_disease": ("heart.toml", import_fed_heart),
@@ -352,20 +349,23 @@ def run_study(
         if strikes is not None:
             strikes.look()
 
-    for event in follow(federation.settings, name, alive=alive):
-        if strikes is not None:
-            strikes.see(event)
-        if event["fields"].get("kind") == "evaluate" and event["action"] == "round.opened":
-            evaluated = time.monotonic()
-        show(event["action"], **event["fields"])
-    facts = require_finished(federation.settings, name)
-    ended = time.monotonic()
-    show("phase", name="each site alone, budgets and journals")
-    alone, budgets, journals = _ask_all(federation, prepared)
+    with _rehearsing(federation, prepared) as alone:
+        for event in follow(federation.settings, name, alive=alive):
+            if strikes is not None:
+                strikes.see(event)
+            if event["fields"].get("kind") == "evaluate" and event["action"] == "round.opened":
+                evaluated = time.monotonic()
+            show(event["action"], **event["fields"])
+        facts = require_finished(federation.settings, name)
+        ended = time.monotonic()
+        show("phase", name="each site alone, budgets and journals")
+        budgets = _ask_all(federation, "budget", "show")
+        journals = _ask_all(federation, "journal", "show")
+        models = {site: alone[site].result() for site in federation.sites}
     return read_outcome(
         run_folder(federation.settings, name),
         facts,
-        alone=alone,
+        alone=models,
         budgets=budgets,
         journals=journals,
         timings={
@@ -382,37 +382,40 @@ def _is_costly(study: StudySpec) -> bool:
     return isinstance(study.data, slow) or bool(study.model.steps)
 
 
-def _ask_all(federation: Federation, prepared: Prepared) -> tuple[_Models, _Answers, _Answers]:
-    """By site: models of the study's plan without partners, the budget, the journal.
+def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, Any]]:
+    sites = federation.sites
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        answers = pool.map(lambda site: federation.ask_site(site, *command), sites)
+        return dict(zip(sites, answers, strict=True))
 
-    Two commands run at a time, the longest first.
+
+@contextmanager
+def _rehearsing(
+    federation: Federation, prepared: Prepared
+) -> Iterator[Mapping[SiteId, Future[list[dict[str, Array]]]]]:
+    """Each site's models from the study's plan without partners (`fedward-client rehearse`).
+
+    Two at a time, with what time of the processor the federation leaves; what has not begun when
+    the block is left never does.
     """
-    sites, out = federation.sites, prepared.layout.root / "alone"
+    out = prepared.layout.root / "alone"
     draws = 1 if _is_costly(prepared.study) else ALONE_DRAWS
 
-    def rehearse(site: SiteId) -> list[dict[str, Array]]:
+    def of(site: SiteId) -> list[dict[str, Array]]:
         study = str(prepared.layout.root / "study.json")
         options = ["--out", str(out / site), "--draws", str(draws)]
         if prepared.start_weights is not None:
             options += ["--start-weights", str(prepared.start_weights)]
-        report = federation.ask_site(site, "rehearse", study, *options)
+        report = federation.ask_site(site, "rehearse", study, *options, patient=True)
         return [tensors_from_bytes(Path(path).read_bytes()) for path in report["models"]]
 
+    pool = ThreadPoolExecutor(max_workers=2)
     try:
-        with ThreadPoolExecutor(max_workers=2) as pool:
-            alone = pool.map(rehearse, sites)
-            budgets = pool.map(lambda site: federation.ask_site(site, "budget", "show"), sites)
-            journals = pool.map(lambda site: federation.ask_site(site, "journal", "show"), sites)
-            found = (list(alone), list(budgets), list(journals))
+        yield {site: pool.submit(of, site) for site in federation.sites}
     finally:
+        pool.shutdown(cancel_futures=True)
         # Models of single hospitals: looked at here and kept nowhere.
         shutil.rmtree(out, ignore_errors=True)
-    alone_of, budget_of, journal_of = found
-    return (
-        dict(zip(sites, alone_of, strict=True)),
-        dict(zip(sites, budget_of, strict=True)),
-        dict(zip(sites, journal_of, strict=True)),
-    )
 
 
 def publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, out: Path) -> None:
