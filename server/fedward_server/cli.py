@@ -21,6 +21,7 @@ app.add_typer(study.lead, name="lead")
 app.add_typer(studies.runs, name="runs")
 app.add_typer(studies.studies, name="studies")
 studies.model.command("start-weights")(released.start_weights)
+studies.model.command("bert-weights")(released.bert_weights)
 app.add_typer(studies.model, name="model")
 
 

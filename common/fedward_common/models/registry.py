@@ -10,6 +10,7 @@ from torch import nn
 from fedward_common.arrays import Array, Tensors
 from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.models.autoencoder import autoencoder, variational_autoencoder
+from fedward_common.models.bert import bert
 from fedward_common.models.feature_transformer import ft_transformer
 from fedward_common.models.filter_bank import filter_bank
 from fedward_common.models.gan import gan
@@ -57,6 +58,7 @@ _FACTORIES: dict[str, ModelFactory] = {
     "lstm": lstm,
     "gru-d": gru_d,
     "ft-transformer": ft_transformer,
+    "bert": bert,
     "bilstm": bilstm,
     "text-transformer": text_transformer,
     "relation-bilstm": relation_bilstm,

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from fedward_common.arrays import Array, tensors_from_bytes
+from fedward_common.arrays import Array, Tensors, tensors_from_bytes
 from fedward_common.canonical import sha256_hex
 from fedward_common.errors import ConfigError, ProtocolError
 from fedward_common.models.registry import initial_tensors, model_shapes
@@ -35,7 +35,13 @@ def start_tensors(spec: ModelSpec, inputs: int, *, file: Octets | None = None) -
     except ProtocolError as error:
         raise ConfigError(f"model.start: {error}") from error
     _check_shapes({name: array.shape for name, array in found.items()}, start_shapes(spec, inputs))
-    return {**weights, **found}
+    return {**weights, **{_placed(name, weights): array for name, array in found.items()}}
+
+
+def _placed(name: str, weights: Tensors) -> str:
+    """The name in the study's model of a tensor of the model without adapters."""
+    layer, _, part = name.rpartition(".")
+    return name if name in weights else f"{layer}.base.{part}"
 
 
 def _check_shapes(found: Shapes, expected: Shapes) -> None:
@@ -56,12 +62,14 @@ def _check_shapes(found: Shapes, expected: Shapes) -> None:
 def start_shapes(spec: ModelSpec, inputs: int) -> Shapes:
     """Names and shapes of what the file holds; none where no file is named.
 
+    They are those of the model without adapters: an adapter begins by the model's seed.
+
     Raises:
         ConfigError: a beginning of a name that no tensor of the model has.
     """
     if spec.start is None:
         return {}
-    shapes = model_shapes(spec, inputs)
+    shapes = model_shapes(spec.model_copy(update={"lora": None}), inputs)
     for prefix in spec.start.tensors:
         if not any(name.startswith(prefix) for name in shapes):
             raise ConfigError(

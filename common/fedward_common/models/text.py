@@ -71,10 +71,10 @@ class PairAnswers(nn.Module):
 def _answers(embedding: TokenEmbedding, width: int, outputs: int, *, pooled: bool) -> nn.Module:
     if isinstance(embedding, PairEmbedding):
         return PairAnswers(width, outputs)
-    return _Answers(width, outputs, pooled=pooled)
+    return Answers(width, outputs, pooled=pooled)
 
 
-class _Answers(nn.Module):
+class Answers(nn.Module):
     """Linear outputs: of each token for tags, of the mean over the tokens where they are `pooled`
     and for one answer.
     """
@@ -84,6 +84,7 @@ class _Answers(nn.Module):
         self.linear, self.pooled = nn.Linear(width, outputs), pooled
 
     def forward(self, states: torch.Tensor, there: torch.Tensor) -> torch.Tensor:
+        """[records, tokens, outputs], [records, outputs] or, of one output, [records]."""
         if self.linear.out_features > 1 and not self.pooled:
             tagged: torch.Tensor = self.linear(states)
             return tagged
@@ -206,7 +207,13 @@ def build_text_model(
         model = kind(
             embedding=embedding, width=width, hidden=hidden, outputs=spec.outputs, pooled=pooled
         )
-    generator = torch.Generator(device="cpu").manual_seed(spec.initial_seed)
+    start_numbers(model, seed=spec.initial_seed)
+    return model
+
+
+def start_numbers(model: nn.Module, *, seed: int) -> None:
+    """Puts the numbers of `seed` into every weight of `model`; scales of layer norms stay 1."""
+    generator = torch.Generator(device="cpu").manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             if parameter.dim() < 2:
@@ -216,7 +223,6 @@ def build_text_model(
             bound = 0.1 if "embedding" in name else 1.0 / math.sqrt(parameter.shape[-1])
             uniform = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
             parameter.copy_((2.0 * uniform - 1.0) * bound)
-    return model
 
 
 def _heads(width: int) -> int:

@@ -16,11 +16,11 @@ Entity = tuple[int, int, str]
 """First word, the word after the last, type."""
 
 NO_TAG = -1.0
-"""The label of a place without a word."""
+"""The label of a place where no word begins."""
 
 
 class TaggingObjective:
-    """Outputs [records, words, tags]; labels [records, words], the number of a tag or NO_TAG."""
+    """Outputs [records, tokens, tags]; labels [records, tokens], the number of a tag or NO_TAG."""
 
     def __init__(self, label: TagLabel) -> None:
         self._tags = label.tags
@@ -73,10 +73,10 @@ class TaggingObjective:
 
     def compared(self, outputs: torch.Tensor, labels: Labels) -> npt.NDArray[np.int64]:
         """Entities of one record [words, tags] that are right, wrong and missed; exact spans."""
-        words = int((labels >= 0).sum())
-        chosen = outputs[:words].argmax(dim=-1).tolist()
+        words = np.flatnonzero(labels >= 0)  # of word pieces, each word's first
+        chosen = outputs[words].argmax(dim=-1).tolist()
         found = entities([self._tags[number] for number in chosen])
-        true = entities([self._tags[int(number)] for number in labels[:words]])
+        true = entities([self._tags[int(number)] for number in labels[words]])
         right = len(found & true)
         return np.array([right, len(found) - right, len(true) - right], dtype=np.int64)
 

@@ -10,9 +10,9 @@ from fedward_common.errors import DataError
 from fedward_common.models.text_objectives import NO_TAG
 from fedward_common.notes.pairs import marked_words, pair_ids, place_of
 from fedward_common.notes.scrub import scrub, scrub_words
-from fedward_common.notes.tokens import Vocabulary, token_ids, words_of
+from fedward_common.notes.tokens import Vocabulary, token_ids, word_pieces, words_of
 from fedward_common.study.encoding import PatientRecords, TablePart, decimal_number, hash_part
-from fedward_common.study.notes import NotesData, RelationLabel, TagLabel
+from fedward_common.study.notes import NotesData, RelationLabel, TagLabel, WordPieces
 from fedward_common.study.tabular import HashSplit, LabelRule
 
 Row = Mapping[str, str]
@@ -102,6 +102,8 @@ def _note(
         before = text.split()
         words = scrub_words(before, own=own, counts=tally.scrubbed)
         target = _tags(label, _cell(row, label.column), count=len(before))
+        if isinstance(schema.tokeniser, WordPieces):
+            target = _tags_of_pieces(schema.tokeniser, words, target, vocabulary=vocabulary)
         target = (target + [NO_TAG] * schema.tokeniser.max_tokens)[: schema.tokeniser.max_tokens]
         features, cut = _tokens(schema, words, vocabulary=vocabulary)
     elif isinstance(label, RelationLabel):
@@ -148,6 +150,21 @@ def _answer(rule: LabelRule, text: str) -> float:
             "label, found something else"
         )
     return 1.0 if value >= rule.positive_from else 0.0
+
+
+def _tags_of_pieces(
+    tokeniser: WordPieces,
+    words: Sequence[str],
+    tags: Sequence[float],
+    *,
+    vocabulary: Vocabulary | None,
+) -> list[float]:
+    """The tag of each word at its first piece, none at the others (Devlin et al. 2019, 5.3)."""
+    found: list[float] = []
+    for word, tag in zip(words, tags, strict=True):
+        pieces = word_pieces(tokeniser, word, vocabulary=vocabulary)
+        found += [tag, *[NO_TAG] * (len(pieces) - 1)] if pieces else []
+    return found
 
 
 def _tags(label: TagLabel, text: str, *, count: int) -> list[float]:

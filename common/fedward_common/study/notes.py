@@ -230,8 +230,10 @@ class NotesData(DataSpec):
         if len(set(self.columns)) != len(self.columns):
             raise ValueError("expected every column name once")
         require_hashable(self.split, no_patient_key=self.no_patient_key)
-        if isinstance(self.label, TagLabel) and not isinstance(self.tokeniser, HashedWords):
-            raise ValueError("tokeniser: expected hashed-words with tags, which are of words")
+        if isinstance(self.label, TagLabel) and isinstance(self.tokeniser, ByteTokens):
+            raise ValueError(
+                "tokeniser: expected hashed-words or word-pieces with tags, which are of words"
+            )
         return self
 
 

@@ -115,7 +115,7 @@ class TimeseriesClassification(TaskSpec):
 
 
 PAIR_MODELS: Final = frozenset({"relation-bilstm", "relation-transformer"})
-TOKEN_MODELS: Final = frozenset({"bilstm", "text-transformer"})
+TOKEN_MODELS: Final = frozenset({"bert", "bilstm", "text-transformer"})
 KNOWN_TASKS: Final = (
     TabularClassification,
     TabularRegression,

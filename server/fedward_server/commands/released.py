@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -73,3 +73,39 @@ def start_weights(
         f'{target}: {len(tensors)} tensors\n[model.start]\nsha256 = "{facts["sha256"]}"\n'
         f"tensors = {json.dumps(facts['tensors'])}"
     )
+
+
+def bert_weights(
+    folder: Annotated[
+        Path, typer.Argument(help="config.json, model.safetensors and vocab.txt of a BERT.")
+    ],
+    target: Annotated[Path, typer.Argument(help="The safetensors file to write.")],
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Write a local BERT's encoder for a study's [model.start]. Nothing of the folder is run."""
+    del debug
+    from fedward_common.arrays import tensors_to_bytes
+    from fedward_common.canonical import sha256_hex
+    from fedward_common.trust.private_files import write_atomically
+    from fedward_server.bert_weights import read_bert
+
+    found = read_bert(folder)
+    content = tensors_to_bytes(found.tensors)
+    write_atomically(target, content)
+    facts: dict[str, dict[str, Any]] = {
+        "model": {"name": "bert", "hidden": list(found.hidden), "shape": [1, found.pieces + 1]},
+        "start": {"sha256": sha256_hex(content), "tensors": ["encoder."]},
+        "tokeniser": {
+            "kind": "word-pieces",
+            "vocabulary_sha256": found.vocabulary_sha256,
+            "pieces": found.pieces,
+        },
+    }
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    sections = {"model": "model", "start": "model.start", "tokeniser": "data.tokeniser"}
+    for name, section in sections.items():
+        lines = [f"{key} = {json.dumps(value)}" for key, value in facts[name].items()]
+        typer.echo("\n".join([f"[{section}]", *lines]))

@@ -138,6 +138,33 @@ def test_tags_follow_their_words_and_end_with_the_text() -> None:
     assert encode_notes(schema, wrong, part="train", vocabulary=None).patients == 0
 
 
+def test_the_tag_of_a_word_stands_at_its_first_piece() -> None:
+    pieces = ["[UNK]", "lung", "can", "##cer", "is", "in"]
+    tokeniser = {
+        "kind": "word-pieces",
+        "max_tokens": 6,
+        "vocabulary_sha256": "0" * 64,
+        "pieces": len(pieces),
+    }
+    schema = data(tokeniser=tokeniser, label=TAGS.model_dump(mode="json"))
+    row = {"patient_id": "p1", "text": "lung cancer is in", "split": "train"}
+    row["tags"] = "B-Disease I-Disease O O"
+
+    found = encode_notes(
+        schema,
+        [row],
+        part="train",
+        vocabulary={piece: number for number, piece in enumerate(pieces, start=1)},
+    )
+
+    assert found.features.tolist() == [[2, 3, 4, 5, 6, 0]]
+    assert found.labels.tolist() == [[1, 2, NO_TAG, 0, 0, NO_TAG]]
+    # A wrong answer at a later piece of a word changes nothing.
+    logits = torch.nn.functional.one_hot(torch.tensor([1, 2, 0, 0, 0, 1]), 5).float()
+    objective = TaggingObjective(TAGS)
+    assert objective.compared(logits, found.labels[0]).tolist() == [1, 0, 0]
+
+
 def test_entities_are_counted_as_conlleval_counts_them() -> None:
     tags = ["B-Disease", "I-Disease", "B-Disease", "O", "I-Drug", "I-Disease"]
 
