@@ -3,6 +3,9 @@
 import json
 import re
 import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -23,6 +26,7 @@ from fedward_server.adapters.run_files import LOG, study_path
 from fedward_server.bundle import bundle_folder
 from fedward_server.runs import follow, require_finished, run_folder, start_run
 from tests.conftest import FURTHER_STUDIES
+from tests.support.left_behind import left_behind
 from tests.support.live import LiveFederation, program
 
 pytestmark = pytest.mark.federation
@@ -326,3 +330,21 @@ def test_a_bundle_that_no_site_approved_never_reaches_supernode(
         assert {"bundle_sha256": bundle.sha256, "allowed": False} in [
             {name: fields.get(name) for name in ("bundle_sha256", "allowed")} for fields in asked
         ]
+
+
+@pytest.mark.slow
+def test_a_sandbox_that_is_asked_to_end_leaves_no_process_behind(tmp_path: Path) -> None:
+    program = Path(sys.executable).parent / "fedward-server"
+    asked = subprocess.Popen([program, "sandbox", "--out", str(tmp_path / "out"), "--json"])
+    folder, limit = tmp_path / "out", time.monotonic() + 120
+    while not any("gateway" in command for command in left_behind(folder)):
+        assert time.monotonic() < limit
+        assert asked.poll() is None
+        time.sleep(0.2)
+
+    asked.terminate()
+
+    assert asked.wait(timeout=60) == 143
+    while left := left_behind(folder):
+        assert time.monotonic() < limit, left
+        time.sleep(0.2)

@@ -45,8 +45,10 @@ def sandbox(
 ) -> None:
     """Run a whole federation on this machine, as real processes, and report what it reached."""
     del debug
+    from fedward_common.entry import end_in_order
     from fedward_server.sandbox.run import Inputs, run_sandbox
 
+    end_in_order()
     inputs = Inputs.parse(study=study, sites=site or [], data=data, start_weights=start_weights)
     result = run_sandbox(inputs, out=out, quiet=as_json, kill=kill or ())
     if as_json:
