@@ -2,12 +2,17 @@
 
 import math
 from itertools import pairwise
+from statistics import NormalDist
+from typing import Final
 
 import torch
 from torch import nn
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.spec import ModelSpec
+
+BLOCK: Final = 3
+"""Linear, LayerNorm and ReLU of a hidden layer."""
 
 
 class LogisticRegression(nn.Module):
@@ -28,13 +33,25 @@ class LogisticRegression(nn.Module):
 class Mlp(nn.Module):
     """One logit per record through hidden layers of Linear, LayerNorm and ReLU.
 
-    LayerNorm, because it normalises each record by itself: BatchNorm would mix patients.
+    LayerNorm, because it normalises each record by itself: BatchNorm would mix patients. `dropout`
+    leaves out hidden units by normal numbers that a record brings along, one for each unit: no draw
+    is made in here, so that a record is computed alike whoever is beside it.
+
+    Source: Srivastava et al. 2014 (dropout), with the scaling at training time.
     """
 
     def __init__(
-        self, inputs: int, *, hidden: tuple[int, ...], initial_seed: int, outputs: int = 1
+        self,
+        inputs: int,
+        *,
+        hidden: tuple[int, ...],
+        initial_seed: int,
+        outputs: int = 1,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
+        self.inputs, self.widths, self.dropout = inputs, hidden, dropout
+        self.least = NormalDist().inv_cdf(dropout) if dropout else 0.0
         blocks: list[nn.Module] = []
         for width_in, width_out in pairwise((inputs, *hidden)):
             blocks += [empty_linear(width_in, width_out), nn.LayerNorm(width_out), nn.ReLU()]
@@ -46,9 +63,25 @@ class Mlp(nn.Module):
                 initialise(module, generator)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Logits [records] (or [records, outputs]) of `features` [records, inputs]."""
-        logits: torch.Tensor = self.output(self.hidden(features))
+        """Logits [records] (or [records, outputs]) of `features` [records, inputs].
+
+        With `dropout` a normal number for each hidden unit may stand behind them: a unit whose
+        number is under the quantile of `dropout` is left out.
+        """
+        dropped = self.dropout and features.shape[1] > self.inputs
+        states = self._left_out(features) if dropped else self.hidden(features)
+        logits: torch.Tensor = self.output(states)
         return logits.squeeze(-1) if self.output.out_features == 1 else logits
+
+    def _left_out(self, features: torch.Tensor) -> torch.Tensor:
+        # Copied: products of rows with gaps between them round by where a row stands.
+        states = features[:, : self.inputs].contiguous()
+        chance = torch.split(features[:, self.inputs :], list(self.widths), dim=1)
+        starts = range(0, len(self.hidden), BLOCK)
+        for start, numbers in zip(starts, chance, strict=True):
+            kept = (numbers > self.least).to(states.dtype) / (1.0 - self.dropout)
+            states = self.hidden[start : start + BLOCK](states) * kept
+        return states
 
 
 def logistic_regression(spec: ModelSpec, inputs: int) -> nn.Module:
@@ -74,7 +107,13 @@ def build_tabular(spec: ModelSpec, inputs: int, *, outputs: int) -> nn.Module:
     """A linear model without `hidden`, otherwise an MLP, with `outputs` numbers for each record."""
     if not spec.hidden:
         return LogisticRegression(inputs, outputs=outputs)
-    return Mlp(inputs, hidden=spec.hidden, initial_seed=spec.initial_seed, outputs=outputs)
+    return Mlp(
+        inputs,
+        hidden=spec.hidden,
+        initial_seed=spec.initial_seed,
+        outputs=outputs,
+        dropout=spec.dropout,
+    )
 
 
 def empty_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:

@@ -76,6 +76,9 @@ class TensorSpec(Strict):
     shape: tuple[Width, ...] = Field(max_length=8, strict=False)
 
 
+MLP: Final = "mlp"
+
+
 class ModelSpec(Extensible):
     """A model by its registered name, with its sizes.
 
@@ -86,7 +89,7 @@ class ModelSpec(Extensible):
     added: ClassVar[frozenset[str]] = frozenset(
         {
             *("tensors", "outputs", "steps", "shape", "weight_standardisation"),
-            *("lora", "fusion", "start", "categories"),
+            *("lora", "fusion", "start", "categories", "dropout"),
         }
     )
 
@@ -117,9 +120,21 @@ class ModelSpec(Extensible):
         description="of a gan: the inputs of each category, first and one past the last; filled in",
     )
 
+    dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="share of the hidden units of an mlp left out"
+    )
+
+    @model_validator(mode="after")
+    def _dropout_of_an_mlp(self) -> "ModelSpec":
+        if self.dropout and self.name != MLP:
+            raise ValueError(f"dropout: expected the model {MLP}, found {self.name}")
+        return self
+
     @property
     def sampled(self) -> int:
         """How many standard normal numbers of its own each record comes with in training."""
+        if self.dropout:
+            return sum(self.hidden)
         if self.name not in ("variational-autoencoder", GAN) or not self.shape:
             return 0
         return self.shape[0] + sum(end - first + 1 for first, end in self.categories)
