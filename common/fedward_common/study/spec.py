@@ -15,6 +15,7 @@ from fedward_common.study.evaluation import validation_rounds
 from fedward_common.study.fusion import Fusion
 from fedward_common.study.generation import GAN, GENERATOR
 from fedward_common.study.low_rank import LoRa
+from fedward_common.study.pseudo_labels import PseudoLabels
 from fedward_common.study.registry import (
     AnyData,
     AnyDp,
@@ -76,9 +77,6 @@ class TensorSpec(Strict):
     shape: tuple[Width, ...] = Field(max_length=8, strict=False)
 
 
-MLP: Final = "mlp"
-
-
 class ModelSpec(Extensible):
     """A model by its registered name, with its sizes.
 
@@ -126,8 +124,8 @@ class ModelSpec(Extensible):
 
     @model_validator(mode="after")
     def _dropout_of_an_mlp(self) -> "ModelSpec":
-        if self.dropout and self.name != MLP:
-            raise ValueError(f"dropout: expected the model {MLP}, found {self.name}")
+        if self.dropout and self.name != "mlp":
+            raise ValueError(f"dropout: expected the model mlp, found {self.name}")
         return self
 
     @property
@@ -138,12 +136,6 @@ class ModelSpec(Extensible):
         if self.name not in ("variational-autoencoder", GAN) or not self.shape:
             return 0
         return self.shape[0] + sum(end - first + 1 for first, end in self.categories)
-
-
-class PseudoLabels(Strict):
-    """Patients without a label learn with the class of which the round's model is so sure."""
-
-    confidence: float = Field(gt=0.5, lt=1)
 
 
 class TrainingSpec(Extensible):
