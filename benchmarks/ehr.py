@@ -106,6 +106,7 @@ def main() -> None:
         result = measure(options.study, options.data, draws=options.draws)
     text = json.dumps(result, indent=2)
     if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 

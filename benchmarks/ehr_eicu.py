@@ -69,6 +69,7 @@ def main() -> None:
     }
     text = json.dumps(found, indent=2)
     if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 

@@ -127,6 +127,7 @@ def main() -> None:
     text = json.dumps(figures, indent=1)
     print(text)
     if arguments.out is not None:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(text + "\n")
 
 

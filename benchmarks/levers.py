@@ -99,6 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(file=sys.stderr)
     text = json.dumps(report(plain.id, found, draws=options.draws), indent=2)
     if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(text + "\n", encoding="utf-8")
     print(text)
 

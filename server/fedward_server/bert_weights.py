@@ -51,6 +51,7 @@ class BertStart:
     hidden: tuple[int, ...]
     pieces: int
     vocabulary_sha256: str
+    lower_case: bool
 
 
 def read_bert(folder: Path) -> BertStart:
@@ -81,6 +82,8 @@ def read_bert(folder: Path) -> BertStart:
         hidden=hidden,
         pieces=len(lines),
         vocabulary_sha256=sha256_hex(vocabulary),
+        # Marks such as [CLS] apart, a vocabulary of lower case has no capital.
+        lower_case=all(line == line.lower() for line in lines if not line.startswith("[")),
     )
 
 

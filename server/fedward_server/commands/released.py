@@ -55,7 +55,7 @@ def start_weights(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write some tensors of a model, such as its encoder, for another study's [model.start]."""
+    """Write some tensors of a model, such as its encoder, for another study's model.start."""
     del debug
     from fedward_common.arrays import tensors_to_bytes
     from fedward_common.canonical import sha256_hex
@@ -83,7 +83,7 @@ def bert_weights(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Write a local BERT's encoder for a study's [model.start]. Nothing of the folder is run."""
+    """Write a local BERT's encoder for a study's model.start. Nothing of the folder is run."""
     del debug
     from fedward_common.arrays import tensors_to_bytes
     from fedward_common.canonical import sha256_hex
@@ -100,6 +100,7 @@ def bert_weights(
             "kind": "word-pieces",
             "vocabulary_sha256": found.vocabulary_sha256,
             "pieces": found.pieces,
+            "lower_case": found.lower_case,
         },
     }
     if as_json:
@@ -109,3 +110,4 @@ def bert_weights(
     for name, section in sections.items():
         lines = [f"{key} = {json.dumps(value)}" for key, value in facts[name].items()]
         typer.echo("\n".join([f"[{section}]", *lines]))
+    typer.echo(f"# and in [data.tokeniser]: max_tokens, at most {found.hidden[-1] - 2}")

@@ -61,6 +61,8 @@ class Federation:
         self.separate = False
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._lives: dict[str, _Life] = {}
+        self._patient: set[subprocess.Popen[bytes]] = set()
+        self._hurried = False
 
     def __enter__(self) -> Self:
         """The federation itself, not started yet."""
@@ -218,10 +220,14 @@ class Federation:
         with asked:
             if patient:
                 os.setpriority(os.PRIO_PROCESS, asked.pid, PATIENT_NICENESS)
+                self._patient.add(asked)
+            if patient and self._hurried:
+                asked.kill()
             try:
                 answer, said = asked.communicate(timeout=ASK_SECONDS)
             finally:
                 asked.kill()  # nothing, where it has ended
+                self._patient.discard(asked)
         if asked.returncode != 0:
             raise StartError(
                 f"{name}: expected JSON of `fedward-client {' '.join(command)}`, found exit code "
@@ -229,6 +235,12 @@ class Federation:
             )
         found: dict[str, Any] = json.loads(answer)
         return found
+
+    def end_patient(self) -> None:
+        """Ends the patient commands that run, and every one that begins from now on."""
+        self._hurried = True
+        for asked in list(self._patient):
+            asked.kill()
 
     @property
     def processes(self) -> Mapping[str, int]:

@@ -395,11 +395,12 @@ def _rehearsing(
 ) -> Iterator[Mapping[SiteId, Future[list[dict[str, Array]]]]]:
     """Each site's models from the study's plan without partners (`fedward-client rehearse`).
 
-    Two at a time, with what time of the processor the federation leaves; what has not begun when
-    the block is left never does.
+    Two at a time (one, where that is costly), with what time of the processor the federation
+    leaves; what has not ended when the block is left is ended.
     """
     out = prepared.layout.root / "alone"
-    draws = 1 if _is_costly(prepared.study) else ALONE_DRAWS
+    costly = _is_costly(prepared.study)
+    draws = 1 if costly else ALONE_DRAWS
 
     def of(site: SiteId) -> list[dict[str, Array]]:
         study = str(prepared.layout.root / "study.json")
@@ -409,11 +410,13 @@ def _rehearsing(
         report = federation.ask_site(site, "rehearse", study, *options, patient=True)
         return [tensors_from_bytes(Path(path).read_bytes()) for path in report["models"]]
 
-    pool = ThreadPoolExecutor(max_workers=2)
+    pool = ThreadPoolExecutor(max_workers=1 if costly else 2)
     try:
         yield {site: pool.submit(of, site) for site in federation.sites}
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
+        federation.end_patient()
+        pool.shutdown()
         # Models of single hospitals: looked at here and kept nowhere.
         shutil.rmtree(out, ignore_errors=True)
 

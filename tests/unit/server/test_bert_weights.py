@@ -1,6 +1,7 @@
 """BERT's published weights in our arithmetic: equal states, and folders that are refused."""
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,22 @@ def test_the_command_writes_the_start_and_what_a_study_says(tmp_path: Path) -> N
     digest = sha256_hex((folder / "vocab.txt").read_bytes())
     assert facts["tokeniser"]["vocabulary_sha256"] == digest
     assert facts["tokeniser"]["pieces"] == len(VOCABULARY)
+    assert facts["tokeniser"]["lower_case"] is True
     assert set(tensors_from_bytes(content)) == set(read_bert(folder).tensors)
+
+
+def test_the_toml_that_is_printed_is_toml_and_says_what_is_left_to_say(tmp_path: Path) -> None:
+    folder = make_bert(tmp_path / "bert")
+    vocabulary = (folder / "vocab.txt").read_text()
+    (folder / "vocab.txt").write_text(vocabulary.replace("fever", "Fever"))
+
+    done = CliRunner().invoke(app, ["model", "bert-weights", str(folder), str(tmp_path / "start")])
+
+    said = tomllib.loads(done.stdout)
+    assert said["model"]["name"] == "bert"
+    assert said["model"]["start"]["tensors"] == ["encoder."]
+    assert said["data"]["tokeniser"]["lower_case"] is False
+    assert "max_tokens, at most 18" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -119,15 +119,9 @@ def choose_back_end(
     def bookkeeping() -> BackEnd:
         filling = WHOLE_ROWS // load.most_records
         most = max(_TABLE[group].places, filling) if name == "auto" else _MOST_PLACES
-        places = max(1, min(most, fitting))
-        made = BookkeepingBackEnd(
-            model, loss=loss, geometry=Geometry(slots=places, records=load.most_records)
+        return _bookkeeping(
+            model, loss=loss, examples=examples, load=load, places=max(1, min(most, fitting))
         )
-        if load.study is None:
-            check_slots(made, model, loss=loss, examples=examples)
-        else:
-            check_slots_once(made, model, loss=loss, examples=examples, study=load.study)
-        return made
 
     def looping(one: nn.Module) -> LoopBackEnd:
         return LoopBackEnd(
@@ -137,12 +131,8 @@ def choose_back_end(
     def loop() -> BackEnd:
         if replicas == 1:
             return looping(model)
-        return ReplicatedBackEnd(
-            model,
-            make=looping,
-            devices=_devices(model, replicas),
-            examples=examples,
-        )
+        devices = _devices(model, replicas)
+        return ReplicatedBackEnd(model, make=looping, devices=devices, examples=examples)
 
     makers = {
         "bookkeeping": bookkeeping,
@@ -174,6 +164,20 @@ def choose_back_end(
         precision=precision,
         pass_records=load.max_records_per_chunk,
     )
+
+
+def _bookkeeping(
+    model: nn.Module, *, loss: LossFunction, examples: ExampleRecords, load: Load, places: int
+) -> BookkeepingBackEnd:
+    """The back end with that many patients in a batch, proven to round each one alike."""
+    made = BookkeepingBackEnd(
+        model, loss=loss, geometry=Geometry(slots=places, records=load.most_records)
+    )
+    if load.study is None:
+        check_slots(made, model, loss=loss, examples=examples)
+    else:
+        check_slots_once(made, model, loss=loss, examples=examples, study=load.study)
+    return made
 
 
 def _devices(model: nn.Module, replicas: int) -> list[torch.device]:
