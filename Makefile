@@ -61,8 +61,8 @@ bench-ehr: $(STAMP)  ## EHR studies and FHIR speed (SHARED=folder of the data se
 	@$(BIN)/python -m benchmarks.ehr_ner --data $(SHARED)/ner_corpora --out runs/bench-ehr-ner.json
 	@$(BIN)/python -m benchmarks.ehr fhir --data $(SHARED)/synthea_fhir_r4 --out runs/bench-ehr-fhir.json
 
-bench-genomics: $(STAMP)  ## genomes, omics, synthetic patients, modalities (SHARED=folder, QUICK=1: the least of each, ONLY=name, PLINK2=program)
-	@$(BIN)/python -m benchmarks.genomics --shared $(SHARED) --out runs $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(PLINK2),--plink2 $(PLINK2))
+bench-genomics: $(STAMP)  ## genomes, omics, synthetic patients, modalities (SHARED=folder, QUICK=1: the least of each, ONLY=name, PLINK2=program, WHEELS=folder)
+	@$(BIN)/python -m benchmarks.genomics --shared $(SHARED) --out runs $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY)) $(if $(PLINK2),--plink2 $(PLINK2)) $(if $(WHEELS),--wheels $(WHEELS))
 
 bench-multimodal: $(STAMP)  ## each modality alone and fused: chest X-ray + labs, TCGA (SHARED=folder of the data sets)
 	@$(BIN)/python -m benchmarks.multimodal hannover --data $(SHARED)/covid_cxr --out runs/bench-multimodal-hannover.json

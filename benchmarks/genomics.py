@@ -4,6 +4,9 @@
 
 Each is a program of its own and writes its own file; one that fails is named at the end and stops
 no other. `--quick`: the least of each, to see that it runs; its numbers are no figures (rules 25).
+Two read what scikit-survival (GPL) and scanpy ship, neither a part of Fedward: fetched by
+`pip download --no-deps --dest FOLDER scikit-survival scanpy` and named by `--wheels FOLDER`;
+without them they say so and are skipped. plink2 is another oracle: without it nothing is compared.
 """
 
 import argparse
@@ -22,7 +25,8 @@ class Bench:
 
     name: str
     module: str
-    data: str
+    data: str | None = None
+    """None: what another package ships, in `--wheels` or installed."""
     arguments: tuple[str, ...] = ()
     quick: tuple[str, ...] = ()
     takes_plink2: bool = False
@@ -69,6 +73,16 @@ BENCHES: Final = (
         quick=("--draws", "1"),
     ),
     Bench(
+        name="breast-genes",
+        module="genomics_breast",
+        quick=("--runs", "1", "--no-noise"),
+    ),
+    Bench(
+        name="cells",
+        module="genomics_cells",
+        quick=("--seeds", "1", "--draws", "0"),
+    ),
+    Bench(
         name="multimodal-hannover",
         module="multimodal",
         data="covid_cxr",
@@ -85,10 +99,21 @@ BENCHES: Final = (
 )
 
 
-def command(bench: Bench, *, shared: Path, out: Path, quick: bool, plink2: str | None) -> list[str]:
+def command(
+    bench: Bench,
+    *,
+    shared: Path,
+    out: Path,
+    quick: bool,
+    plink2: str | None,
+    wheels: Path | None = None,
+) -> list[str]:
     """The command line of one benchmark."""
     line = [sys.executable, "-m", f"benchmarks.{bench.module}", *bench.arguments]
-    line += ["--data", str(shared / bench.data)]
+    if bench.data is not None:
+        line += ["--data", str(shared / bench.data)]
+    elif wheels is not None:
+        line += ["--wheels", str(wheels)]
     if bench.takes_plink2 and plink2:
         line += ["--plink2", plink2]
     suffix = "-quick" if quick else ""
@@ -117,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="the least of each: no figures")
     parser.add_argument("--only", help="benchmarks whose name holds this")
     parser.add_argument("--plink2", help="the program, to compare with")
+    parser.add_argument("--wheels", type=Path, help="wheels of packages that ship data sets")
     options = parser.parse_args(arguments)
     chosen = [one for one in BENCHES if not options.only or options.only in one.name]
     lines = [
@@ -128,6 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 out=options.out,
                 quick=options.quick,
                 plink2=options.plink2,
+                wheels=options.wheels,
             ),
         )
         for one in chosen

@@ -31,6 +31,7 @@ from benchmarks.omics_runs import Tables, averaged, distributed, privacy
 from fedward_common.ids import SiteId
 from fedward_common.privacy.accounting import calibrate_noise_multiplier
 from fedward_common.study.labelled_rows import LabelledRows
+from fedward_common.study.profile_encoding import LayerFile
 from fedward_common.study.row_encoding import encode_rows
 from fedward_common.study.row_readers import readers_of
 from fedward_common.study.spec import StudySpec
@@ -236,12 +237,12 @@ def study_of(
     )
 
 
-def encoded(study: StudySpec, rows: Rows, part: Any) -> Tables:
+def encoded(study: StudySpec, rows: Rows, part: Any, *, layers: Sequence[LayerFile] = ()) -> Tables:
     """What every site's source gives."""
     schema = study.data
     if not isinstance(schema, LabelledRows):
         raise TypeError("expected labelled rows")
-    readers = readers_of(schema)
+    readers = readers_of(schema, layers=layers)
     return {
         site: encode_rows(schema, own, readers.features, part=part, part_of=readers.part_of)[0]
         for site, own in rows.items()
@@ -290,6 +291,7 @@ def bench(
     make: Callable[[Rows, Plan], StudySpec],
     *,
     options: argparse.Namespace,
+    layers: Sequence[LayerFile] = (),
 ) -> None:
     """Every plan without noise over seeds and within epsilon 8 over draws, written as it goes."""
     result: dict[str, Any] = {
@@ -308,7 +310,8 @@ def bench(
         if options.only and options.only not in name:
             continue
         study = make(rows, plan)
-        training, held_out = encoded(study, rows, "train"), encoded(study, rows, "test")
+        training = encoded(study, rows, "train", layers=layers)
+        held_out = encoded(study, rows, "test", layers=layers)
         start = time.perf_counter()
         runs = [
             figures(
@@ -329,8 +332,10 @@ def bench(
         print(name, json.dumps(found["without_noise"]), flush=True)
         if plan.private is not None and options.draws:
             own = make(rows, smaller(plan))
+            backend = plan.private.get("backend", "bookkeeping")
             drawn = [
-                figures(own, distributed(own, training), held_out) for _ in range(options.draws)
+                figures(own, distributed(own, training, backend=backend), held_out)
+                for _ in range(options.draws)
             ]
             found["epsilon_8"] = spread(drawn) | privacy(own)
             print(name, json.dumps(found["epsilon_8"]), flush=True)

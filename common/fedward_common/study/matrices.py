@@ -128,7 +128,9 @@ def _parquet(path: Path) -> Matrix:
 
 
 def _h5ad(path: Path) -> Matrix:
-    """`X` of an AnnData file: dense, or compressed by rows or columns (format 0.1.0 and later)."""
+    """`X` of an AnnData file: dense, or compressed by rows or columns; also as AnnData wrote it
+    before its format had a version (before 0.7: data frames as tables of records).
+    """
     try:
         import h5py  # noqa: PLC0415 - an extra
     except ModuleNotFoundError as error:
@@ -174,10 +176,15 @@ def _all(group: Any, name: str, *, most: int) -> Any:
 
 
 def _names(frame: Any) -> list[str]:
-    """The index of a data frame as AnnData writes it."""
-    key = frame.attrs["_index"]
-    key = key.decode() if isinstance(key, bytes) else str(key)
-    found = _all(frame, key, most=MOST_NAMES)
+    """The index of a data frame as AnnData writes it, or of a table of records as it once did."""
+    if getattr(frame, "dtype", None) is not None:
+        if len(frame.shape) != 1 or frame.shape[0] > MOST_NAMES:
+            raise ValueError("expected a vector of fewer entries")
+        found = frame.fields("index")[...]
+    else:
+        key = frame.attrs["_index"]
+        key = key.decode() if isinstance(key, bytes) else str(key)
+        found = _all(frame, key, most=MOST_NAMES)
     return [one.decode() if isinstance(one, bytes) else str(one) for one in found]
 
 
@@ -188,11 +195,12 @@ def _dense(stored: Any, shape: tuple[int, int]) -> Floats:
 
 
 def _sparse(group: Any, shape: tuple[int, int]) -> Floats:
-    kind = group.attrs["encoding-type"]
+    kind = group.attrs.get("encoding-type", group.attrs.get("h5sparse_format"))
     kind = kind.decode() if isinstance(kind, bytes) else str(kind)
-    if kind not in ("csr_matrix", "csc_matrix"):
+    kind = kind.removesuffix("_matrix")
+    if kind not in ("csr", "csc"):
         raise ValueError("X: expected a matrix")
-    rows = kind == "csr_matrix"
+    rows = kind == "csr"
     values = np.zeros(shape if rows else shape[::-1], dtype=np.float32)
     starts = _all(group, "indptr", most=len(values) + 1)
     data, indices = (_all(group, name, most=values.size) for name in ("data", "indices"))

@@ -205,6 +205,54 @@ def test_anndata_files_have_the_numbers_of_a_table(kind: str, tmp_path: Path) ->
     assert (found.values == values).all()
 
 
+@pytest.mark.parametrize("kind", ["dense", "csr", "csc"])
+def test_anndata_files_from_before_its_format_had_a_version_are_read(
+    kind: str, tmp_path: Path
+) -> None:
+    """Data frames were tables of records then; scanpy still ships `pbmc68k_reduced` as such."""
+    h5py = pytest.importorskip("h5py")
+    values = np.array([[16.0, 0.0], [1.0, 2.0]], dtype=np.float32)
+    path = tmp_path / "m.h5ad"
+    with h5py.File(path, "w") as out:
+        for frame, names in (("obs", [b"a", b"b"]), ("var", [one.encode() for one in GENES])):
+            records = [(name, 7) for name in names]
+            out[frame] = np.array(records, dtype=[("index", "S8"), ("n_counts", "<i8")])
+        if kind == "dense":
+            out["X"] = values
+        else:
+            lines = values if kind == "csr" else values.T
+            group = out.create_group("X")
+            group.attrs["h5sparse_format"] = kind
+            group["data"] = lines[lines != 0]
+            group["indices"] = np.nonzero(lines)[1]
+            group["indptr"] = np.concatenate([[0], np.cumsum((lines != 0).sum(axis=1))])
+
+    found = read_matrix(path)
+
+    assert list(found.patients) == ["a", "b"]
+    assert list(found.genes) == list(GENES)
+    assert (found.values == values).all()
+
+
+@pytest.mark.parametrize("what", ["no index", "too many", "no records"])
+def test_an_old_anndata_file_without_a_list_of_names_is_refused(what: str, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    path = anndata(tmp_path / "m.h5ad")
+    with h5py.File(path, "a") as out:
+        del out["obs"]
+        match what:
+            case "no index":
+                out["obs"] = np.array([(b"a",), (b"b",)], dtype=[("name", "S8")])
+            case "too many":
+                names = np.dtype([("index", "S8")])
+                out.create_dataset("obs", (1 << 40,), names, chunks=(1024,), compression="gzip")
+            case _:
+                out["obs"] = np.array([b"a", b"b"])
+
+    with pytest.raises(DataError, match="none that can be read"):
+        read_matrix(path)
+
+
 def test_a_parquet_file_has_the_numbers_of_a_table(tmp_path: Path) -> None:
     import duckdb
 
