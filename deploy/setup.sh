@@ -43,4 +43,6 @@ run "${pip[@]}" wheel "${constrained[@]}" "${cached[@]}" --wheel-dir "$wheelhous
 rm -f "$wheelhouse"/fedward_*.whl # ours are built from the sources, each time
 echo "setup: installing Fedward and its tools"
 run "${pip[@]}" install "${constrained[@]}" "${cached[@]}" -e ./common -e "./server[sandbox,postgresql]" -e "./client[imaging,genomics,omics]" -e .
+# Fedward's own sources too: a process that may not write here would compile them at each start.
+"$VENV/bin/python" -m compileall -q common server client
 echo "setup: done"

@@ -50,7 +50,7 @@ def worker(config: Config) -> None:
     from fedward_client.adapters.flower_worker import run_worker
     from fedward_client.training.warm_up import warm_up
 
-    warm_up(opacus=settings.backend == "opacus")
+    warm_up(opacus=settings.backend == "opacus", images=bool(settings.images))
     run_worker(runtime_port=settings.ports.runtime, secret_file=worker_secret(settings))
 
 

@@ -13,7 +13,7 @@ from fedward_client.data.dicom.pixels import FloatArray, Window, load_picture
 from fedward_client.data.dicom.quiet import without_words
 from fedward_client.data.dicom.reasons import BadObject
 from fedward_client.data.dicom.series import load_volume
-from fedward_client.data.images import centred, fitted, in_colour
+from fedward_client.data.image_files import centred, fitted, in_colour
 from fedward_common.errors import DataError
 from fedward_common.study.image_encoding import colours
 from fedward_common.study.imaging import ImageMasks, Pictures

@@ -8,10 +8,10 @@ from fedward_common.models.registry import build_model
 from fedward_common.study.spec import ModelSpec
 
 
-def warm_up(*, opacus: bool) -> None:
+def warm_up(*, opacus: bool, images: bool) -> None:
     """Loads what training needs by one step on a made-up record; keeps nothing, forks nothing.
 
-    Opacus takes about a second; a forked task inherits it.
+    Opacus takes about a second, what decodes images a third; a forked task inherits both.
     """
     torch.set_num_threads(1)  # a forked child must not inherit a thread pool that is gone
     passed_checks()  # made here, it is shared by all tasks
@@ -19,3 +19,5 @@ def warm_up(*, opacus: bool) -> None:
     model(torch.ones(1, 1)).sum().backward()
     if opacus:
         load_opacus()
+    if images:
+        import fedward_client.data.image_files  # noqa: F401, PLC0415 - only who needs it pays

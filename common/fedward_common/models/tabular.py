@@ -117,8 +117,15 @@ def build_tabular(spec: ModelSpec, inputs: int, *, outputs: int) -> nn.Module:
 
 
 def empty_linear(inputs: int, outputs: int, *, bias: bool = True) -> nn.Linear:
-    """A layer without numbers yet: by way of `meta`, torch's global generator is left alone."""
-    return nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
+    """A layer without numbers yet: by way of `meta`, torch's global generator is left alone.
+
+    `to_empty` would do the same, and import a third of a second of symbolic algebra for it.
+    """
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta")
+    layer.weight = nn.Parameter(torch.empty(outputs, inputs))
+    if bias:
+        layer.bias = nn.Parameter(torch.empty(outputs))
+    return layer
 
 
 def initialise(linear: nn.Linear, generator: torch.Generator) -> None:

@@ -31,6 +31,8 @@ from fedward_server.settings import CoordinatorSettings, load_coordinator_settin
 START_SECONDS: Final = 120.0
 START_SECONDS_A_SITE: Final = 30.0
 """A site is six processes that import much; on two cores they come up one after the other."""
+LOOK_SECONDS: Final = 0.2
+NODES_LOOK_SECONDS: Final = 0.5
 STOP_SECONDS: Final = 20.0
 ASK_SECONDS: Final = 1800
 """A rehearsal trains a whole study, and a busy machine takes its time."""
@@ -85,12 +87,16 @@ class Federation:
         """
         self.separate = separate_users(self.layout)
         self._spawn("coordinator", "fedward-server", "serve", self.layout.settings_file)
+        # Before a site: one that is turned away at first waits seconds before it tries again.
         self._wait(self._coordinator_ready, "the coordinator to listen")
         for site in self.layout.sites.values():
             on_state(site.site, "starting")
             self.start_site(site.site)
+        # Each look is a request to SuperLink, and takes time from those that are waited for.
         self._wait(
-            lambda: online_nodes(self.settings) >= len(self.layout.sites), "every site to connect"
+            lambda: online_nodes(self.settings) >= len(self.layout.sites),
+            "every site to connect",
+            every=NODES_LOOK_SECONDS,
         )
         for name in self.layout.sites:
             on_state(name, "online")
@@ -117,7 +123,7 @@ class Federation:
             return False
         return ready_file(self.settings).exists()
 
-    def _wait(self, ready: Callable[[], bool], what: str) -> None:
+    def _wait(self, ready: Callable[[], bool], what: str, *, every: float = LOOK_SECONDS) -> None:
         patience = START_SECONDS + START_SECONDS_A_SITE * len(self.layout.sites)
         limit = time.monotonic() + patience
         while not ready():
@@ -127,7 +133,7 @@ class Federation:
                     f"sandbox: expected {what} within {patience:.0f} s, found otherwise. "
                     f"The logs are under {self.layout.root}"
                 )
-            time.sleep(0.2)
+            time.sleep(every)
 
     @property
     def sites(self) -> list[SiteId]:

@@ -12,7 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from fedward_client.approvals import Standing
-from fedward_client.data.images import ImageSource, fitted
+from fedward_client.data.image_files import fitted
+from fedward_client.data.images import ImageSource
 from fedward_client.data_entries import ImageFiles
 from fedward_client.policy import SitePolicy
 from fedward_client.settings import PolicyRules
