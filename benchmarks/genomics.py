@@ -58,7 +58,7 @@ BENCHES: Final = (
         name="tcga",
         module="genomics_tcga",
         data="tcga_multiomics",
-        quick=("--cancer", "luad", "--draws", "0"),
+        quick=("--cancer", "luad", "--draws", "1", "--only", "clinical and few"),
     ),
     Bench(
         name="autoencoder",
@@ -70,12 +70,12 @@ BENCHES: Final = (
         name="synthetic",
         module="synthetic",
         data="fed_heart_disease",
-        quick=("--draws", "1"),
+        quick=("--draws", "1", "--only", "gan, epsilon 8"),
     ),
     Bench(
         name="breast-genes",
         module="genomics_breast",
-        quick=("--runs", "1", "--no-noise"),
+        quick=("--runs", "1", "--only", "clinical"),
     ),
     Bench(
         name="cells",
@@ -87,14 +87,14 @@ BENCHES: Final = (
         module="multimodal",
         data="covid_cxr",
         arguments=("hannover",),
-        quick=("--runs", "1"),
+        quick=("--quick",),
     ),
     Bench(
         name="multimodal-tcga",
         module="multimodal",
         data="tcga_multiomics",
         arguments=("tcga",),
-        quick=("--runs", "1"),
+        quick=("--quick",),
     ),
 )
 

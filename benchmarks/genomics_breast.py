@@ -77,10 +77,7 @@ PLAIN: Final = tuple(
     for steps, decay in ((100, 0.1), (300, 0.1), (300, 1.0))
 )
 PRIVATE: Final = tuple(
-    Try(weight=weight, steps=steps, rate=rate)
-    for weight in (1.0, 0.3)
-    for steps in (25, 100)
-    for rate in (0.01, 0.03)
+    Try(weight=weight, steps=30, rate=rate) for weight in (1.0, 0.3) for rate in (0.01, 0.03)
 )
 Fit = Callable[[StudySpec, Tables, Try], Any]
 
@@ -211,16 +208,19 @@ def scored(
     return float(np.mean(values)), plans
 
 
-def bench(one: Cohort, *, runs: int, noise: bool, write: Callable[[Any], None]) -> None:
+def bench(one: Cohort, *, options: argparse.Namespace, write: Callable[[Any], None]) -> None:
     """Every arm without noise and within epsilon 8, written as it goes."""
     found: dict[str, Any] = {}
+    runs = options.runs
     for arm in ARMS:
+        if options.only and options.only not in arm:
+            continue
         found[arm] = {}
         for name, plans, choose_by, fit in (
             ("without_noise", PLAIN, plain, plain),
             ("epsilon_8", PRIVATE, nearly_noised, noised),
         ):
-            if name == "epsilon_8" and not noise:
+            if {"without_noise": options.no_plain, "epsilon_8": options.no_noise}[name]:
                 continue
             # The weight of genes says nothing where there are none.
             tried = [plan for plan in plans if ARMS[arm][1] or plan.weight == 1.0]
@@ -256,6 +256,8 @@ def main() -> None:
     parser.add_argument("--wheels", type=Path, help="the folder where the package's wheel lies")
     parser.add_argument("--runs", type=int, default=10)
     parser.add_argument("--no-noise", action="store_true", help="without the runs in epsilon 8")
+    parser.add_argument("--no-plain", action="store_true", help="only the runs in epsilon 8")
+    parser.add_argument("--only", help="arms whose name holds this")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -283,7 +285,7 @@ def main() -> None:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(whole, indent=2) + "\n")
 
-        bench(one, runs=options.runs, noise=not options.no_noise, write=write)
+        bench(one, options=options, write=write)
 
 
 if __name__ == "__main__":

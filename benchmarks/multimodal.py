@@ -4,11 +4,13 @@
     python -m benchmarks.multimodal tcga --data FOLDER --out runs/bench-multimodal-tcga.json
 
 Real data through the encoders of sites and the model `multimodal`, in one place and without noise
-(steps of Adam on the sum of all patients' gradients, as in `genomics_tcga`). An arm is the same
-study where all hospitals lack the modalities that it does not name. A run deals all patients anew
-into folds by a public hash and starts from other weights; its figure is of every patient's score
-from the fold that held them out. One plan a data set: Hannover's was written down before its first
-run; TCGA's is that of `genomics_tcga`, after one run of another (60 steps, rate 1e-3, weight 1).
+(steps of Adam on the sum of all patients' gradients, as in `genomics_tcga`); with `--epsilon-8 N`
+also N runs by the trainers of three sites (patients by a public hash) with distributed noise. An
+arm is the same study where all hospitals lack the modalities that it does not name. A run deals all
+patients anew into folds by a public hash and starts from other weights; its figure is of every
+patient's score from the fold that held them out. One plan a data set: Hannover's was written down
+before its first run; TCGA's is that of `genomics_tcga`, after one run of another (60 steps, rate
+1e-3, weight 1). Within epsilon 8 it is one plan for both, written down before its first run.
 """
 
 import argparse
@@ -41,11 +43,12 @@ from benchmarks.genomics_tcga import (
     matrix_files,
     read,
 )
-from benchmarks.omics_runs import pooled
+from benchmarks.omics_runs import distributed, pooled, privacy
 from fedward_client.tasks.registry import task_of
 from fedward_client.training.weights import load_weights
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import build_model
+from fedward_common.privacy.accounting import calibrate_noise_multiplier
 from fedward_common.study.encoding import PatientRecords, encode_present
 from fedward_common.study.image_encoding import ImageRow, encode_images
 from fedward_common.study.labelled_rows import LabelledRows
@@ -104,6 +107,8 @@ TCGA: Final = Plan(
     decay=0.1,
 )
 """Steps, rate, decay and the weight of genes are those of the linear fusion (`genomics_tcga`)."""
+PRIVATE: Final = {"rounds": 30, "q": 0.5, "clip": 0.5, "rate": 0.01, "most_records": 4}
+PRIVATE_SITES: Final = 3
 Cohort = tuple[StudySpec, PatientRecords]
 
 
@@ -182,7 +187,7 @@ def hannover(data: Path, how: str) -> Cohort:
                     "kind": "tabular",
                     "patient_key": "patient_id",
                     "missing": "fill",
-                    "missing_codes": ["", "inf"],
+                    "missing_codes": ["", "inf", "-inf"],
                     "columns": [
                         {"name": name, "type": "number", "unit": "as recorded", "low": low,
                          "high": high, "fill": fill}
@@ -276,7 +281,41 @@ def lacking(study: StudySpec, records: PatientRecords, kept: Sequence[str]) -> P
     return replace(records, features=features)
 
 
-def out_of_fold(study: StudySpec, records: PatientRecords, plan: Plan, *, run: int) -> np.ndarray:
+def private_study(study: StudySpec, patients: int) -> StudySpec:
+    """The study over three sites with distributed noise, within epsilon 8 for its training."""
+    document = study.model_dump(mode="json")
+    delta = float(f"{0.99 / (10 * patients):.3g}")
+    rounds, q = int(PRIVATE["rounds"]), PRIVATE["q"]
+    document["dp"] |= {
+        "delta": delta,
+        "noise_multiplier": calibrate_noise_multiplier(
+            epsilon=8.0, epsilon_is="admission", delta=delta, sampling_probability=q, steps=rounds
+        ),
+        "clip_norm": PRIVATE["clip"],
+        "sampling_probability": q,
+        "steps": rounds,
+        "max_records_per_patient": PRIVATE["most_records"],
+        "placement": "distributed",
+    }
+    document["training"] = {"learning_rate": PRIVATE["rate"], "optimizer": "adam"}
+    document["aggregation"] = {"name": "fedavg", "average_last": rounds // 5}
+    names = [f"site-{number}" for number in range(PRIVATE_SITES)]
+    document["sites"] = [
+        {
+            "id": name,
+            "patients": patients // PRIVATE_SITES,
+            "key_sha256": f"{number:064x}",
+            "node_key_sha256": f"{number + 100:064x}",
+        }
+        for number, name in enumerate(names)
+    ]
+    document |= {"rounds": rounds, "quorum": PRIVATE_SITES, "secure_sum": True}
+    return StudySpec.model_validate(document)
+
+
+def out_of_fold(
+    study: StudySpec, records: PatientRecords, plan: Plan, *, run: int, private: bool = False
+) -> np.ndarray:
     """Each patient's mean score from the model of the folds that they are not in."""
     fold = np.array([int(FOLDS * share(one, salt=f"multimodal/{run}")) for one in records.ids])
     spec: ModelSpec = study.model.model_copy(update={"initial_seed": run})
@@ -285,8 +324,11 @@ def out_of_fold(study: StudySpec, records: PatientRecords, plan: Plan, *, run: i
     task = task_of(own)
     for number in range(FOLDS):
         held_out = (fold == number)[records.patient]
-        training = _some(records, ~held_out)
-        tensors = pooled(own, {HERE: training}, steps=plan.steps, rate=plan.rate, decay=plan.decay)
+        if private:
+            tensors = _within_epsilon_8(own, records, held_out)
+        else:
+            training = {HERE: _some(records, ~held_out)}
+            tensors = pooled(own, training, steps=plan.steps, rate=plan.rate, decay=plan.decay)
         model = build_model(spec, task.inputs).eval()
         load_weights(model, tensors)
         with torch.inference_mode():
@@ -295,6 +337,18 @@ def out_of_fold(study: StudySpec, records: PatientRecords, plan: Plan, *, run: i
         for patient in np.unique(owner):
             scores[patient] = found[owner == patient].mean()
     return scores
+
+
+def _within_epsilon_8(study: StudySpec, records: PatientRecords, held_out: np.ndarray) -> Any:
+    """The model of the records that are not held out, by three sites with distributed noise."""
+    site_of = np.array([int(PRIVATE_SITES * share(one, salt="multimodal/sites/v1"))
+                        for one in records.ids])  # fmt: skip
+    own = private_study(study, records.patients)
+    training = {
+        site: _some(records, ~held_out & (site_of == number)[records.patient])
+        for number, site in enumerate(SiteId(one.id) for one in own.sites)
+    }
+    return distributed(own, training, backend="auto")
 
 
 def _some(records: PatientRecords, chosen: np.ndarray) -> PatientRecords:
@@ -315,8 +369,10 @@ def figure(study: StudySpec, records: PatientRecords, scores: np.ndarray) -> flo
     return float(roc_auc_score(labels, scores))
 
 
-def bench(make: Callable[[str], Cohort], plan: Plan, *, runs: int) -> dict[str, Any]:
-    """Mean and SD over the runs of every arm; fusion by each of the three ways."""
+def bench(make: Callable[[str], Cohort], plan: Plan, *, runs: int, private: int) -> dict[str, Any]:
+    """Mean and SD over the runs of every arm; fusion by each of the three ways, and within epsilon
+    8 (`private` runs) by concatenation.
+    """
     study, records = make("concatenation")
     found: dict[str, Any] = {"patients": records.patients, "records": len(records.labels)}
     arms = {f"{arm}": ("concatenation", kept) for arm, kept in plan.arms.items()}
@@ -326,40 +382,64 @@ def bench(make: Callable[[str], Cohort], plan: Plan, *, runs: int) -> dict[str, 
         fused = {**study.model.model_dump()["fusion"], "how": how}
         model = ModelSpec.model_validate({**study.model.model_dump(), "fusion": fused})
         own, some = study.model_copy(update={"model": model}), lacking(study, records, kept)
-        values = [
-            figure(own, some, out_of_fold(own, some, plan, run=run)) for run in range(1, runs + 1)
-        ]
-        spread = float(np.std(values, ddof=1)) if runs > 1 else None
-        found[arm] = {"mean": float(np.mean(values)), "sd": spread, "min": min(values)}
-        print(arm, json.dumps(found[arm]), flush=True)
+        found[arm] = {}
+        for name, count in (("no noise", runs), ("epsilon 8", private if arm in plan.arms else 0)):
+            scores = [
+                out_of_fold(own, some, plan, run=run, private=name == "epsilon 8")
+                for run in range(1, count + 1)
+            ]
+            if scores:
+                found[arm][name] = _spread([figure(own, some, each) for each in scores])
+                print(arm, name, json.dumps(found[arm][name]), flush=True)
+    if private:
+        found["privacy"] = privacy(private_study(study, records.patients))
     return found
+
+
+def _spread(values: Sequence[float]) -> dict[str, Any]:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else None
+    return {"mean": float(np.mean(values)), "sd": deviation, "min": min(values)}
+
+
+def quick(plan: Plan) -> Plan:
+    """The least of a plan: fusion alone, three steps."""
+    return replace(plan, arms={"fusion": plan.arms["fusion"]}, steps=3)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("set", choices=("hannover", "tcga"))
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=int, default=10)
+    parser.add_argument("--runs", type=int, default=10, help="without noise")
+    parser.add_argument("--epsilon-8", type=int, default=1, metavar="RUNS", dest="private")
+    parser.add_argument("--quick", action="store_true", help="three steps of fusion: no figure")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    runs, private = (1, 0) if options.quick else (options.runs, options.private)
+    plans = {"hannover": HANNOVER, "tcga": TCGA}
+    plan = quick(plans[options.set]) if options.quick else plans[options.set]
     start = time.perf_counter()
     result: dict[str, Any] = {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
         "versions": {name: version(name) for name in ("torch", "numpy")},
-        "runs": options.runs,
+        "runs": runs,
     }
     if options.set == "hannover":
         result["hannover"] = bench(
-            lambda how: hannover(options.data, how), HANNOVER, runs=options.runs
+            lambda how: hannover(options.data, how),
+            plan,
+            runs=runs,
+            private=private,
         )
     else:
         for cancer in ("luad", "blca"):
             print(cancer, flush=True)
             result[cancer] = bench(
                 lambda how, name=cancer: tcga(options.data, how, cancer=name),
-                TCGA,
-                runs=options.runs,
+                plan,
+                runs=runs,
+                private=private,
             )
     result["seconds"] = time.perf_counter() - start
     if options.out:

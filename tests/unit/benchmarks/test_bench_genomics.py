@@ -11,7 +11,8 @@ import pytest
 from benchmarks.genomics import BENCHES, Bench, command, main, run_all
 from benchmarks.genomics_breast import Cohort, Try, cohort, dealt, parted, plain, study
 from benchmarks.genomics_tcga import FEW, c_index, encoded, few_genes
-from benchmarks.omics_runs import distributed, rehearsed
+from benchmarks.multimodal import private_study, study_of
+from benchmarks.omics_runs import distributed, privacy, rehearsed
 from benchmarks.wheel_data import packaged
 from fedward_common.models.registry import initial_tensors
 from fedward_common.study.inputs import input_size
@@ -147,6 +148,27 @@ def test_a_rehearsal_takes_the_steps_of_the_sites_where_there_is_no_chance(tmp_p
     assert all(np.allclose(rehearsal[name], model[name], atol=2e-3) for name in model)
     start = initial_tensors(spec.model, input_size(spec.data))
     assert any(np.abs(model[name] - start[name]).max() > 0.05 for name in model)
+
+
+def test_whole_patients_within_epsilon_8_are_three_sites_with_distributed_noise() -> None:
+    column = {"name": "a", "type": "number", "unit": "one", "low": 0.0, "high": 1.0}
+    label = {"column": "y", "low": 0, "high": 1, "positive_from": 1}
+    table = {"kind": "tabular", "patient_key": "id", "columns": [column], "label": label}
+    spec = study_of(
+        [{"name": name, "data": table} for name in ("one", "two")],
+        [{"modality": name, "name": "linear"} for name in ("one", "two")],
+        label_from="one",
+        how="concatenation",
+    )
+
+    own = private_study(spec, 71)
+
+    assert len(own.sites) == 3
+    assert own.secure_sum
+    told = privacy(own)
+    assert told["placement"] == "distributed"
+    assert told["delta"] <= 1 / (10 * 71)
+    assert told["epsilon_admission"] <= 8.0
 
 
 def test_genes_are_chosen_by_what_other_patients_show() -> None:
