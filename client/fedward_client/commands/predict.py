@@ -1,4 +1,4 @@
-"""What a model of a finished study says of a new image."""
+"""What a model of a finished study says of a new image, or of patients."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedward_client.commands.options import DEFAULT_CONFIG, Config, Debug, Json, load
+from fedward_common.errors import ConfigError
 
 if TYPE_CHECKING:
+    from fedward_client.models import OpenedModel
     from fedward_client.predict.package import Predictor
+    from fedward_client.settings import SiteSettings
 
 app = typer.Typer()
 Study = Annotated[Path | None, typer.Option("--study", help="The signed study, if not inside.")]
@@ -21,7 +24,14 @@ Key = Annotated[
 @app.command()
 def predict(
     model: Annotated[Path, typer.Argument(help="A model package.")],
-    image: Annotated[Path, typer.Argument(help="A DICOM file, or a folder with one series.")],
+    subject: Annotated[
+        Path,
+        typer.Argument(
+            metavar="INPUT",
+            help="A DICOM file, or a folder with one series; for patients a TOML file of their "
+            "data entries, as in site.toml.",
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The folder for the answer.")] = Path("answer"),
     config: Config = DEFAULT_CONFIG,
     key: Key = None,
@@ -35,22 +45,39 @@ def predict(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Answer with a model: a DICOM report and capture, or a DICOM SEG; not for clinical use."""
+    """Answer with a model: a DICOM report and capture, a DICOM SEG, or a table of patients' scores;
+    not for clinical use.
+    """
     del debug
     from fedward_client.pacs.files import private_umask
     from fedward_client.pacs.web import WebPacs
     from fedward_client.predict.answer import answer
+    from fedward_client.predict.package import Predictor
+    from fedward_common.study.imaging import Pictures
 
     private_umask()
-    found = answer(
-        _open(model, config=config, key=key, study=study), image, out=out, explain=explain
-    )
+    opened = _proven(model, config=config, key=key, study=study)
+    if not isinstance(opened.study.data, Pictures):
+        if explain is not None or store is not None:
+            raise ConfigError("predict: expected --explain and --store with a study of images only")
+        _patients(opened, load(config), subject, out=out, as_json=as_json)
+        return
+    found = answer(Predictor.of(opened), subject, out=out, explain=explain)
     if store is not None:
         WebPacs(store, token_file=token_file, ca_file=ca_file).store(found.objects)
     if as_json:
         typer.echo(json.dumps({**found.facts, "stored": store is not None}))
         return
     typer.echo(found.text)
+
+
+def _patients(
+    opened: "OpenedModel", settings: "SiteSettings", patients: Path, *, out: Path, as_json: bool
+) -> None:
+    from fedward_client.predict.patients import answer_patients
+
+    found = answer_patients(opened, settings, patients=patients, out=out)
+    typer.echo(json.dumps(found.facts) if as_json else found.text)
 
 
 def export_onnx(
@@ -70,10 +97,15 @@ def export_onnx(
 
 
 def _open(model: Path, *, config: Path, key: str | None, study: Path | None) -> "Predictor":
-    from fedward_client.models import approved_studies
     from fedward_client.predict.package import Predictor
+
+    return Predictor.of(_proven(model, config=config, key=key, study=study))
+
+
+def _proven(model: Path, *, config: Path, key: str | None, study: Path | None) -> "OpenedModel":
+    from fedward_client.models import approved_studies, open_model
     from fedward_common.log.setup import configure_logging
 
     configure_logging(process="site")
     approved = approved_studies(load(config)) if key is None else None
-    return Predictor.open(model, approved=approved, public_key=key, study_file=study)
+    return open_model(model, approved=approved, public_key=key, study_file=study)

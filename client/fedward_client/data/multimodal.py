@@ -11,7 +11,7 @@ import structlog
 from fedward_common.errors import DataError, ProtocolError
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.multimodal import MultimodalData
-from fedward_common.study.multimodal_encoding import join, without_label
+from fedward_common.study.multimodal_encoding import join, join_everybody, without_label
 from fedward_common.study.spec import StudySpec
 
 Read = Callable[[str, StudySpec], PatientRecords]
@@ -69,6 +69,22 @@ class MultimodalSource:
             # Stays in the worker's own log, as what single sources count.
             _log.warning("data.patients-without-label", count=unlabelled)
         return join(schema, parts)
+
+    def everybody(self, study: StudySpec, read: Read) -> PatientRecords:
+        """The records of whoever is in any modality, whether there is a label or not.
+
+        For answers of a finished model and for nothing else: training takes `joined`.
+
+        Raises:
+            DataError: a modality is neither here nor declared absent.
+            ProtocolError: the study is about a single modality.
+        """
+        schema = multimodal_schema(study)
+        parts = {
+            name: None if name in self._absent else self._read(study, name, read)
+            for name in schema.parts
+        }
+        return join_everybody(schema, parts)
 
     def parts(self, study: StudySpec, read: Read) -> Mapping[str, PatientRecords | None]:
         """Each modality's records by its name; None for one that is absent. Raises: as such."""

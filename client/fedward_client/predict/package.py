@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from fedward_client.models import open_model
+from fedward_client.models import OpenedModel, open_model
 from fedward_client.training.weights import load_weights
 from fedward_common.errors import ConfigError
 from fedward_common.models.image_objectives import Counted
@@ -29,6 +29,15 @@ class Origin:
     study_id: str
     study_sha256: str
     model_sha256: str
+
+    @classmethod
+    def of(cls, opened: OpenedModel) -> "Origin":
+        """That of a package that was proven whole."""
+        return cls(
+            study_id=opened.study.id,
+            study_sha256=opened.signed.digest,
+            model_sha256=opened.sha256,
+        )
 
     @property
     def words(self) -> str:
@@ -75,18 +84,19 @@ class Predictor:
             SignatureRefused: the package or the study is not what was signed.
             ConfigError: no study, or one that is not about images.
         """
-        opened = open_model(folder, approved=approved, public_key=public_key, study_file=study_file)
+        return cls.of(
+            open_model(folder, approved=approved, public_key=public_key, study_file=study_file)
+        )
+
+    @classmethod
+    def of(cls, opened: OpenedModel) -> "Predictor":
+        """The model of a package that was proven whole. Raises: as `open`."""
         study = opened.study
         if not isinstance(study.data, Pictures):
             raise ConfigError(f"predict: expected a study of images, found {study.data.kind}")
         model = build_model(study.model, input_size(study.data)).eval()
         load_weights(model, opened.weights)
-        origin = Origin(
-            study_id=study.id,
-            study_sha256=opened.signed.digest,
-            model_sha256=opened.sha256,
-        )
-        return cls(study=study, data=study.data, model=model, origin=origin)
+        return cls(study=study, data=study.data, model=model, origin=Origin.of(opened))
 
     @property
     def names(self) -> tuple[str, ...]:

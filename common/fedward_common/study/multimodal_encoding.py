@@ -28,18 +28,41 @@ def join(schema: MultimodalData, parts: Mapping[str, PatientRecords | None]) -> 
         raise DataError(
             f"data: expected modality {schema.label_from!r}, which has the label, at every site"
         )
+    firsts = np.searchsorted(labelled.patient, np.arange(len(labelled.ids)))
+    return _joined(schema, parts, ids=labelled.ids, labels=labelled.labels[firsts])
+
+
+def join_everybody(
+    schema: MultimodalData, parts: Mapping[str, PatientRecords | None]
+) -> PatientRecords:
+    """The records of whoever is in any modality, with 0 for a label: nobody's is looked for.
+
+    Inputs as of `join`. The order is that of the modalities, and in each that of its patients.
+    """
+    everybody = [patient for found in parts.values() if found is not None for patient in found.ids]
+    ids = tuple(dict.fromkeys(everybody))
+    return _joined(schema, parts, ids=ids, labels=np.zeros(len(ids), dtype=np.float32))
+
+
+def _joined(
+    schema: MultimodalData,
+    parts: Mapping[str, PatientRecords | None],
+    *,
+    ids: tuple[str, ...],
+    labels: Floats,
+) -> PatientRecords:
+    """The records of the patients `ids`, each with its label of `labels` [patients, ...]."""
     rows = {name: _rows(found) for name, found in parts.items() if found is not None}
     groups = [
         _patient(schema, {name: own[patient] for name, own in rows.items() if patient in own})
-        for patient in labelled.ids
+        for patient in ids
     ]
-    firsts = np.searchsorted(labelled.patient, np.arange(len(groups)))
     sizes = [len(group) for group in groups]
     return PatientRecords(
         features=np.concatenate([np.zeros((0, schema.input_size), np.float32), *groups]),
-        labels=np.repeat(labelled.labels[firsts], sizes, axis=0),
+        labels=np.repeat(labels, sizes, axis=0),
         patient=np.repeat(np.arange(len(groups), dtype=np.int64), sizes),
-        ids=labelled.ids,
+        ids=ids,
     )
 
 
