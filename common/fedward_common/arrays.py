@@ -5,6 +5,7 @@ Nothing here can execute what it reads: the format is a JSON header and raw numb
 
 import json
 import math
+import mmap
 import struct
 from collections.abc import Mapping
 from typing import Any, Final
@@ -105,7 +106,7 @@ def tensors_from_bytes(
     for name, array in tensors.items():
         if array.dtype != np.float32:
             raise ProtocolError(f"tensor {name}: expected float32, found {array.dtype}")
-        if not _finite(array):
+        if not is_finite(array):
             raise ProtocolError(f"tensor {name}: expected finite numbers, found NaN or infinity")
     if shapes is not None:
         found = {name: tuple(array.shape) for name, array in tensors.items()}
@@ -116,7 +117,28 @@ def tensors_from_bytes(
     return {name: tensors[name] for name in sorted(tensors)}
 
 
-def _finite(array: Array) -> bool:
+def is_mapped(array: Array) -> bool:
+    """Whether an array is a view of a mapped file, which takes no memory until it is read."""
+    return _mapping_of(array) is not None
+
+
+def give_back(array: Array) -> None:
+    """Gives back the memory that the file of a mapped array took since it was read."""
+    mapping = _mapping_of(array)
+    if mapping is not None:
+        mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def _mapping_of(array: Array) -> mmap.mmap | None:
+    base: Any = array
+    while isinstance(base, np.ndarray):
+        base = base.base
+    mapping = base.obj if isinstance(base, memoryview) else None
+    return mapping if isinstance(mapping, mmap.mmap) else None
+
+
+def is_finite(array: Array) -> bool:
+    """Whether no number of an array is NaN or infinity; looked at in slices."""
     flat = array.reshape(-1)
     return all(
         bool(np.isfinite(flat[start : start + BLOCK]).all()) for start in range(0, flat.size, BLOCK)

@@ -39,6 +39,13 @@ SILENT_SECONDS: Final = 25.0
 AWAKE_SECONDS: Final = 5.0
 FIRST_BEAT_SECONDS: Final = 120.0
 MAX_LOG_BYTES: Final = 16 << 20
+KEPT_MEMORY: Final[Mapping[str, str]] = {
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 20),
+    "MALLOC_MMAP_THRESHOLD_": str(4 << 20),
+}
+"""What glibc does with freed memory. By itself it hands the room of a message of 1 MiB back and
+asks for it again with the next one: two thirds of what grpc costs are page faults then. Set, it
+keeps up to 16 MiB; what is larger than 4 MiB still goes back at once."""
 KEPT_LOGS: Final = 3
 
 _log = structlog.get_logger(__name__)
@@ -114,7 +121,7 @@ def require_free_port(port: int, *, name: str, key: str, host: str = "127.0.0.1"
 
 def offline_environment() -> dict[str, str]:
     """What every child gets: no telemetry, update check or installs; loopback never by proxy; no
-    Python code from the folder that it was started in.
+    Python code from the folder that it was started in; freed memory is kept for the next message.
     """
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLWR_", "FEDWARD_"))}
     known = [kept.get("NO_PROXY", ""), kept.get("no_proxy", "")]
@@ -131,6 +138,7 @@ def offline_environment() -> dict[str, str]:
         # would be guard and gateway.
         "PYTHONSAFEPATH": "1",
         "PYTHONUNBUFFERED": "1",
+        **KEPT_MEMORY,
     }
 
 

@@ -5,12 +5,12 @@ are public constants of the study (rules 6, 13), renormalised over the sites tha
 """
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from fedward_common.arrays import BLOCK, Array, Tensors
+from fedward_common.arrays import BLOCK, Array, Tensors, give_back, is_mapped
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.models.generator_descent import generator_of
@@ -21,6 +21,9 @@ from fedward_server.generator_step import GeneratorStep
 from fedward_server.optimiser_port import ServerOptimiser
 
 Wide = npt.NDArray[np.float64]
+
+BLOCKS: Final = 16
+"""After so many slices the memory of mapped files is given back."""
 
 
 class SecureSum(Protocol):
@@ -36,11 +39,17 @@ class SecureSum(Protocol):
 
 
 class PlainSum:
-    """The `SecureSum` in the clear: each reply is added in float64 and dropped."""
+    """The `SecureSum` in the clear, in float64: each reply is added and dropped.
+
+    One that is mapped from a file costs no memory as long as nobody reads it: it is added when the
+    mean is taken, slice by slice with the others, so that no sum of the model's size is ever made.
+    """
 
     def __init__(self, weights: Mapping[SiteId, float]) -> None:
         self._weights = dict(weights)
         self._total: dict[str, Wide] = {}
+        self._mapped: list[tuple[float, Tensors]] = []
+        self._names: set[str] = set()
         self._added: set[SiteId] = set()
         self._mean: dict[str, Array] = {}
 
@@ -52,18 +61,24 @@ class PlainSum:
             raise ProtocolError(
                 f"sum: expected one update of each study site, found another of {site}"
             )
-        if self._added and tensors.keys() != self._total.keys():
+        if self._added and tensors.keys() != self._names:
             raise ProtocolError(
-                f"sum: expected tensors {sorted(self._total)}, found {sorted(tensors)}"
+                f"sum: expected tensors {sorted(self._names)}, found {sorted(tensors)}"
             )
         self._added.add(site)
+        self._names = set(tensors)
+        weight = self._weights[site]
+        if tensors and all(is_mapped(tensor) for tensor in tensors.values()):
+            self._mapped.append((weight, tensors))
+            give_back(next(iter(tensors.values())))  # it was looked at before
+            return
         for name, tensor in tensors.items():
             if name not in self._total:
                 self._total[name] = np.zeros(tensor.shape, dtype=np.float64)
             total, term = self._total[name].reshape(-1), tensor.reshape(-1)
             for start in range(0, total.size, BLOCK):
                 part = slice(start, start + BLOCK)
-                total[part] += np.multiply(term[part], self._weights[site], dtype=np.float64)
+                total[part] += np.multiply(term[part], weight, dtype=np.float64)
 
     def mean(self) -> dict[str, Array]:
         """The weighted mean over the sites added. Raises RuntimeError when there is none.
@@ -73,10 +88,32 @@ class PlainSum:
         weight = sum(self._weights[site] for site in self._added)
         if weight <= 0:
             raise RuntimeError("a sum over no site has no mean")
-        if not self._mean:
+        if not self._mean and self._mapped:
+            self._mean = {name: self._sliced(name, weight) for name in self._mapped[0][1]}
+        elif not self._mean:
             self._mean = {name: _narrowed(one, weight) for name, one in self._total.items()}
-            self._total = {}
+        self._total, self._mapped = {}, []
         return dict(self._mean)
+
+    def _sliced(self, name: str, weight: float) -> Array:
+        """The mean of one tensor, of which a slice at a time exists in float64."""
+        terms = [(share, tensors[name].reshape(-1)) for share, tensors in self._mapped]
+        shape = self._mapped[0][1][name].shape
+        before = self._total[name].reshape(-1) if name in self._total else None
+        mean = np.empty(terms[0][1].size, dtype=np.float32)
+        wide, scaled = np.empty((2, min(BLOCK, mean.size)), dtype=np.float64)
+        for number, start in enumerate(range(0, mean.size, BLOCK), start=1):
+            part = slice(start, min(start + BLOCK, mean.size))
+            total, one = wide[: part.stop - start], scaled[: part.stop - start]
+            total[:] = 0.0 if before is None else before[part]
+            for share, term in terms:
+                total += np.multiply(term[part], share, out=one, dtype=np.float64)
+            total /= weight
+            mean[part] = total
+            if number % BLOCKS == 0 or part.stop == mean.size:
+                for _, term in terms:
+                    give_back(term)
+        return mean.reshape(shape)
 
 
 def _narrowed(total: Wide, weight: float) -> Array:

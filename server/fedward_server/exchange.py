@@ -70,14 +70,15 @@ class Ask:
     """What one exchange asks.
 
     Without a `cohort` it is the willing sites that are online; a later exchange of the same round
-    names the cohort of its first. `to` are those asked now, the whole cohort by default. `own` are
-    blobs for one site, beside the study and the model that every site gets. For
-    `patience_seconds` the sites are waited for before anything is sent.
+    names the cohort of its first. `model_sha256` is given where it is known. `to` are those asked
+    now, the whole cohort by default. `own` are blobs for one site, beside the study and the model
+    that every site gets. For `patience_seconds` the sites are waited for before anything is sent.
     """
 
     kind: Kind
     round: int
     model: Octets
+    model_sha256: str = ""
     attempt: int = 0
     cohort: tuple[SiteId, ...] | None = None
     to: tuple[SiteId, ...] | None = None
@@ -93,7 +94,7 @@ class Ask:
             study=study.digest,
             round=self.round,
             attempt=self.attempt,
-            model_sha256=sha256_hex(self.model),
+            model_sha256=self.model_sha256 or sha256_hex(self.model),
             cohort=cohort,
             roster_sha256=study.roster_sha256,
         )

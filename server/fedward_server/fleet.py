@@ -2,9 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
-from fedward_common.arrays import Tensors, tensors_to_bytes
+from fedward_common.arrays import Array, Tensors, tensors_to_bytes
+from fedward_common.canonical import sha256_hex
 from fedward_common.ids import SiteId
 from fedward_common.wire import Envelope, Octets
 from fedward_server.progress import Progress, Resumed
@@ -43,12 +45,36 @@ class Fleet(Protocol):
         ...
 
 
+class MappedTensors(dict[str, Array]):
+    """Tensors that are views of the file which `octets`, their one byte form, is mapped from.
+
+    Nobody can write to that file any more, so what was hashed once need not be hashed again.
+    `kept_as` is the name that the file has in the run's folder, if it has one.
+    """
+
+    def __init__(self, tensors: Tensors, *, octets: Octets) -> None:
+        super().__init__(tensors)
+        self.octets = octets
+        self.kept_as = ""
+
+    @cached_property
+    def sha256(self) -> str:
+        """The SHA-256 of `octets`."""
+        return sha256_hex(self.octets)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Kept:
     """Tensors and their bytes, which may be one and the same mapped file."""
 
     tensors: Tensors
     octets: Octets
+
+    @property
+    def sha256(self) -> str:
+        """The SHA-256 of `octets`."""
+        tensors = self.tensors
+        return tensors.sha256 if isinstance(tensors, MappedTensors) else sha256_hex(self.octets)
 
 
 class Tray(Protocol):

@@ -7,7 +7,7 @@ closed is asked again under the same key, so that a site answers from its store 
 
 import json
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Self
 
@@ -27,6 +27,14 @@ DIGEST_BYTES: Final = 64
 
 Numbers = Mapping[str, npt.NDArray[Any]]
 """Name -> array of any numeric type: the state of an optimiser or of an average."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelFile:
+    """A file beside a checkpoint that holds its model, and the SHA-256 of its bytes."""
+
+    name: str
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,10 +77,11 @@ class Progress:
         """The checkpoint whole."""
         return b"".join(self.parts())
 
-    def parts(self) -> list[Octets]:
+    def parts(self, *, model_file: ModelFile | None = None) -> list[Octets]:
         """The checkpoint: the digest of the rest, the length of the facts, the facts, tensors.
 
-        In pieces, one after the other, which are not copies of the tensors.
+        In pieces, one after the other, which are not copies of the tensors. The model is not among
+        them where it stands in `model_file`.
         """
         facts = {
             "format": FORMAT,
@@ -90,12 +99,15 @@ class Progress:
             "log_seq": self.log_seq,
             "log_sha256": self.log_sha256,
         }
+        if model_file is not None:
+            facts["model_file"] = {"name": model_file.name, "sha256": model_file.sha256}
         head = canonical_json(facts)
-        rest = [LENGTH.pack(len(head)) + head, *numeric_parts(self._tensors())]
+        tensors = self._tensors({} if model_file else self.model)
+        rest = [LENGTH.pack(len(head)) + head, *numeric_parts(tensors)]
         return [sha256_hex(rest).encode(), *rest]
 
-    def _tensors(self) -> dict[str, npt.NDArray[Any]]:
-        groups = {"model": self.model, "optimiser": self.optimiser, "average": self.average}
+    def _tensors(self, model: Mapping[str, Array]) -> dict[str, npt.NDArray[Any]]:
+        groups = {"model": model, "optimiser": self.optimiser, "average": self.average}
         return {
             f"{group}/{name}": tensors[name]
             for group, tensors in groups.items()
@@ -103,11 +115,11 @@ class Progress:
         }
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """The progress in a checkpoint.
+    def from_bytes(cls, data: bytes, *, read: Callable[[str], bytes] | None = None) -> Self:
+        """The progress in a checkpoint. `read` gives the bytes of a model's file by its name.
 
         Raises:
-            LedgerError: it is damaged, or of another version.
+            LedgerError: it is damaged, or of another version; or so is the model's file.
         """
         digest, rest = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
         try:
@@ -119,6 +131,9 @@ class Progress:
             if facts.pop("format") != FORMAT:
                 raise ValueError("format")
             groups = _groups(load(rest[start:]))
+            kept = facts.pop("model_file", None)
+            if kept is not None:
+                groups["model"] = _model_of(ModelFile(**kept), read)
             return cls(
                 **facts
                 | {"sites": tuple(SiteId(site) for site in facts["sites"])}
@@ -128,11 +143,25 @@ class Progress:
                 optimiser=groups["optimiser"],
                 average=groups["average"],
             )
-        except (ValueError, KeyError, TypeError, struct.error, SafetensorError) as error:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            OSError,
+            struct.error,
+            SafetensorError,
+        ) as error:
             raise LedgerError(
                 "checkpoint: expected a whole one of this version, found something else. Restore "
                 "the newest copy of the run's folder"
             ) from error
+
+
+def _model_of(file: ModelFile, read: Callable[[str], bytes] | None) -> dict[str, Array]:
+    data = b"" if read is None else read(file.name)
+    if sha256_hex(data) != file.sha256:
+        raise ValueError("model")
+    return load(data)
 
 
 def _groups(tensors: Mapping[str, npt.NDArray[Any]]) -> dict[str, dict[str, npt.NDArray[Any]]]:

@@ -9,7 +9,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from fedward_common.arrays import Tensors, tensors_from_bytes
+from fedward_common.arrays import BLOCK, Array, Tensors, is_finite, tensors_from_bytes
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import model_shapes
@@ -18,7 +18,7 @@ from fedward_common.study.spec import StudySpec
 from fedward_common.wire import Octets
 from fedward_server.aggregation import plain_sum, server_optimiser
 from fedward_server.exchange import RETURN_SECONDS, Ask, Exchanges
-from fedward_server.fleet import Kept, Tray
+from fedward_server.fleet import Kept, MappedTensors, Tray
 from fedward_server.progress import Numbers, Opened
 from fedward_server.round_state import RoundState
 from fedward_server.secure_round import SecureRounds
@@ -69,8 +69,8 @@ class OpenRounds:
             _require_bounded(tensors)
             total.add(site, tensors)
 
-        asked = self._octets(model)
-        ask = Ask(kind="train", round=number, model=asked)
+        asked = self._asked(model)
+        ask = Ask(kind="train", round=number, model=asked.octets, model_sha256=asked.sha256)
         state = self._exchanges.run(again(ask, self._opened), take)
         if not state.has_quorum:
             self._exchanges.abandon(state)
@@ -79,7 +79,7 @@ class OpenRounds:
         with np.errstate(over="ignore", invalid="ignore"):
             following = self._optimiser.step(model, total.mean(), share=share)
             asked_next = (*following.values(), *self._optimiser.shared().values())
-        if not all(np.isfinite(tensor).all() for tensor in asked_next):
+        if not all(is_finite(tensor) for tensor in asked_next):
             self._optimiser.restore(before)
             self._exchanges.abandon(state, reason="expected a finite model, found another")
             return None
@@ -87,12 +87,14 @@ class OpenRounds:
         self._kept = self._tray.keep(following)
         return state, self._kept.tensors
 
-    def _octets(self, model: Tensors) -> Octets:
-        """The bytes of what goes to the sites: those of the model are kept already."""
+    def _asked(self, model: Tensors) -> Kept:
+        """What goes to the sites, and its bytes: those of the model are kept already."""
         shared = self._optimiser.shared()
         if not shared and self._kept is not None and self._kept.tensors is model:
-            return self._kept.octets
-        return self._tray.keep(round_tensors(model, shared)).octets
+            return self._kept
+        if not shared and isinstance(model, MappedTensors):
+            return Kept(tensors=model, octets=model.octets)
+        return self._tray.keep(round_tensors(model, shared))
 
     def state(self) -> Numbers:
         """The server optimiser's."""
@@ -140,13 +142,16 @@ def _require_bounded(tensors: Tensors) -> None:
     What is clipped and noised is far below; numbers near the end of float32 would make a model, or
     SCAFFOLD's shared variate, that every site is charged for and refuses.
     """
-    if any(
-        max(tensor.max(initial=0.0), -tensor.min(initial=0.0)) > MAX_MAGNITUDE
-        for tensor in tensors.values()
-    ):
+    if not all(_is_bounded(tensor) for tensor in tensors.values()):
         raise ProtocolError(
             f"update: expected numbers up to {MAX_MAGNITUDE:.0e}, found a larger one"
         )
+
+
+def _is_bounded(tensor: Array) -> bool:
+    flat = tensor.reshape(-1)
+    slices = (flat[start : start + BLOCK] for start in range(0, flat.size, BLOCK))
+    return all(max(one.max(), -one.min()) <= MAX_MAGNITUDE for one in slices)
 
 
 def share_of(study: StudySpec, state: RoundState) -> float:

@@ -5,6 +5,7 @@ everything costs milliseconds. The zygote is single-threaded, holds no task stat
 record: each task runs in its own child, which ends with the task. Only ClientApp tasks are taken.
 """
 
+import gc
 import json
 import os
 import select
@@ -62,6 +63,9 @@ def _serve_forks(requests: socket.socket) -> None:
     zygote = os.getpid()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children are reaped by the kernel
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # No task looks through what all of them share, which would also make each a copy of it.
+    gc.collect()
+    gc.freeze()
     tasks, look_at = ForkedTasks(), time.monotonic() + LOOK_SECONDS
     while True:
         asked = select.select([requests], [], [], max(0.0, look_at - time.monotonic()))[0]

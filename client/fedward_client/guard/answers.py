@@ -28,7 +28,7 @@ from fedward_common.privacy.ledger import Charge, Ledger
 from fedward_common.privacy.ledger_values import Head
 from fedward_common.secagg.refusals import Reason, SecAggRefused
 from fedward_common.study.spec import StudySpec
-from fedward_common.wire import Envelope, Instruction, Reply, ReplyKind
+from fedward_common.wire import Envelope, Instruction, Octets, Reply, ReplyKind
 
 EMPTY: Final = frozenset({"refusal", "phase"})
 """Kinds of answers that carry nothing besides their header."""
@@ -56,7 +56,7 @@ class Answers:
     states: States
 
     def seal(
-        self, receipt: str, payload: bytes, boxes: bytes = b"", *, state: bytes = b""
+        self, receipt: str, payload: Octets, boxes: bytes = b"", *, state: bytes = b""
     ) -> Envelope:
         """The signed reply with `payload`; it may leave once, unchanged. Uses the receipt up.
 
@@ -80,7 +80,7 @@ class Answers:
         if live.study.secure_sum:
             with self.lock:
                 self._live(receipt)
-                payload = self.secure.mask(live, payload, boxes)
+                payload = self.secure.mask(live, bytes(payload), boxes)
                 envelope = self._sealed(receipt, live, payload)
         else:
             check_payload(live, payload, shapes=self.shapes)
@@ -89,7 +89,7 @@ class Answers:
             self.states.keep(live.study, state)
         return envelope
 
-    def _sealed(self, receipt: str, live: Live, payload: bytes) -> Envelope:
+    def _sealed(self, receipt: str, live: Live, payload: Octets) -> Envelope:
         kind = live.instruction.kind
         envelope = self._signed(live.instruction, kind=kind, payload=payload)
         carried = in_transit(envelope, live.instruction.study)
@@ -223,7 +223,7 @@ class Answers:
             return None
 
     def _signed(
-        self, instruction: Instruction, *, kind: ReplyKind, payload: bytes, code: str = ""
+        self, instruction: Instruction, *, kind: ReplyKind, payload: Octets, code: str = ""
     ) -> Envelope:
         head = self._head()
         reply = Reply(
@@ -258,7 +258,7 @@ class Answers:
         manifest: bytes = b"",
     ) -> None:
         """Makes `envelope` the answer of its slot, on disk, and uses up the slot's receipt."""
-        payload = bytes(envelope.blobs.get(PAYLOAD, b""))
+        payload = envelope.blobs.get(PAYLOAD, b"")
         sealed = SealedReply(
             slot=instruction.slot,
             study=instruction.study,
@@ -266,7 +266,7 @@ class Answers:
             key=instruction.key,
             kind=kind,
             header=envelope.header,
-            payload_sha256=sha256_hex(payload),
+            payload_sha256=Reply.parse(envelope.header).payload_sha256,  # as it was signed above
             object_ids=object_ids,
             sealed_at=self.clock(),
             manifest=manifest,

@@ -8,11 +8,12 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from fedward_common.canonical import canonical_json
+from fedward_common.channel.blob_files import BlobFile
 from fedward_common.errors import ProtocolError
 
 MAX_HEADER_BYTES: Final = 1 << 20
@@ -30,6 +31,8 @@ class Frame:
 
     header: dict[str, Any]
     blobs: tuple[bytes, ...] = ()
+    spooled: memoryview | None = None
+    """The first blob instead, where it was received into a file: mapped from it, for reading."""
     file: int | None = None
     """A descriptor that is handed over after the frame, and closed here."""
 
@@ -55,11 +58,22 @@ def write_frame(
         connection.sendall(blob)
 
 
-def read_frame(connection: socket.socket, *, max_blob_bytes: int = MAX_BLOB_BYTES) -> Frame | None:
+Spool = Callable[[Mapping[str, Any], int], BlobFile | None]
+"""Where the first blob of a frame goes, by the frame's header and the blob's size: None is memory.
+Raises StorageError."""
+
+
+def read_frame(
+    connection: socket.socket,
+    *,
+    max_blob_bytes: int = MAX_BLOB_BYTES,
+    spool: Spool | None = None,
+) -> Frame | None:
     """The next frame, or None when the other side closed the connection between frames.
 
     Raises:
         ProtocolError: too large, cut off, or not a frame.
+        StorageError: there is no room for what is received into a file.
         OSError: the connection broke.
     """
     first = _read(connection, _HEADER.size, optional=True)
@@ -79,7 +93,16 @@ def read_frame(connection: socket.socket, *, max_blob_bytes: int = MAX_BLOB_BYTE
         raise ProtocolError(
             f"guard: expected blobs of at most {max_blob_bytes} bytes that add up, found {size}"
         )
-    return Frame(header=header, blobs=tuple(_read(connection, n) for n in sizes))
+    file = spool(header, sizes[0]) if spool is not None and sizes else None
+    if file is None:
+        return Frame(header=header, blobs=tuple(_read(connection, n) for n in sizes))
+    try:
+        _read_into(connection, file)
+        spooled = file.view()
+    finally:
+        file.close()
+    rest = (_read(connection, n) for n in sizes[1:])
+    return Frame(header=header, blobs=(b"", *rest), spooled=spooled)
 
 
 def hand_over(connection: socket.socket, descriptor: int) -> None:
@@ -110,6 +133,17 @@ def _parse(text: bytes) -> dict[str, Any]:
     if not isinstance(header, dict):
         raise ProtocolError("guard: expected a JSON object as header, found something else")
     return header
+
+
+def _read_into(connection: socket.socket, file: BlobFile) -> None:
+    """Receives a whole file by one small piece of memory."""
+    room, start = memoryview(bytearray(CHUNK_BYTES)), 0
+    while start < file.size:
+        got = connection.recv_into(room, min(file.size - start, CHUNK_BYTES))
+        if not got:
+            raise ProtocolError(f"guard: expected {file.size} bytes, found {start}")
+        file.write_at(start, room[:got])
+        start += got
 
 
 def _read(connection: socket.socket, count: int, *, optional: bool = False) -> bytes:

@@ -22,6 +22,7 @@ from fedward_client.guard.server import (
     admin_operations,
     gateway_operations,
     worker_operations,
+    worker_spool,
 )
 from fedward_client.guard.service import GuardService
 from fedward_client.guard.shelf import StudyShelf
@@ -106,6 +107,7 @@ def _listen(settings: SiteSettings, service: GuardService) -> Iterator[GuardServ
         settings.worker_socket,
         worker_operations(service),
         access=Access(uids=frozenset({_uid(users.worker_user)}), group=users.group),
+        spool=worker_spool(service),
     )
     yield GuardServer(
         settings.admin_socket,

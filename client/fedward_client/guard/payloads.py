@@ -9,7 +9,7 @@ from dp_accounting import DpEvent
 from fedward_client.guard.receipts import Live
 from fedward_client.ports import Shapes
 from fedward_client.statistics import release_of
-from fedward_common.arrays import tensors_from_bytes, tensors_to_bytes
+from fedward_common.arrays import tensor_parts, tensors_from_bytes
 from fedward_common.canonical import canonical_json
 from fedward_common.errors import ProtocolError
 from fedward_common.privacy.mechanism import evaluation_event, release_event, round_event
@@ -18,7 +18,7 @@ from fedward_common.study.evaluation import EvaluationRelease, evaluation_of
 from fedward_common.study.kept import released_shapes
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import is_statistics
-from fedward_common.wire import Instruction
+from fedward_common.wire import Instruction, Octets
 
 
 def charged_event(instruction: Instruction, study: StudySpec) -> DpEvent:
@@ -52,25 +52,28 @@ def _evaluation(study: StudySpec) -> EvaluationRelease:
     return release
 
 
-def check_payload(live: Live, payload: bytes, *, shapes: Shapes) -> None:
+def check_payload(live: Live, payload: Octets, *, shapes: Shapes) -> None:
     """Returns when `payload` is exactly what the study releases for this instruction.
 
     Raises:
         ProtocolError: other names, shapes, numbers that are not finite, another form of the bytes.
     """
     if live.instruction.kind == "statistics":
-        _check_statistics(live, payload)
+        _check_statistics(live, bytes(payload))
         return
     if live.instruction.kind == "train":
         tensors = tensors_from_bytes(
             payload, shapes=released_shapes(live.study, shapes(live.study))
         )
         # The file format has a free-text header; one byte form leaves no room for notes in it.
-        if tensors_to_bytes(tensors) != payload:
+        # Where that header is the one of these tensors, it says where each one's bytes stand and
+        # that nothing stands between them: the rest is the tensors' own bytes.
+        head, *rest = tensor_parts(tensors)
+        if payload[: len(head)] != head or len(payload) != len(head) + sum(map(len, rest)):
             raise ProtocolError("update: expected the plain bytes of its tensors, found others")
         return
     release = _evaluation(live.study)
-    found = _canonical(payload, what="evaluation")
+    found = _canonical(bytes(payload), what="evaluation")
     if not _is_counts(found, rows=release.rows, bins=release.bins):
         raise ProtocolError(
             f"evaluation: expected {{'counts': {release.rows} x {release.bins} finite numbers}} in "

@@ -47,6 +47,10 @@ class Receipts:
         self._by_slot[live.instruction.slot] = receipt
         return receipt
 
+    def find(self, receipt: str) -> Live | None:
+        """What a receipt stands for, if it is live."""
+        return self._live.get(receipt)
+
     def get(self, receipt: str) -> Live:
         """What a live receipt stands for.
 

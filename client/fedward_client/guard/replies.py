@@ -14,10 +14,11 @@ from typing import Any, Final
 
 from fedward_client.ports import Clock
 from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.channel.blob_files import BlobFile, keep_as
 from fedward_common.channel.blobs import SUFFIX
 from fedward_common.errors import LedgerError, ProtocolError
 from fedward_common.trust.private_files import write_private
-from fedward_common.wire import Envelope, ReplyKind
+from fedward_common.wire import Envelope, Octets, ReplyKind
 
 FORMAT: Final = "fedward-reply/1"
 PAYLOAD: Final = "payload"
@@ -149,7 +150,18 @@ class Replies:
                 f"{os.strerror(error.errno or 0)}"
             ) from error
 
-    def keep(self, reply: SealedReply, payload: bytes) -> None:
+    def room(self, size: int) -> BlobFile | None:
+        """An empty nameless file, which `keep` names when it is an answer; None above the quota.
+
+        Raises:
+            StorageError: the disk has no room.
+        """
+        if size > self._quota_bytes:
+            return None
+        self._make_room(size)
+        return BlobFile.make(self._folder, size, may_be_named=True)
+
+    def keep(self, reply: SealedReply, payload: Octets) -> None:
         """Stores an answer: the slot counts as answered exactly when this returns.
 
         Raises:
@@ -221,9 +233,10 @@ class Replies:
         self._by_slot[reply.slot] = reply
         self._by_objects[reply.object_ids] = reply.slot
 
-    def _write(self, path: Path, data: bytes) -> None:
+    def _write(self, path: Path, data: Octets) -> None:
         try:
-            write_private(path, data)
+            if not keep_as(data, path):
+                write_private(path, bytes(data))
         except OSError as error:
             raise LedgerError(
                 f"replies {self._folder}: expected to store a reply, found "

@@ -14,13 +14,23 @@ from typing import Any, Final, Literal, TypeVar
 from pydantic import Field, ValidationError
 
 from fedward_client.guard.client import Grant
-from fedward_client.guard.frames import MAX_BLOB_BYTES, Frame, hand_over, read_frame, write_frame
+from fedward_client.guard.frames import (
+    MAX_BLOB_BYTES,
+    Frame,
+    Spool,
+    hand_over,
+    read_frame,
+    write_frame,
+)
 from fedward_client.guard.service import GuardService
 from fedward_client.ports import Passing
+from fedward_common.channel.blob_files import BlobFile
+from fedward_common.channel.blobs import INLINE_BYTES
 from fedward_common.errors import (
     FedwardError,
     PolicyRefused,
     ProtocolError,
+    StorageError,
 )
 from fedward_common.ids import DIGEST
 from fedward_common.study.registry import Strict
@@ -109,7 +119,8 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
     def seal(frame: Frame) -> Frame:
         receipt = _request(_Seal, frame, blobs=3).receipt
         payload, boxes, state = frame.blobs
-        return _envelope(service.seal(receipt, payload, boxes, state=state))
+        given = payload if frame.spooled is None else frame.spooled
+        return _envelope(service.seal(receipt, given, boxes, state=state))
 
     def step(frame: Frame) -> Frame:
         _request(_Step, frame, blobs=3)
@@ -119,6 +130,18 @@ def worker_operations(service: GuardService) -> dict[str, Operation]:
         return _envelope(service.refuse(frame.blobs[0], _request(_Refuse, frame, blobs=1).code))
 
     return {"begin": begin, "seal": seal, "step": step, "refuse": refuse}
+
+
+def worker_spool(service: GuardService) -> Spool:
+    """Where a large update goes while it comes in: into a file of the guard's, if it may."""
+
+    def spool(header: Mapping[str, Any], size: int) -> BlobFile | None:
+        receipt = header.get("receipt")
+        if header.get("op") != "seal" or not isinstance(receipt, str) or size <= INLINE_BYTES:
+            return None
+        return service.room_for(receipt, size)
+
+    return spool
 
 
 def gateway_operations(service: GuardService) -> dict[str, Operation]:
@@ -189,6 +212,7 @@ class GuardServer:
         *,
         access: Access,
         max_blob_bytes: int = MAX_BLOB_BYTES,
+        spool: Spool | None = None,
     ) -> None:
         """Listens at once; connections are served from threads of their own.
 
@@ -199,6 +223,7 @@ class GuardServer:
         self._operations = operations
         self._access = access
         self._max_blob_bytes = max_blob_bytes
+        self._spool = spool
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._listener = listen_unix(path, group=access.group)
         self._closing = threading.Event()
@@ -260,8 +285,8 @@ class GuardServer:
 
     def _next(self, connection: socket.socket) -> Frame | None:
         try:
-            return read_frame(connection, max_blob_bytes=self._max_blob_bytes)
-        except ProtocolError as error:
+            return read_frame(connection, max_blob_bytes=self._max_blob_bytes, spool=self._spool)
+        except (ProtocolError, StorageError) as error:
             # Where the next frame would begin is not known any more: answer and close.
             write_frame(connection, _refusal(error))
             return None

@@ -29,13 +29,14 @@ from fedward_client.guard.traffic import Traffic
 from fedward_client.policy import SitePolicy
 from fedward_client.ports import Clock, Journal, ObjectIds, Passing, Shapes, Signer
 from fedward_common.canonical import sha256_hex
+from fedward_common.channel.blob_files import BlobFile
 from fedward_common.errors import FedwardError, ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.privacy.ledger import Ledger
 from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.study.spec import StudySpec
 from fedward_common.trust.statements import Statement
-from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction
+from fedward_common.wire import CONTROL_KINDS, Envelope, Instruction, Octets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +125,7 @@ class GuardService:
             raise
 
     def seal(
-        self, receipt: str, payload: bytes, boxes: bytes = b"", *, state: bytes = b""
+        self, receipt: str, payload: Octets, boxes: bytes = b"", *, state: bytes = b""
     ) -> Envelope:
         """As `Answers.seal`."""
         return self._answers.seal(receipt, payload, boxes, state=state)
@@ -213,6 +214,20 @@ class GuardService:
             if study is not None:
                 self.shelf.put(study, signed_study)
             return accepted
+
+    def room_for(self, receipt: str, size: int) -> BlobFile | None:
+        """An empty file for an update while it comes in, which its answer then is on disk; None
+        where it comes in through memory: without a live receipt, above the quota, and where secure
+        sums are taken, because what comes there is not noised and masked yet (rules 5).
+
+        Raises:
+            StorageError: the disk has no room.
+        """
+        with self._lock:
+            live = self._receipts.find(receipt)
+            if live is None or live.study.secure_sum or live.instruction.kind != "train":
+                return None
+            return self.replies.room(size)
 
     def forget_old(self) -> None:
         """Deletes the bytes of answers that the site has kept for long enough (rules 5)."""

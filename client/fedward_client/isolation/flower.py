@@ -67,6 +67,9 @@ def worker_environment(settings: SiteSettings) -> dict[str, str]:
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": TASK_POLL_SECONDS,
         SETTINGS_VARIABLE: str(settings.source),
         "OMP_NUM_THREADS": "1",
+        # Training frees and takes tensors of many megabytes all the time: glibc's own upper ends.
+        "MALLOC_TRIM_THRESHOLD_": str(64 << 20),
+        "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     }
 
 

@@ -5,23 +5,37 @@ it, or the kernel when that process is killed, gives the room back. The same on 
 """
 
 import contextlib
+import errno
 import mmap
 import os
+import secrets
 import socket
 import tempfile
 import threading
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Final, Self, TypeVar
+from typing import IO, Final, Self, TypeVar
 
 from google.protobuf.message import Message
 
 from fedward_common.channel.blobs import CHUNK_BYTES
 from fedward_common.channel.phases import HEAD_BYTES, receive_rest
 from fedward_common.errors import ProtocolError, StorageError
+from fedward_common.trust.private_files import sync_folder
 from fedward_common.wire import Octets
 
 T = TypeVar("T", bound=Message)
+
+
+class _Mapping(mmap.mmap):
+    """A file in memory, for reading, which can say what file it is."""
+
+    def __init__(self, descriptor: int, size: int, *, prot: int) -> None:
+        del size, prot  # mmap takes them when it is made
+        self.descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self.descriptor)
+
 
 MAX_FILES: Final = 250
 """The kernel hands over 253 files at a time."""
@@ -37,15 +51,15 @@ class BlobFile:
         self._lock = threading.Lock()
 
     @classmethod
-    def make(cls, folder: Path, size: int) -> Self:
-        """A file of `size` bytes, all of them allotted.
+    def make(cls, folder: Path, size: int, *, may_be_named: bool = False) -> Self:
+        """A file of `size` bytes, all of them allotted. Only `may_be_named` can `keep_as` name it.
 
         Raises:
             StorageError: the disk has not so much room.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            with tempfile.TemporaryFile(dir=folder) as file:
+            with _nameable(folder) if may_be_named else tempfile.TemporaryFile(dir=folder) as file:
                 os.posix_fallocate(file.fileno(), 0, size)
                 return cls(os.dup(file.fileno()), size)
         except OSError as error:
@@ -103,7 +117,7 @@ class BlobFile:
 
     def view(self) -> memoryview:
         """Its bytes, mapped into memory for reading; good for as long as anything refers to it."""
-        return memoryview(mmap.mmap(self._descriptor, self.size, prot=mmap.PROT_READ))
+        return memoryview(_Mapping(self._descriptor, self.size, prot=mmap.PROT_READ))
 
     def reader(self) -> int:
         """A new descriptor that can only read, for another user. The caller closes it."""
@@ -117,11 +131,65 @@ class BlobFile:
             self._descriptor = -1
 
 
+def _nameable(folder: Path) -> IO[bytes]:
+    """A file without a name that may get one, where the file system has such files."""
+    try:
+        return os.fdopen(os.open(folder, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600), "w+b")
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT):
+            raise
+        return tempfile.TemporaryFile(dir=folder)
+
+
 def store(folder: Path, data: Octets) -> BlobFile:
-    """A file that holds `data`. Raises StorageError."""
+    """A file that holds `data`: the one that it is mapped from, or a new one. Raises StorageError.
+
+    Of a mapped file it can only be read.
+    """
+    mapped = _whole(data)
+    if mapped is not None:
+        return BlobFile(os.dup(mapped.descriptor), len(data))
     file = BlobFile.make(folder, len(data))
     file.write_at(0, data)
     return file
+
+
+def keep_as(octets: Octets, path: Path) -> bool:
+    """Gives the nameless file that `octets` is mapped from a name, instead of a copy of it.
+
+    False where it is no such file, lies on another disk, or the file system has none without a
+    name: then the caller writes the bytes. As `write_atomically`: a reader sees the old file or the
+    new one whole, and it is on disk when this returns.
+
+    Raises:
+        OSError: the disk is full or broken.
+    """
+    mapped = _whole(octets)
+    if mapped is None:
+        return False
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        # A folder is named, though the path is absolute: only so does Python ask for linkat(2),
+        # which can follow the kernel's link to a file without a name.
+        source = f"/proc/self/fd/{mapped.descriptor}"
+        os.link(source, draft, src_dir_fd=mapped.descriptor, follow_symlinks=True)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EXDEV, errno.EPERM, errno.EACCES, errno.EOPNOTSUPP):
+            return False
+        raise
+    try:
+        os.fsync(mapped.descriptor)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return True
+
+
+def _whole(octets: Octets) -> _Mapping | None:
+    """The file that `octets` is all of, where it is one."""
+    mapped = octets.obj if isinstance(octets, memoryview) else None
+    return mapped if isinstance(mapped, _Mapping) and len(mapped) == len(octets) else None
 
 
 def let_go(octets: Octets) -> None:

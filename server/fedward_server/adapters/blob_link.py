@@ -23,7 +23,7 @@ from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_server.adapters.readiness import readable
 from fedward_server.blob_fleet import Came, Offered
-from fedward_server.fleet import Kept
+from fedward_server.fleet import Kept, MappedTensors
 
 TIMEOUT_SECONDS: Final = 30.0
 
@@ -57,7 +57,7 @@ class BlobTray:
         size = sum(map(len, parts))
         if size <= self._inline:
             return Kept(tensors=tensors, octets=b"".join(parts))
-        file, start = BlobFile.make(self._folder, size), 0
+        file, start = BlobFile.make(self._folder, size, may_be_named=True), 0
         try:
             for part in parts:
                 file.write_at(start, part)
@@ -65,7 +65,7 @@ class BlobTray:
             octets = file.view()
         finally:
             file.close()
-        views = tensors_from_bytes(octets)
+        views = MappedTensors(tensors_from_bytes(octets), octets=octets)
         let_go(octets)
         return Kept(tensors=views, octets=octets)
 

@@ -13,15 +13,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedward_common.arrays import tensor_parts
+from fedward_common.arrays import Tensors, tensor_parts
 from fedward_common.canonical import canonical_json, sha256_hex
+from fedward_common.channel.blob_files import keep_as
 from fedward_common.errors import ConfigError, LedgerError, StudyFailed
 from fedward_common.ids import parse_digest
 from fedward_common.log.events import EventLog, read_events
 from fedward_common.trust.private_files import remove_drafts, write_atomically
 from fedward_common.wire import Octets
 from fedward_server.exchange import FINAL_REFUSALS
-from fedward_server.progress import Progress, Resumed, require_study, resumed
+from fedward_server.fleet import MappedTensors
+from fedward_server.progress import ModelFile, Progress, Resumed, require_study, resumed
 
 MODEL = "model.safetensors"
 CHECKPOINT = "checkpoint"
@@ -32,6 +34,7 @@ CANCELLED = "cancelled"
 """A file that says a person asked for the end of the run."""
 CANCELLED_TEXT = "the run was cancelled; rounds that were charged stay charged"
 NOT_BEGUN = 0
+ROUND_NAME = re.compile(r"round-\d{5,}\.safetensors")
 RUN_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,127}")
 
 
@@ -65,7 +68,8 @@ class RunFolder:
             ProtocolError: the checkpoint is another study's.
         """
         try:
-            progress = Progress.from_bytes((self._folder / CHECKPOINT).read_bytes())
+            data = (self._folder / CHECKPOINT).read_bytes()
+            progress = Progress.from_bytes(data, read=self._read_model)
         except FileNotFoundError:
             progress = Progress(study=study)
         require_study(progress, study)
@@ -91,24 +95,39 @@ class RunFolder:
     def checkpoint(self, progress: Progress) -> None:
         """Keeps the study after a committed round: durable, old or new, never in between.
 
-        The model itself is also kept under its round, for reports; its digest goes into the log.
+        The model itself is kept under its round, too, for reports; its digest goes into the log. A
+        large one stands only there, and the checkpoint names that file and its digest.
         """
         seq, sha256 = self._log.head
         kept = replace(progress, log_seq=seq, log_sha256=sha256)
-        if progress.model and not (progress.evaluated or progress.validated):
-            model, number = tensor_parts(progress.model), progress.next_round - 1
-            write_atomically(self._folder / f"round-{number:05d}.safetensors", model, mode=0o600)
-            write_atomically(self._folder / CHECKPOINT, kept.parts(), mode=0o600)
+        new = bool(progress.model) and not (progress.evaluated or progress.validated)
+        if new:
+            self._keep_model(progress.model, round_number=progress.next_round - 1)
+        parts = kept.parts(model_file=_file_of(progress.model))
+        write_atomically(self._folder / CHECKPOINT, parts, mode=0o600)
+        if new:
             self._tell_model(progress)
+
+    def _keep_model(self, model: Tensors, *, round_number: int) -> None:
+        """Keeps the model under its round. A large one gives its own file that name, uncopied."""
+        path = self._folder / f"round-{round_number:05d}.safetensors"
+        if isinstance(model, MappedTensors) and keep_as(model.octets, path):
+            model.kept_as = path.name
         else:
-            write_atomically(self._folder / CHECKPOINT, kept.parts(), mode=0o600)
+            write_atomically(path, tensor_parts(model), mode=0o600)
+
+    def _read_model(self, name: str) -> bytes:
+        if not ROUND_NAME.fullmatch(name):
+            raise ValueError("name")
+        return (self._folder / name).read_bytes()
 
     def _tell_model(self, progress: Progress) -> None:
         model = tensor_parts(progress.model)
+        known = progress.model if isinstance(progress.model, MappedTensors) else None
         self.emit(
             "model.checkpoint",
             round=progress.next_round - 1,
-            model_sha256=sha256_hex(model),
+            model_sha256=sha256_hex(model) if known is None else known.sha256,
             bytes=sum(map(len, model)),
         )
 
@@ -151,6 +170,13 @@ class RunFolder:
     def _outcome(self, outcome: dict[str, Any]) -> None:
         self._log.close()
         write_atomically(self._folder / OUTCOME, canonical_json(outcome), mode=0o600)
+
+
+def _file_of(model: Tensors) -> ModelFile | None:
+    """The model's own file of a round, where the checkpoint need not hold it a second time."""
+    if isinstance(model, MappedTensors) and model.kept_as:
+        return ModelFile(name=model.kept_as, sha256=model.sha256)
+    return None
 
 
 def read_outcome(folder: Path) -> dict[str, Any] | None:

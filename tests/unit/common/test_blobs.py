@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from fedward_common.canonical import canonical_json
 from fedward_common.channel.blob_files import (
     BlobFile,
+    keep_as,
     let_go,
     receive_with_files,
     send_with_files,
@@ -160,3 +161,31 @@ def test_an_open_file_goes_to_another_process_for_reading_only(tmp_path: Path) -
     ours.close()
     assert receive_with_files(theirs, BlobArrived) is None
     theirs.close()
+
+
+def test_a_mapped_file_is_stored_and_named_without_a_copy(tmp_path: Path) -> None:
+    file = BlobFile.make(tmp_path, len(DATA), may_be_named=True)
+    file.write_at(0, DATA)
+    number, view = os.fstat(file.descriptor).st_ino, file.view()
+    file.close()
+
+    again = store(tmp_path, view)
+    named = keep_as(view, tmp_path / "model")
+
+    assert os.fstat(again.descriptor).st_ino == number
+    with pytest.raises(StorageError):
+        again.write_at(0, b"x")
+    assert named
+    assert (tmp_path / "model").stat().st_ino == number
+    assert (tmp_path / "model").stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "model").read_bytes() == DATA
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_what_is_no_whole_file_that_may_be_named_gets_no_name(tmp_path: Path) -> None:
+    nameless, part = store(tmp_path, DATA).view(), store(tmp_path, DATA).view()[1:]
+
+    found = [keep_as(one, tmp_path / "model") for one in (DATA, memoryview(DATA), nameless, part)]
+
+    assert found == [False] * 4
+    assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,12 @@
 """Sums are weighted by public constants and renormalised; optimisers follow their paper."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from fedward_common.arrays import BLOCK, tensors_from_bytes, tensors_to_bytes
+from fedward_common.channel.blob_files import store
 from fedward_common.errors import ProtocolError
 from fedward_common.ids import SiteId
 from fedward_common.study.spec import FedAdam
@@ -64,6 +68,23 @@ def test_the_sum_adds_in_float64_so_that_many_small_terms_are_not_lost() -> None
         total.add(site, tensors(16777217.0 if site == sites[0] else 1.0))
 
     np.testing.assert_allclose(total.mean()["w"], [(16777216 + 99) / 100], rtol=1e-7)
+
+
+def test_replies_that_are_mapped_from_files_have_the_same_mean_to_the_bit(tmp_path: Path) -> None:
+    random = np.random.default_rng(3)
+    shares = {A: 0.6, B: 0.3, C: 0.1}
+    inside, outside = PlainSum(shares), PlainSum(shares)
+    for site in (B, C, A):
+        reply = {
+            "w": random.normal(size=(2 * BLOCK + 7,)).astype(np.float32),
+            "v": random.normal(size=(3, 5)).astype(np.float32),
+        }
+        inside.add(site, reply)
+        outside.add(site, tensors_from_bytes(store(tmp_path, tensors_to_bytes(reply)).view()))
+
+    assert outside._total == {}
+    for name, value in inside.mean().items():
+        np.testing.assert_array_equal(outside.mean()[name], value)
 
 
 def test_fedavg_takes_the_mean_as_it_is() -> None:

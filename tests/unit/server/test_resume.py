@@ -18,6 +18,7 @@ from fedward_common.log.events import read_events
 from fedward_common.models.averages import ExponentialAverage, TailAverage
 from fedward_common.study.spec import FedAdam
 from fedward_common.wire import Envelope
+from fedward_server.adapters.blob_link import BlobTray
 from fedward_server.adapters.run_files import CHECKPOINT, LOG, RunFolder
 from fedward_server.aggregation import AdamStep
 from fedward_server.fleet import Answer
@@ -281,6 +282,23 @@ def test_a_damaged_checkpoint_is_not_believed(tmp_path: Path) -> None:
 
     with pytest.raises(LedgerError, match="expected a whole one"):
         hospital.attempt(Cuts())
+
+
+def test_a_large_model_stands_once_on_disk_and_is_believed_by_its_digest(tmp_path: Path) -> None:
+    tray, folder = BlobTray(tmp_path / "blobs", inline=8), RunFolder(tmp_path / "run")
+    model = tray.keep({"w": np.arange(64, dtype=np.float32)}).tensors
+    folder.checkpoint(Progress(study="0" * 64, next_round=2, committed=1, model=model))
+    named = tmp_path / "run" / "round-00001.safetensors"
+
+    kept = folder.resume("0" * 64).progress
+
+    np.testing.assert_array_equal(kept.model["w"], model["w"])
+    assert (tmp_path / "run" / CHECKPOINT).stat().st_size < 64 * 4 + 400
+    assert named.read_bytes() == tray.keep(model).octets
+    for damaged in (named.read_bytes()[:-1] + b"x", None):
+        named.unlink() if damaged is None else named.write_bytes(damaged)
+        with pytest.raises(LedgerError, match="expected a whole one"):
+            folder.resume("0" * 64)
 
 
 def test_a_log_that_was_put_back_is_not_believed(tmp_path: Path) -> None:
