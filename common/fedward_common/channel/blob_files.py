@@ -6,6 +6,7 @@ it, or the kernel when that process is killed, gives the room back. The same on 
 
 import contextlib
 import errno
+import fcntl
 import mmap
 import os
 import secrets
@@ -33,7 +34,7 @@ class _Mapping(mmap.mmap):
 
     def __init__(self, descriptor: int, size: int, *, prot: int) -> None:
         del size, prot  # mmap takes them when it is made
-        self.descriptor = os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = _for_reading(descriptor)
         weakref.finalize(self, os.close, self.descriptor)
 
 
@@ -121,7 +122,7 @@ class BlobFile:
 
     def reader(self) -> int:
         """A new descriptor that can only read, for another user. The caller closes it."""
-        return os.open(f"/proc/self/fd/{self._descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+        return _for_reading(self._descriptor)
 
     def close(self) -> None:
         """Gives the file up; views and other processes' descriptors stay good."""
@@ -129,6 +130,16 @@ class BlobFile:
             if self._descriptor >= 0:
                 os.close(self._descriptor)
             self._descriptor = -1
+
+
+def _for_reading(descriptor: int) -> int:
+    """A descriptor of the same file that can only read.
+
+    One that was handed over for reading is another user's file, which could not be opened again.
+    """
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+        return os.dup(descriptor)
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _nameable(folder: Path) -> IO[bytes]:
