@@ -153,12 +153,13 @@ class Replies:
     def room(self, size: int) -> BlobFile | None:
         """An empty nameless file, which `keep` names when it is an answer; None above the quota.
 
+        Nothing is deleted for it: what comes may be no answer.
+
         Raises:
             StorageError: the disk has no room.
         """
         if size > self._quota_bytes:
             return None
-        self._make_room(size)
         return BlobFile.make(self._folder, size, may_be_named=True)
 
     def keep(self, reply: SealedReply, payload: Octets) -> None:
