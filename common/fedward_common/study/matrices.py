@@ -24,6 +24,8 @@ CHUNK: Final = 4096
 MOST_VALUES: Final = 1 << 31
 """Patients times genes: 8 GiB. A few bytes of HDF5 can say that they are more than any memory."""
 MOST_NAMES: Final = 1 << 24
+MOST_BYTES: Final = 1 << 33
+"""Of one vector: an entry may be a text of any fixed length, or a whole record."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -170,16 +172,24 @@ def _own(group: Any, name: str) -> Any:
 def _all(group: Any, name: str, *, most: int) -> Any:
     """The whole vector `name`, where it is no longer than `most`."""
     stored = _own(group, name)
-    if len(stored.shape) != 1 or stored.shape[0] > most:
-        raise ValueError("expected a vector of fewer entries")
+    _check_vector(stored, most=most)
     return stored[...]
+
+
+def _check_vector(stored: Any, *, most: int) -> None:
+    """Returns when `stored` is a vector of so many entries at most, which fit into memory."""
+    if (
+        len(stored.shape) != 1
+        or stored.shape[0] > most
+        or stored.shape[0] * stored.dtype.itemsize > MOST_BYTES
+    ):
+        raise ValueError("expected a vector of fewer entries")
 
 
 def _names(frame: Any) -> list[str]:
     """The index of a data frame as AnnData writes it, or of a table of records as it once did."""
     if getattr(frame, "dtype", None) is not None:
-        if len(frame.shape) != 1 or frame.shape[0] > MOST_NAMES:
-            raise ValueError("expected a vector of fewer entries")
+        _check_vector(frame, most=MOST_NAMES)
         found = frame.fields("index")[...]
     else:
         key = frame.attrs["_index"]

@@ -358,7 +358,7 @@ def test_nothing_is_read_that_lies_in_another_file(what: str, tmp_path: Path) ->
         read_matrix(path)
 
 
-@pytest.mark.parametrize("of", ["obs", "X"])
+@pytest.mark.parametrize("of", ["obs", "texts", "X"])
 def test_a_small_file_that_claims_more_than_fits_is_refused_before_it_is_read(
     of: str, tmp_path: Path
 ) -> None:
@@ -368,6 +368,9 @@ def test_a_small_file_that_claims_more_than_fits_is_refused_before_it_is_read(
         if of == "X":
             del out["X"]
             out.create_dataset("X", (1 << 40, 2), "f4", chunks=(1024, 2), compression="gzip")
+        elif of == "texts":
+            del out["obs/_index"]
+            out.create_dataset("obs/_index", (1 << 20,), "S65536", chunks=(1,), compression="gzip")
         else:
             del out["obs/_index"]
             out.create_dataset("obs/_index", (1 << 40,), "i8", chunks=(1024,), compression="gzip")
