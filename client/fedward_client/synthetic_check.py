@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from fedward_common.errors import ConfigError, DataError
 from fedward_common.study.encoding import PatientRecords, column_reader
+from fedward_common.study.generation import Generation
 from fedward_common.study.imaging import ImageData
 from fedward_common.study.npz import read_npz
 from fedward_common.study.spec import StudySpec
@@ -70,17 +71,30 @@ def synthetic_rows(path: Path, schema: TabularData) -> Floats:
     return np.array([_inputs(row, readers) for row in rows], dtype=np.float64)
 
 
-def synthetic_images(path: Path, schema: ImageData) -> Floats:
+def synthetic_images(path: Path, schema: ImageData, *, classes: int = 0) -> Floats:
     """The inputs [images, inputs] of the synthetic images at `path`.
 
     Raises:
-        DataError: they cannot be read, or are not grey images of the study's size.
+        DataError: they cannot be read, are not grey images of the study's size, or have not each
+            one of the study's `classes` where it has some.
     """
-    images = read_npz(path).get("images")
+    arrays = read_npz(path)
+    images = arrays.get("images")
     if images is None or images.dtype != np.uint8 or images.shape[1:] != schema.size:
         raise DataError(
             f"{path.name}: expected an array `images` of grey images of {schema.height} x "
             f"{schema.width}, found another"
+        )
+    labels = arrays.get("labels")
+    if classes and (
+        labels is None
+        or labels.dtype.kind not in "iu"
+        or labels.shape != (len(images),)
+        or not np.isin(labels, range(classes)).all()
+    ):
+        raise DataError(
+            f"{path.name}: expected an array `labels` of a class 0 to {classes - 1} for each "
+            "image, found another or none"
         )
     return images.reshape(len(images), -1).astype(np.float64) / 127.5 - 1.0
 
@@ -110,7 +124,9 @@ def check_synthetic(
         DataError: as `synthetic_rows`.
     """
     if isinstance(study.data, ImageData):
-        made = synthetic_images(table, study.data)
+        # A copy with another label is a copy: images are compared with everybody's, of any class.
+        shares = study.task.class_shares if isinstance(study.task, Generation) else ()
+        made = synthetic_images(table, study.data, classes=len(shares))
     elif isinstance(study.data, TabularData):
         made = synthetic_rows(table, study.data)
     else:

@@ -21,7 +21,7 @@ from fedward_common.privacy.accounting import epsilon_admission, epsilon_pld
 from fedward_common.privacy.mechanism import study_event
 from fedward_common.privacy.randomness import Csprng, RandomSource
 from fedward_common.study import reconstruction
-from fedward_common.study.generation import Generation
+from fedward_common.study.generation import Generation, class_names
 from fedward_common.study.imaging import ImageData
 from fedward_common.study.signed import SignedStudy
 from fedward_common.study.spec import DpSgd, StudySpec
@@ -34,6 +34,7 @@ TABLE: Final = "synthetic.csv"
 IMAGES: Final = "synthetic.npz"
 STATEMENT: Final = "privacy.json"
 MOST_ROWS: Final = 1_000_000
+LABELS: Final = "labels.csv"
 LIMITS: Final = (
     "No row is a person. Rows are drawn from the released model alone, so that drawing costs no "
     "more epsilon, however many are drawn.",
@@ -112,17 +113,45 @@ class Released:
         """
         if not isinstance(self.data, ImageData):
             raise ConfigError(f"rows: expected a model of images, found one of {self.data.kind}")
-        made = self._made(count, source=source).reshape(count, self.data.height, self.data.width)
-        pixels: npt.NDArray[np.uint8] = np.rint((made + 1.0) * 127.5).astype(np.uint8)
-        return pixels
+        return self.labelled_images(count, source=source)[0]
 
-    def _made(self, count: int, *, source: RandomSource) -> npt.NDArray[np.float32]:
+    def labelled_images(
+        self, count: int, *, source: RandomSource
+    ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64] | None]:
+        """As `images`, and the class of each, by the study's public shares; None where it has none.
+
+        Raises:
+            ConfigError: as `rows`.
+        """
+        if not isinstance(self.data, ImageData):
+            raise ConfigError(f"rows: expected a model of images, found one of {self.data.kind}")
+        classes = self._classes(count, source=source)
+        made = self._made(count, source=source, classes=classes)
+        made = made.reshape(count, self.data.height, self.data.width)
+        pixels: npt.NDArray[np.uint8] = np.rint((made + 1.0) * 127.5).astype(np.uint8)
+        return pixels, classes
+
+    def _classes(self, count: int, *, source: RandomSource) -> npt.NDArray[np.int64] | None:
+        shares = self.study.task.class_shares if isinstance(self.study.task, Generation) else ()
+        if not shares:
+            return None
+        # Without the last limit: shares that sum to a little less than 1 leave nothing over.
+        return np.searchsorted(np.cumsum(shares)[:-1], source.uniform(count), side="right")
+
+    def _made(
+        self,
+        count: int,
+        *,
+        source: RandomSource,
+        classes: npt.NDArray[np.int64] | None = None,
+    ) -> npt.NDArray[np.float32]:
         if not 1 <= count <= MOST_ROWS:
             raise ConfigError(f"rows: expected 1 to {MOST_ROWS}, found {count}")
+        told = () if classes is None else (torch.from_numpy(classes),)
         codes = source.normal(count * self.model.latent).reshape(count, self.model.latent)
         with torch.inference_mode():
             made: npt.NDArray[np.float32] = self.model.decode(
-                torch.from_numpy(codes).float()
+                torch.from_numpy(codes).float(), *told
             ).numpy()
         return made
 
@@ -136,6 +165,7 @@ class Released:
         if not isinstance(dp, DpSgd):
             raise ConfigError(f"dp.kind: expected dp-sgd, found {dp.kind!r}")
         event = study_event(self.study)
+        shares = self.study.task.class_shares if isinstance(self.study.task, Generation) else ()
         return {
             "format": "fedward-synthetic/1",
             "study": self.manifest["study"],
@@ -145,6 +175,11 @@ class Released:
                 {"columns": [column.name for column in self.data.columns]}
                 if isinstance(self.data, TabularData)
                 else {"shape": list(self.data.size)}
+            ),
+            **(
+                {"classes": list(class_names(self.data)), "class_shares": list(shares)}
+                if shares and isinstance(self.data, ImageData)
+                else {}
             ),
             "privacy": {
                 "unit": f"one {dp.unit} of one site",
@@ -163,24 +198,38 @@ def synthesize(
     package: Path, *, rows: int, out: Path, public_key: str | None = None
 ) -> dict[str, Any]:
     """The statement of `rows` synthetic rows or images, written to `out` beside them: a table, or
-    the array `images` in a .npz file.
+    the array `images` in a .npz file; where images are of a class, also `labels` in it, and a table
+    of image, class and its name.
 
     Raises:
         SignatureRefused, ProtocolError, ConfigError: as `Released`.
     """
     released = Released.open(package, public_key=public_key)
     statement = released.statement(rows=rows)
+    files: dict[str, bytes] = {}
     if isinstance(released.data, TabularData):
-        table = released.rows(rows, source=Csprng())
-        file, content = TABLE, _table(table, statement["columns"])
+        files[TABLE] = _table(released.rows(rows, source=Csprng()), statement["columns"])
     else:
+        images, classes = released.labelled_images(rows, source=Csprng())
+        labels = {} if classes is None else {"labels": classes}
         binary = io.BytesIO()
-        np.savez_compressed(binary, images=released.images(rows, source=Csprng()))
-        file, content = IMAGES, binary.getvalue()
+        np.savez_compressed(binary, images=images, **labels)  # type: ignore[arg-type]
+        files[IMAGES] = binary.getvalue()
+        if classes is not None:
+            files[LABELS] = _label_table(classes, statement["classes"])
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / STATEMENT, json.dumps(statement, indent=1).encode() + b"\n")
-    write_atomically(out / file, content)
+    for file, content in files.items():
+        write_atomically(out / file, content)
     return statement
+
+
+def _label_table(classes: npt.NDArray[np.int64], names: list[str]) -> bytes:
+    rows = [
+        {"image": str(place), "class": str(one), "name": names[one]}
+        for place, one in enumerate(classes.tolist())
+    ]
+    return _table(rows, ["image", "class", "name"])
 
 
 def _table(rows: list[dict[str, str]], columns: list[str]) -> bytes:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fedward_server.synthesize import IMAGES, synthesize
+from fedward_server.synthesize import IMAGES, LABELS, synthesize
 from tests.support.image_studies import SIDE, masks_npz, npz
 from tests.support.live import program
 
@@ -108,13 +108,17 @@ def test_images_train_a_model_and_the_unit_is_printed_as_it_is(unit: str, tmp_pa
     assert words in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_synthetic_images_come_out_of_a_generator(tmp_path: Path) -> None:
+@pytest.mark.parametrize("classes", [False, True], ids=["of any kind", "of a class each"])
+def test_synthetic_images_come_out_of_a_generator(classes: bool, tmp_path: Path) -> None:
     begin, end = STUDY.index("[[releases]]"), STUDY.index("[data]")
     text = STUDY[:begin] + STUDY[end:]
     text = text.replace("image-classification", "generation").replace(
         'name = "cnn"', 'name = "gan"'
     )
     text = text.replace(f"shape = [1, {SIDE}, {SIDE}]", "shape = [2]")
+    if classes:
+        text = text.replace('"generation"', '"generation"\nclass_shares = [0.5, 0.5]')
+        text = text.replace("hidden = [4]", "hidden = [4]\noutputs = 2")
     options = []
     for seed, site in enumerate(SITES):
         text += f'\n[[sites]]\nid = "{site}"\npatients = 20\n'
@@ -135,11 +139,14 @@ def test_synthetic_images_come_out_of_a_generator(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert set(result["figures"]) == {"told_apart"}
+    learned = {"synthetic_trained_auc"} if classes else set()
+    assert set(result["figures"]) == {"told_apart"} | learned
     assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
     statement = synthesize(tmp_path / "out" / "model", rows=5, out=tmp_path / "rows")
     assert statement["privacy"]["epsilon_admission"] <= 8.0
     assert np.load(tmp_path / "rows" / IMAGES)["images"].shape == (5, SIDE, SIDE)
+    assert (tmp_path / "rows" / LABELS).is_file() == classes
+    assert statement.get("class_shares") == ([0.5, 0.5] if classes else None)
 
 
 COLOUR = {

@@ -38,6 +38,7 @@ from fedward_client.training import trainer as trainer_module
 from fedward_client.training.trainer import PerformanceFlags
 from fedward_common.ids import SiteId
 from fedward_common.study.encoding import PatientRecords
+from fedward_common.study.generation import Generation
 from fedward_common.study.spec import StudySpec
 from tests.privacy.test_audit_models import ColumnLossTrainer, HalfNoiseEngine, TripleClipEngine
 from tests.support.genotype_studies import genotype_data
@@ -201,6 +202,13 @@ def study(name: str) -> StudySpec:
         case "generated":
             gan = {"name": "gan", "hidden": [8], "shape": [2], "categories": [[1, 3]]}
             return made("generation", gan, make_data(label=None))
+        case "generated of a class":
+            gan = {"name": "gan", "hidden": [8], "shape": [2], "outputs": 2}
+            label = {"column": "ill", "low": 0, "high": 1, "positive_from": 1}
+            data = {"kind": "image", "height": 8, "width": 8, "label": label, "split": HASH}
+            return made("generation", gan, data).model_copy(
+                update={"task": Generation(class_shares=(0.5, 0.5))}
+            )
         case "profiles":
             return made("expression-classification", mlp, profiles(), genomic=True)
         case "genotypes":
@@ -271,6 +279,7 @@ KINDS = (
     "graphs",
     "pairs",
     "generated",
+    "generated of a class",
     "profiles",
     "genotypes",
     "families",

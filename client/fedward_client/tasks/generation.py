@@ -13,6 +13,7 @@ class GenerationTask(AdversarialObjective):
     """The loss of what a discriminator says of a record and of a generated one."""
 
     def __init__(self, study: StudySpec) -> None:
+        super().__init__(study.model.outputs)
         self.inputs = input_size(study.data)
 
     def examples(self, *, device: torch.device) -> ExampleRecords:

@@ -72,12 +72,24 @@ class GeneratorDescent:
         seed = int(sha256_hex(f"{self._study}/{step}".encode())[:15], 16)
         numbers = torch.Generator(device="cpu").manual_seed(seed)
         chance = torch.randn((self._task.generator_batch, self._model.latent), generator=numbers)
-        loss = generator_loss(self._model.judged(self._model.generate(chance)))
+        classes = drawn_classes(self._task, len(chance), numbers)
+        made = self._model.generate(chance, classes)
+        loss = generator_loss(self._model.judged(made, classes))
         found = torch.autograd.grad(loss, list(parameters.values()))
         return {
             name: part.numpy().astype(np.float64)
             for name, part in zip(parameters, found, strict=True)
         }
+
+
+def drawn_classes(
+    task: Generation, count: int, numbers: torch.Generator | None = None
+) -> torch.Tensor | None:
+    """`count` classes by the study's public shares; None where it has none."""
+    if not task.class_shares:
+        return None
+    shares = torch.tensor(task.class_shares, dtype=torch.float64)
+    return torch.multinomial(shares, count, replacement=True, generator=numbers)
 
 
 def generator_of(study: StudySpec) -> GeneratorDescent | None:

@@ -302,6 +302,6 @@ register_objective(ImageSegmentation, _segmentation)
 register_objective(TextNer, _tagging)
 register_objective(TextRelations, _relations)
 register_objective(Autoencoder, ReconstructionObjective)
-register_objective(Generation, lambda _: AdversarialObjective())
+register_objective(Generation, lambda study: AdversarialObjective(study.model.outputs))
 for _rows in (SequenceClassification, MoleculeProperty, ExpressionClassification):
     register_objective(_rows, _row_classes)

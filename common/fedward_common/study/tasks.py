@@ -20,7 +20,7 @@ from fedward_common.study.evaluation import (
     OverlapScores,
     evaluation_of,
 )
-from fedward_common.study.generation import GAN, Generation
+from fedward_common.study.generation import GAN, Generation, check_class_shares
 from fedward_common.study.genotypes import (
     GenotypeClassification,
     GenotypeRegression,
@@ -141,11 +141,11 @@ KNOWN_TASKS: Final = (
 def outputs_of(study: StudySpec) -> int:
     """How many numbers a model puts out for a record: for a pixel of a segmentation, for a word.
 
-    1 of an autoencoder or gan: what they put out follows from their inputs.
+    1 of an autoencoder: what it puts out follows from its inputs. Of a gan: its classes.
     """
     data = study.data
     if isinstance(study.task, Generation):
-        return 1
+        return max(1, len(study.task.class_shares))
     if isinstance(data, ImageMasks):
         return len(data.structures) + 1
     if isinstance(data, ImageData | Genotypes):
@@ -412,6 +412,7 @@ def _check_generation(study: StudySpec) -> None:
     flat = isinstance(data, ImageData) and not data.depth and data.channels == 1
     if not isinstance(data, TabularData) and not flat:
         raise ConfigError("data: expected a table or flat grey images for generation")
+    check_class_shares(study.task, data)
     if model.categories != inputs_of(data).categories:
         raise ConfigError(
             "model.categories: expected those of the table's columns, found others; leave them "

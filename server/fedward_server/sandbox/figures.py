@@ -36,7 +36,7 @@ from fedward_server.sandbox.image_figures import (
     positives,
     together,
 )
-from fedward_server.sandbox.made_up_rows import told_apart
+from fedward_server.sandbox.made_up_rows import tested_on_real, told_apart
 from fedward_server.sandbox.measures import bootstrap_weights, intervals
 from fedward_server.sandbox.notes import entity_figures
 
@@ -159,7 +159,7 @@ def task_figures(study: StudySpec, tensors: Tensors, records: PatientRecords) ->
     counted = np.isfinite(classes)
     more = own_figures(study, predicted, records) | entity_figures(study, tensors, records)
     if isinstance(study.task, Generation) and records.patients >= SMALLEST_CLASS:
-        more |= told_apart(study, tensors, records)
+        more |= told_apart(study, tensors, records) | tested_on_real(study, tensors, records)
     if not counted.any():
         return ExactFigures(
             held_out=records.patients,

@@ -1,5 +1,6 @@
 """A generator of small grey images: scikit-learn's digits of 8 x 8 pixels, 297 of them held out."""
 
+import csv
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from sklearn.datasets import load_digits
 
 from fedward_client.data.site import SiteSource
 from fedward_client.settings import load_site_settings
 from fedward_client.synthetic_check import check_synthetic
+from fedward_client.tasks.registry import task_of
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.arrays import Tensors
-from fedward_common.errors import ConfigError, DataError
+from fedward_common.errors import ConfigError, DataError, ModelRefused
 from fedward_common.ids import SiteId
 from fedward_common.models.gan import Gan
 from fedward_common.models.registry import build_model, initial_tensors, load_tensors
@@ -24,7 +27,7 @@ from fedward_common.study.tasks import check_task
 from fedward_common.trust.signing import key_sha256
 from fedward_server.sandbox import baselines, made_up_rows
 from fedward_server.sandbox.figures import model_figures
-from fedward_server.synthesize import IMAGES, Released, synthesize
+from fedward_server.synthesize import IMAGES, LABELS, Released, synthesize
 from tests.support.guard_site import make_site
 from tests.support.image_studies import image_study
 from tests.support.studies import make_dp
@@ -57,6 +60,14 @@ def study(**changes: Any) -> StudySpec:
 def led() -> StudySpec:
     """The study, by the lead who signs its package."""
     return study().model_copy(update={"lead_key_sha256": key_sha256(KEY.public_hex)})
+
+
+def classed(shares: tuple[float, ...] = (0.25, 0.75), **changes: Any) -> StudySpec:
+    """The study, whose images are of a class each: digits under 5, and the others."""
+    task = {"kind": "generation", "generator_rate": 0.005, "class_shares": shares}
+    model = {"name": "gan", "hidden": [32], "shape": [8], "outputs": 2, "initial_seed": 1}
+    spec = study(**({"task": task, "model": model} | changes))
+    return spec.model_copy(update={"lead_key_sha256": key_sha256(KEY.public_hex)})
 
 
 @cache
@@ -160,3 +171,115 @@ def test_rows_do_not_come_from_a_generator_of_images(tmp_path: Path) -> None:
 def test_volumes_and_colour_are_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="grey"):
         check_task(study(data=DATA | change))
+
+
+@pytest.mark.parametrize("backend", ["loop", "bookkeeping", "opacus"])
+def test_a_hospital_trains_the_discriminator_of_each_class(
+    source: SiteSource, backend: Any
+) -> None:
+    spec = classed()
+    check_task(spec)
+    before = initial_tensors(spec.model, 64)
+    flags = PerformanceFlags(backend=backend)
+    trainer = LocalTrainer(spec, NORTH, sampling=Csprng(), noise=Csprng(), flags=flags)
+
+    after = trainer.train(before, source.records(spec, part="train")).tensors
+
+    assert all(
+        np.array_equal(before[name], after[name]) == name.startswith("generator.")
+        for name in before
+    )
+
+
+def test_a_record_counts_as_one_of_its_own_class_and_of_no_other() -> None:
+    spec = classed()
+    net, task = build_model(spec.model, 64), task_of(spec)
+    features = torch.randn((6, 64 + 8), generator=torch.Generator().manual_seed(3))
+    labels = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 0.0])
+    assert isinstance(net, Gan)
+
+    logits = net(features)
+    losses = task.losses(logits, labels)
+
+    made = net.generate(features[:, 64:], labels)
+    softplus = torch.nn.functional.softplus
+    expected = 0.5 * (
+        softplus(-net.judged(features[:, :64], labels)) + softplus(net.judged(made, labels))
+    )
+    assert logits.shape == (6, 2, 2)
+    assert torch.allclose(losses, expected, rtol=1e-5, atol=1e-6)
+    with pytest.raises(ModelRefused, match="class"):
+        net.generate(features[:, 64:])
+
+
+def test_without_noise_what_is_learned_on_synthetic_digits_holds_of_real_ones(
+    source: SiteSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(made_up_rows, "MOST_PRODUCTS", 1)
+    monkeypatch.setattr(made_up_rows, "STEPS", 500)
+    spec = classed((0.5, 0.5))
+    held_out = {NORTH: source.records(spec, part="test")}
+
+    weights = baselines.fit(spec, source.records(spec, part="train"))
+
+    aucs = [
+        model_figures(spec, tensors, held_out).pooled.more["synthetic_trained_auc"]
+        for tensors in (initial_tensors(spec.model, 64), weights)
+    ]
+    assert aucs[1] > 0.7 > aucs[0]
+
+
+def test_labelled_images_come_out_with_their_classes_and_a_hospital_checks_them(
+    source: SiteSource, tmp_path: Path
+) -> None:
+    spec, out = classed(), tmp_path / "out"
+    folder = package(tmp_path / "model", spec)
+    parts = {name: source.records(spec, part=part) for name, part in
+             (("training", "train"), ("held_out", "test"))}  # fmt: skip
+
+    statement = synthesize(folder, rows=400, out=out, public_key=KEY.public_hex)
+
+    arrays = np.load(out / IMAGES)
+    with (out / LABELS).open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [int(row["class"]) for row in table] == arrays["labels"].tolist()
+    assert 0.6 < arrays["labels"].mean() < 0.9
+    assert {row["name"] for row in table} == {"label < 5", "label >= 5"}
+    assert statement["classes"] == ["label < 5", "label >= 5"]
+    assert statement["class_shares"] == [0.25, 0.75]
+    assert statement["privacy"]["epsilon_admission"] > 0
+    # Whose neighbour the alike images of an untrained generator are is chance: only rows are sure.
+    found = check_synthetic(spec, out / IMAGES, least=10, **parts)
+    assert (found.rows, found.same_training) == (400, 0.0)
+    copied = np.rint((parts["training"].features[:200].reshape(-1, 8, 8) + 1.0) * 127.5)
+    # With the labels turned around: a copy under another label is a copy.
+    labels = 1 - parts["training"].labels[:200].astype(np.int64)
+    np.savez(tmp_path / "copied.npz", images=copied.astype(np.uint8), labels=labels)
+    assert check_synthetic(spec, tmp_path / "copied.npz", least=10, **parts).suspect
+    np.savez(tmp_path / "bare.npz", images=arrays["images"])
+    with pytest.raises(DataError, match="labels"):
+        check_synthetic(spec, tmp_path / "bare.npz", least=10, **parts)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"task": {"kind": "generation", "class_shares": (0.2, 0.3, 0.5)}}, "one for each class"),
+        ({"data": DATA | {"label": {"labels": ["left", "right"]}}}, "one class for each"),
+        ({"model": {"name": "gan", "hidden": [32], "shape": [8]}}, "outputs"),
+    ],
+)
+def test_shares_that_do_not_fit_the_label_are_refused(change: dict[str, Any], words: str) -> None:
+    spec = classed(**change)
+    if "task" in change:
+        spec = spec.model_copy(
+            update={"model": spec.model.model_copy(update={"outputs": len(spec.task.class_shares)})}  # type: ignore[attr-defined]
+        )
+
+    with pytest.raises(ConfigError, match=words):
+        check_task(spec)
+
+
+def test_shares_of_more_than_a_whole_are_refused() -> None:
+    with pytest.raises(ValidationError, match="sum to 1"):
+        classed((0.5, 0.6))
