@@ -50,19 +50,22 @@ EPSILON: Final = 8.0
 DELTA: Final = 2e-5
 NO_NOISE: Final = 1e-6
 PACKAGES: Final = ("numpy", "torch", "scikit-learn", "opacus")
-PLANS: Final[Mapping[str, Mapping[str, Any]]] = {
-    "narrow": {"hidden": [32], "rounds": 400, "q": 0.1, "clip": 0.5, "rate": 1.0, "frozen": []},
-    "wide": {"hidden": [128], "rounds": 400, "q": 0.1, "clip": 0.5, "rate": 1.0, "frozen": []},
-    "last layer": {
-        "hidden": [256],
-        "rounds": 400,
-        "q": 0.1,
-        "clip": 0.5,
-        "rate": 1.0,
-        "frozen": ["discriminator.0.", "discriminator.1."],
-    },
+_FIRST: Final[Mapping[str, Any]] = {
+    "hidden": [32],
+    "code": 4,
+    "rounds": 300,
+    "q": 0.05,
+    "clip": 0.5,
+    "rate": 1.0,
+    "generator_rate": 0.005,
+    "frozen": [],
 }
-CHOSEN: Final = "narrow"
+PLANS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "code of 4": _FIRST,
+    "code of 8": {**_FIRST, "code": 8},
+    "wider": {**_FIRST, "code": 8, "hidden": [64]},
+}
+CHOSEN: Final = "code of 4"
 Images = npt.NDArray[np.float32]
 
 
@@ -82,14 +85,14 @@ def study(plan: Mapping[str, Any], patients: int, *, noise: bool) -> StudySpec:
             "title": "Synthetic radiographs",
             "task": {
                 "kind": "generation",
-                "generator_rate": plan.get("generator_rate", 0.002),
+                "generator_rate": plan["generator_rate"],
                 "generator_steps": plan.get("generator_steps", 1),
                 "class_shares": SHARES,
             },
             "model": {
                 "name": "gan",
                 "hidden": plan["hidden"],
-                "shape": [plan.get("code", 8)],
+                "shape": [plan["code"]],
                 "outputs": len(SHARES),
                 "initial_seed": 1,
             },
