@@ -4,6 +4,7 @@ Only the sandbox can do this: its parent owns a copy of every hospital's table. 
 what the study got, the same encoding and model, and their penalty is tuned on training patients.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Final
 
@@ -18,7 +19,7 @@ from fedward_common.arrays import Array
 from fedward_common.ids import SiteId
 from fedward_common.models.autoencoder import with_chance
 from fedward_common.models.objectives import objective_of
-from fedward_common.models.registry import build_model, model_tensors
+from fedward_common.models.registry import build_model, model_shapes, model_tensors
 from fedward_common.study.encoding import PatientRecords
 from fedward_common.study.generation import Generation
 from fedward_common.study.imaging import ImageMasks, Pictures
@@ -39,6 +40,8 @@ BATCH: Final = 128
 PATCH_BATCH: Final = 8
 """Patches are as large as many images."""
 LEARNING_RATE: Final = 3e-3
+MOST_MINIMISED: Final = 50_000
+"""Numbers of a model: above it, cross-validated second-order minimisation takes minutes a site."""
 
 
 def pooled_no_privacy(
@@ -82,7 +85,9 @@ def fit(
     rows = isinstance(study.data, LabelledRows) and (study.model.hidden or study.model.fusion)
     networks = Pictures | NotesData | MultimodalData
     autoencoder = study.model.name.endswith("autoencoder")
-    if isinstance(study.data, networks) or rows or study.model.steps or autoencoder:
+    shapes = model_shapes(study.model, records.features.shape[1])
+    large = sum(map(math.prod, shapes.values())) > MOST_MINIMISED
+    if isinstance(study.data, networks) or rows or study.model.steps or autoencoder or large:
         return model_tensors(descend(study, records))
     # So little arithmetic at a time that a second thread costs fifty times what it does.
     with threadpool_limits(limits=1):

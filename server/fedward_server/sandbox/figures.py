@@ -27,6 +27,7 @@ from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.spec import StudySpec
 from fedward_common.study.tasks import Survival, is_regression, value_range
 from fedward_server.sandbox.baselines import pool
+from fedward_server.sandbox.entities import entity_figures
 from fedward_server.sandbox.image_figures import (
     Judged,
     is_judged_here,
@@ -38,7 +39,6 @@ from fedward_server.sandbox.image_figures import (
 )
 from fedward_server.sandbox.made_up_rows import tested_on_real, told_apart
 from fedward_server.sandbox.measures import bootstrap_weights, intervals
-from fedward_server.sandbox.notes import entity_figures
 
 SMALLEST_CLASS: Final = 10
 THRESHOLD: Final = 0.5

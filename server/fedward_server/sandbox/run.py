@@ -1,15 +1,17 @@
 """`fedward-server sandbox`: from a study file and folders of patients to a signed model."""
 
+import importlib
 import json
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
@@ -35,10 +37,6 @@ from fedward_server.adapters.registry import open_registry
 from fedward_server.adapters.start_weights import keep_start_weights
 from fedward_server.bundle import bundle_folder, studies_folder
 from fedward_server.ports import SiteRecord
-from fedward_server.report.card import model_card
-from fedward_server.report.disclosure_file import write_disclosure
-from fedward_server.report.page import write_report
-from fedward_server.report.statistics import statistics_text
 from fedward_server.runs import follow, require_finished, run_folder, start_run
 from fedward_server.sandbox.board import Header
 from fedward_server.sandbox.clinical import EVENTS_TABLE
@@ -50,20 +48,23 @@ from fedward_server.sandbox.federation import Federation
 from fedward_server.sandbox.folders import data_file, has_data
 from fedward_server.sandbox.genotypes import GENOTYPES
 from fedward_server.sandbox.layout import Layout, SiteFolder, make_layout, prepare_root
+from fedward_server.sandbox.parent_copy import ParentCopy
 from fedward_server.sandbox.progress import View, open_view
-from fedward_server.sandbox.result import (
-    ALONE_DRAWS,
-    Outcome,
-    ParentCopy,
-    assemble_result,
-    read_outcome,
-)
-from fedward_server.sandbox.result_tables import print_result
 from fedward_server.sandbox.settings_files import write_coordinator, write_sites
-from fedward_server.sandbox.statistics import run_statistics
 from fedward_server.sandbox.victims import Strikes, Victim
 from fedward_server.settings import load_coordinator_settings
 
+if TYPE_CHECKING:
+    from fedward_server.sandbox.result import Outcome
+
+ALONE_DRAWS: Final = 10
+LATE: Final = (
+    "fedward_server.sandbox.result",
+    "fedward_server.sandbox.result_tables",
+    "fedward_server.sandbox.statistics",
+    "fedward_server.report.page",
+)
+"""What is not needed before the end: it imports torch and plots, while the processes start."""
 KNOWN_DATA: Final = {
     "fed_heart_disease": ("heart.toml", import_fed_heart),
     "pneumoniamnist": ("pneumonia.toml", deal_pneumonia),
@@ -283,6 +284,9 @@ def run_sandbox(
     view = nullcontext() if quiet else open_view(Header.of(prepared.study), console=console)
     with Federation(prepared.layout) as federation, view as shown:
         if is_statistics(prepared.study):
+            from fedward_server.report.statistics import statistics_text  # noqa: PLC0415 - LATE
+            from fedward_server.sandbox.statistics import run_statistics  # noqa: PLC0415 - LATE
+
             statistics = run_statistics(
                 federation,
                 prepared.study,
@@ -297,14 +301,26 @@ def run_sandbox(
                 )
             return statistics
         strikes = Strikes(federation=federation, waiting=victims, rounds=prepared.study.rounds)
-        outcome = run_study(federation, prepared, view=shown, strikes=strikes)
-        seconds = time.monotonic() - started
         with ThreadPoolExecutor(max_workers=1) as pool:
-            stopped = pool.submit(federation.stop)  # seconds in which nothing else would happen
+            ends: list[Future[None]] = []
+            outcome = run_study(
+                federation,
+                prepared,
+                view=shown,
+                strikes=strikes,
+                # Nobody needs the processes any more, and they take time from what is left to do.
+                ended=lambda: ends.append(pool.submit(federation.stop)),
+            )
+            seconds = time.monotonic() - started
+            from fedward_server.sandbox.result import assemble_result  # noqa: PLC0415 - LATE
+
             result = assemble_result(prepared.study, prepared.copy, outcome, seconds=seconds)
-            stopped.result()
+            for end in ends:
+                end.result()
     publish(result, prepared, outcome, out=out)
     if not quiet:
+        from fedward_server.sandbox.result_tables import print_result  # noqa: PLC0415 - LATE
+
         print_result(result, console)
         for line in strikes.lines():
             console.print(line, markup=False, highlight=False)
@@ -324,8 +340,12 @@ def run_study(
     *,
     view: View | None,
     strikes: Strikes | None = None,
-) -> Outcome:
+    ended: Callable[[], object] = lambda: None,
+) -> "Outcome":
     """The outcome of the study on a federation that is started here.
+
+    `ended` is called when the last round is over; what is asked of the sites after that they answer
+    from their files.
 
     Raises:
         StartError: a process did not come up or ended.
@@ -337,6 +357,8 @@ def run_study(
         if view is not None:
             view.feed(action, fields)
 
+    late = threading.Thread(target=lambda: [*map(importlib.import_module, LATE)], daemon=True)
+    late.start()
     federation.start(on_state=lambda site, state: show(f"site.{state}", site=site))
     ready = time.monotonic()
     name, _ = start_run(
@@ -357,11 +379,15 @@ def run_study(
                 evaluated = time.monotonic()
             show(event["action"], **event["fields"])
         facts = require_finished(federation.settings, name)
-        ended = time.monotonic()
+        finished, sites = time.monotonic(), federation.sites
         show("phase", name="each site alone, budgets and journals")
-        budgets = _ask_all(federation, "budget", "show")
-        journals = _ask_all(federation, "journal", "show")
-        models = {site: alone[site].result() for site in federation.sites}
+        ended()
+        budgets = _ask_all(federation, sites, "budget", "show")
+        journals = _ask_all(federation, sites, "journal", "show")
+        models = {site: alone[site].result() for site in sites}
+    late.join()
+    from fedward_server.sandbox.result import read_outcome  # noqa: PLC0415 - LATE
+
     return read_outcome(
         run_folder(federation.settings, name),
         facts,
@@ -371,7 +397,7 @@ def run_study(
         timings={
             "start": ready - started,
             "training": evaluated - ready,
-            "evaluation": ended - evaluated,
+            "evaluation": finished - evaluated,
         },
     )
 
@@ -382,8 +408,9 @@ def _is_costly(study: StudySpec) -> bool:
     return isinstance(study.data, slow) or bool(study.model.steps)
 
 
-def _ask_all(federation: Federation, *command: str) -> dict[SiteId, dict[str, Any]]:
-    sites = federation.sites
+def _ask_all(
+    federation: Federation, sites: Sequence[SiteId], *command: str
+) -> dict[SiteId, dict[str, Any]]:
     with ThreadPoolExecutor(max_workers=2) as pool:
         answers = pool.map(lambda site: federation.ask_site(site, *command), sites)
         return dict(zip(sites, answers, strict=True))
@@ -421,8 +448,14 @@ def _rehearsing(
         shutil.rmtree(out, ignore_errors=True)
 
 
-def publish(result: Mapping[str, Any], prepared: Prepared, outcome: Outcome, *, out: Path) -> None:
+def publish(
+    result: Mapping[str, Any], prepared: Prepared, outcome: "Outcome", *, out: Path
+) -> None:
     """Writes report and model package and, last, result.json: where that stands, all stands."""
+    from fedward_server.report.card import model_card  # noqa: PLC0415 - LATE
+    from fedward_server.report.disclosure_file import write_disclosure  # noqa: PLC0415 - LATE
+    from fedward_server.report.page import write_report  # noqa: PLC0415 - LATE
+
     write_package(
         out / "model",
         study=prepared.study,
