@@ -32,6 +32,7 @@ from tests.support.finished_run import FinishedRun, finished_run
 from tests.support.pki import Site, now
 
 NAMES = ("alpha", "beta", "gamma", "outside")
+TRIES = 3
 FORWARD = "/fedward.channel.v1.FedwardChannel/Forward"
 
 
@@ -147,11 +148,16 @@ def test_a_200_mb_body_is_refused_and_not_taken_in(edge: RunningEdge) -> None:
     site = edge.sites["alpha"]
     before, resident = len(edge.superlink.calls), _resident_bytes(edge)
 
-    with pytest.raises(grpc.RpcError) as caught:
-        call(edge, site.identity, asked(site, body=bytes(200_000_000)))
-
-    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-    assert edge.logged("edge.refused", code="body-too-large", site="alpha")
+    # In a few full runs of all tests no line came: grpc refuses such a call by itself, and may be
+    # done with it before our code has heard of it. It is refused all the same.
+    for _ in range(TRIES):
+        with pytest.raises(grpc.RpcError) as caught:
+            call(edge, site.identity, asked(site, body=bytes(200_000_000)))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        if edge.logged("edge.refused", code="body-too-large", site="alpha"):
+            break
+    else:
+        pytest.fail("expected a line for a call that is too large, found none")
     assert len(edge.superlink.calls) == before
     assert _resident_bytes(edge) - resident < 100_000_000
 
