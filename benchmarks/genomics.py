@@ -73,6 +73,12 @@ BENCHES: Final = (
         quick=("--draws", "1", "--only", "gan, epsilon 8"),
     ),
     Bench(
+        name="synthetic-images",
+        module="synthetic_images",
+        data="pneumoniamnist",
+        quick=("--runs", "1"),
+    ),
+    Bench(
         name="breast-genes",
         module="genomics_breast",
         quick=("--runs", "1", "--only", "clinical"),

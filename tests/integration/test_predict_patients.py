@@ -243,6 +243,11 @@ def _refusals() -> list[tuple[str, Callable[[Path], Path], type[Exception], str]
         (folder / "a.toml").write_text(text)
         return folder / "a.toml"
 
+    def absent(folder: Path, name: str) -> Path:
+        text = f'absent_modalities = ["{name}"]\n[[data]]\nkind = "fhir"\n'
+        (folder / "a.toml").write_text(text + 'modality = "records"\npath = "fhir"\n')
+        return folder / "a.toml"
+
     def empty(folder: Path) -> Path:
         (folder / "fhir").mkdir()
         text = '[[data]]\nkind = "fhir"\nmodality = "records"\npath = "fhir"\n'
@@ -253,6 +258,8 @@ def _refusals() -> list[tuple[str, Callable[[Path], Path], type[Exception], str]
         ("no file", missing, ConfigError, "expected"),
         ("another file", other, ConfigError, "data"),
         ("a modality of another study", stranger, ConfigError, "image, records, variants"),
+        ("no such modality", lambda to: absent(to, "gait"), ConfigError, "found gait"),
+        ("here and absent", lambda to: absent(to, "records"), ConfigError, "found records"),
         ("nobody", empty, DataError, "expected"),
     ]
 

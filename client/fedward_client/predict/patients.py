@@ -76,7 +76,12 @@ class PatientFiles(Strict):
             ConfigError: no such file, not TOML, or something else than `[[data]]`.
         """
         source = path.absolute()
-        values = read_toml(source)
+        try:
+            values = read_toml(source)
+        except ConfigError as error:
+            raise ConfigError(
+                f"predict: expected a TOML file of the patients' [[data]], as in site.toml: {error}"
+            ) from error
         try:
             return cls.model_validate(values, context={FOLDER: str(source.parent)})
         except ValidationError as error:
@@ -115,7 +120,10 @@ def answer_patients(
         settings.model_copy(update={"data": files.data, "absent_modalities": absent}),
         excluded=partial(excluded_patients, settings),
     )
-    parts = [_read(source, unlabelled, part) for part in _PARTS]
+    try:
+        parts = [_read(source, unlabelled, part) for part in _PARTS]
+    except DataError as error:
+        raise DataError(f"{patients}: {error}") from error
     rows = sorted(row for part in parts for row in _scored(opened, part))
     if not rows:
         raise DataError(
@@ -189,18 +197,24 @@ def _absent(data: DataSpec, files: PatientFiles) -> tuple[str, ...]:
     """The modalities that INPUT does not have.
 
     Raises:
-        ConfigError: it names one that the study does not have.
+        ConfigError: it names one that the study does not have, or one both here and absent.
     """
     if not isinstance(data, MultimodalData):
         return ()
     named = {one.modality for one in files.data}
-    unknown = sorted(name for name in named if name is not None and name not in data.parts)
-    if unknown:
-        raise ConfigError(
-            f"data.modality: expected {', '.join(data.parts)}, found {', '.join(unknown)}"
-        )
-    missing = set() if None in named else set(data.parts) - named
-    return tuple(name for name in data.parts if name in missing or name in files.absent_modalities)
+    said = set(files.absent_modalities)
+    here = {name for name in named if name is not None}
+    for key, names in (("data.modality", here), ("absent_modalities", said)):
+        unknown = sorted(names - data.parts.keys())
+        if unknown:
+            raise ConfigError(
+                f"{key}: expected {', '.join(data.parts)}, found {', '.join(unknown)}"
+            )
+    both = ", ".join(sorted(here & said))
+    if both:
+        raise ConfigError(f"absent_modalities: expected none that has [[data]], found {both}")
+    missing = set() if None in named else set(data.parts) - here
+    return tuple(name for name in data.parts if name in missing | said)
 
 
 _ANSWERS: Final = (
@@ -266,5 +280,6 @@ def _table(names: tuple[str, ...], rows: list[tuple[str, list[float]]], origin: 
     writer = csv.writer(text)
     writer.writerow(["patient", *names, *origin.facts])
     for name, scores in rows:
-        writer.writerow([name, *(f"{score:.6g}" for score in scores), *origin.facts.values()])
+        said = [f"{score:.6g}" for _, score in zip(names, scores, strict=True)]
+        writer.writerow([name, *said, *origin.facts.values()])
     return text.getvalue().encode()

@@ -284,22 +284,7 @@ def run_sandbox(
     view = nullcontext() if quiet else open_view(Header.of(prepared.study), console=console)
     with Federation(prepared.layout) as federation, view as shown:
         if is_statistics(prepared.study):
-            from fedward_server.report.statistics import statistics_text  # noqa: PLC0415 - LATE
-            from fedward_server.sandbox.statistics import run_statistics  # noqa: PLC0415 - LATE
-
-            statistics = run_statistics(
-                federation,
-                prepared.study,
-                prepared.signed.canonical,
-                tables=prepared.copy.tables,
-                out=out,
-                view=shown,
-            )
-            if not quiet:
-                console.print(
-                    statistics_text(statistics), markup=False, highlight=False, soft_wrap=True
-                )
-            return statistics
+            return _statistics(federation, prepared, view=shown, out=out, console=console)
         strikes = Strikes(federation=federation, waiting=victims, rounds=prepared.study.rounds)
         with ThreadPoolExecutor(max_workers=1) as pool:
             ends: list[Future[None]] = []
@@ -326,6 +311,25 @@ def run_sandbox(
             console.print(line, markup=False, highlight=False)
         console.print(f"\nWritten to {out}: result.json, report.html, model/, audit logs")
     return result
+
+
+def _statistics(
+    federation: Federation, prepared: Prepared, *, view: View | None, out: Path, console: Console
+) -> dict[str, Any]:
+    """The statistics of a study that releases nothing else, also written to `out` and printed."""
+    from fedward_server.report.statistics import statistics_text  # noqa: PLC0415 - LATE
+    from fedward_server.sandbox.statistics import run_statistics  # noqa: PLC0415 - LATE
+
+    found = run_statistics(
+        federation,
+        prepared.study,
+        prepared.signed.canonical,
+        tables=prepared.copy.tables,
+        out=out,
+        view=view,
+    )
+    console.print(statistics_text(found), markup=False, highlight=False, soft_wrap=True)
+    return found
 
 
 def _victims(inputs: Inputs, kill: Sequence[str]) -> list[Victim]:
@@ -357,8 +361,7 @@ def run_study(
         if view is not None:
             view.feed(action, fields)
 
-    late = threading.Thread(target=lambda: [*map(importlib.import_module, LATE)], daemon=True)
-    late.start()
+    late = _import_late()
     federation.start(on_state=lambda site, state: show(f"site.{state}", site=site))
     ready = time.monotonic()
     name, _ = start_run(
@@ -382,24 +385,44 @@ def run_study(
         finished, sites = time.monotonic(), federation.sites
         show("phase", name="each site alone, budgets and journals")
         ended()
-        budgets = _ask_all(federation, sites, "budget", "show")
-        journals = _ask_all(federation, sites, "journal", "show")
-        models = {site: alone[site].result() for site in sites}
+        own = _of_each_site(federation, sites, alone)
     late.join()
     from fedward_server.sandbox.result import read_outcome  # noqa: PLC0415 - LATE
 
     return read_outcome(
         run_folder(federation.settings, name),
         facts,
-        alone=models,
-        budgets=budgets,
-        journals=journals,
+        **own,
         timings={
             "start": ready - started,
             "training": evaluated - ready,
             "evaluation": finished - evaluated,
         },
     )
+
+
+def _import_late() -> threading.Thread:
+    """The thread that imports what is LATE; started, and not waited for by the end of a process."""
+    late = threading.Thread(target=lambda: [*map(importlib.import_module, LATE)], daemon=True)
+    late.start()
+    return late
+
+
+def _of_each_site(
+    federation: Federation,
+    sites: Sequence[SiteId],
+    alone: Mapping[SiteId, Future[list[dict[str, Array]]]],
+) -> dict[str, Any]:
+    """Budget, journal and the models without partners of each site, as `read_outcome` takes them.
+
+    Raises:
+        StartError: a site did not answer.
+    """
+    return {
+        "budgets": _ask_all(federation, sites, "budget", "show"),
+        "journals": _ask_all(federation, sites, "journal", "show"),
+        "alone": {site: alone[site].result() for site in sites},
+    }
 
 
 def _is_costly(study: StudySpec) -> bool:

@@ -178,6 +178,19 @@ def test_a_patient_without_a_layer_is_absent_or_in_the_middle(tmp_path: Path) ->
     assert filled.features[1].tolist() == [0.0, 0.0, 0.0]
 
 
+def put_matrix(out: Any, values: np.ndarray, *, kind: str, said: dict[str, str]) -> None:
+    """`X` of an AnnData file: dense, or compressed by rows or columns with `said` of it."""
+    if kind == "dense":
+        out["X"] = values
+        return
+    lines = values if kind == "csr" else values.T
+    group = out.create_group("X")
+    group.attrs.update(said)
+    group["data"] = lines[lines != 0]
+    group["indices"] = np.nonzero(lines)[1]
+    group["indptr"] = np.concatenate([[0], np.cumsum((lines != 0).sum(axis=1))])
+
+
 @pytest.mark.parametrize("kind", ["dense", "csr", "csc"])
 def test_anndata_files_have_the_numbers_of_a_table(kind: str, tmp_path: Path) -> None:
     h5py = pytest.importorskip("h5py")
@@ -188,15 +201,7 @@ def test_anndata_files_have_the_numbers_of_a_table(kind: str, tmp_path: Path) ->
             group = out.create_group(frame)
             group.attrs["_index"] = "_index"
             group["_index"] = names
-        if kind == "dense":
-            out["X"] = values
-        else:
-            lines = values if kind == "csr" else values.T
-            group = out.create_group("X")
-            group.attrs["encoding-type"] = f"{kind}_matrix"
-            group["data"] = lines[lines != 0]
-            group["indices"] = np.nonzero(lines)[1]
-            group["indptr"] = np.concatenate([[0], np.cumsum((lines != 0).sum(axis=1))])
+        put_matrix(out, values, kind=kind, said={"encoding-type": f"{kind}_matrix"})
 
     found = read_matrix(path)
 
@@ -217,15 +222,7 @@ def test_anndata_files_from_before_its_format_had_a_version_are_read(
         for frame, names in (("obs", [b"a", b"b"]), ("var", [one.encode() for one in GENES])):
             records = [(name, 7) for name in names]
             out[frame] = np.array(records, dtype=[("index", "S8"), ("n_counts", "<i8")])
-        if kind == "dense":
-            out["X"] = values
-        else:
-            lines = values if kind == "csr" else values.T
-            group = out.create_group("X")
-            group.attrs["h5sparse_format"] = kind
-            group["data"] = lines[lines != 0]
-            group["indices"] = np.nonzero(lines)[1]
-            group["indptr"] = np.concatenate([[0], np.cumsum((lines != 0).sum(axis=1))])
+        put_matrix(out, values, kind=kind, said={"h5sparse_format": kind})
 
     found = read_matrix(path)
 
