@@ -6,7 +6,7 @@ one step of the pooled data. The channel, the guard, Flower and the masks are le
 no number.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -94,6 +94,23 @@ def pooled(
 
     `start` instead of the study's initial weights; names that begin with one of `frozen` keep it.
     """
+    found = pooled_path(
+        study, training, marks=(steps,), rate=rate, decay=decay, start=start, frozen=frozen
+    )
+    return found[steps]
+
+
+def pooled_path(
+    study: StudySpec,
+    training: Tables,
+    *,
+    marks: Sequence[int],
+    rate: float,
+    decay: float,
+    start: Tensors | None = None,
+    frozen: tuple[str, ...] = (),
+) -> dict[int, dict[str, Array]]:
+    """The models after each of these numbers of steps, all on the way of `pooled`."""
     task, inputs = task_of(study), input_size(study.data)
     model = build_model(study.model, inputs).train()
     if start is not None:
@@ -105,12 +122,15 @@ def pooled(
     # Gradients add up: the sum over all patients is the sum over the sites' sums.
     features = torch.from_numpy(np.concatenate([one.features for one in training.values()]))
     labels = torch.from_numpy(np.concatenate([one.labels for one in training.values()]))
-    for _ in range(steps):
+    found = {}
+    for step in range(1, max(marks) + 1):
         optimiser.zero_grad()
         drawn = with_chance(features, study.model, chance)
         (task.losses(model(drawn), labels).sum() / total).backward()
         optimiser.step()
-    return model_tensors(model)
+        if step in marks:
+            found[step] = model_tensors(model)
+    return found
 
 
 def distributed(

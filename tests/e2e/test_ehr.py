@@ -129,6 +129,19 @@ def test_survival_is_learned_from_profiles(tmp_path: Path) -> None:
     assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
 
 
+def test_survival_of_whole_patients_is_learned_though_one_hospital_lacks_a_modality(
+    tmp_path: Path,
+) -> None:
+    result = run(tmp_path, "whole-survival")
+
+    assert result["figures"]["c_index"]["pooled_no_privacy"] > 0.65
+    assert np.isfinite(result["auc"]["federated"])
+    assert all(0 < epsilon <= 8.0 for epsilon in result["epsilon"].values())
+    assert all(facts["rounds_charged"] == 2 for facts in result["per_site"].values())
+    last = (tmp_path / "out" / "sites" / SITES[-1] / "site.toml").read_text()
+    assert 'absent_modalities = ["tissue"]' in last
+
+
 @pytest.mark.parametrize(
     ("name", "figures"),
     [

@@ -85,6 +85,7 @@ def outcome(prepared: Prepared) -> Outcome:
         "molecules",
         "drug-targets",
         "profiles",
+        "whole-survival",
         "autoencoder",
         "generation",
         pytest.param("regression", marks=pytest.mark.slow),
@@ -167,6 +168,17 @@ def _profiles(shown: dict[str, Any], page: str) -> None:
     assert "C-index" in page
 
 
+def _whole_survival(shown: dict[str, Any], page: str) -> None:
+    _profiles(shown, page)
+    assert shown["unit"] == "patient"
+    model = shown["study"]["model"]
+    assert model["name"] == "proportional-hazards"
+    assert {one["modality"] for one in model["fusion"]["encoders"]} == {"table", "tissue"}
+    tensors = {one["name"] for one in model["tensors"]}
+    assert {"baseline.weight", "risk.encoders.tissue.linear.weight"} < tensors
+    assert np.isfinite(shown["auc"]["federated"])
+
+
 def _autoencoder(shown: dict[str, Any], page: str) -> None:
     assert shown["auc"]["federated"] is None
     assert set(shown["figures"]) == {"reconstruction_error", "explained"}
@@ -203,6 +215,7 @@ FIGURES = {
     "molecules": _molecules,
     "drug-targets": _drug_targets,
     "profiles": _profiles,
+    "whole-survival": _whole_survival,
     "autoencoder": _autoencoder,
     "generation": _generation,
 }

@@ -21,7 +21,7 @@ from fedward_common.ids import SiteId
 from fedward_common.study.spec import StudySpec
 from tests.support.clinical import clinical, measured
 from tests.support.image_studies import SIDE, image_study
-from tests.support.multimodal import multimodal_study
+from tests.support.multimodal import multimodal_study, survival_study
 from tests.support.naive_dp import Repeatable
 from tests.support.studies import make_data, make_dp, make_spec
 
@@ -80,6 +80,9 @@ def study(name: str) -> StudySpec:
         case "whole patients":
             dp = make_dp(steps=4) | {"max_records_per_patient": 4}
             return multimodal_study(**(SHORT | {"dp": dp}), how="attention")
+        case "whole patients' survival":
+            dp = make_dp(steps=4) | {"max_records_per_patient": 4}
+            return survival_study(**(SHORT | {"dp": dp}))
         case "variational":
             return make_spec(
                 **SHORT,
@@ -121,7 +124,7 @@ def measured_of(report: AuditReport, name: str) -> float:
 @pytest.mark.parametrize(
     "name",
     [
-        *("cnn", "lstm", "cox", "whole patients"),
+        *("cnn", "lstm", "cox", "whole patients", "whole patients' survival"),
         *(
             pytest.param(name, marks=pytest.mark.slow)
             for name in (

@@ -19,6 +19,7 @@ from tests.support.row_studies import (
     sequences,
 )
 from tests.support.studies import write_table
+from tests.support.whole_survival import WHOLE_SURVIVAL, whole_survival_site
 
 SITES = ("north", "east", "south")
 STUDY = """
@@ -383,6 +384,12 @@ def profile_sites(folder: Path) -> None:
         profiles(folder / site / "patients.csv", seed=seed)
 
 
+def whole_survival_sites(folder: Path) -> None:
+    """A folder for each modality at each site; the last has no tissue."""
+    for seed, site in enumerate(SITES):
+        whole_survival_site(folder / site, seed=seed, tissue=site != SITES[-1])
+
+
 AUTOENCODER = (
     """
 [task]
@@ -434,6 +441,7 @@ STUDIES: dict[str, tuple[str, Callable[[Path], None]]] = {
     "molecules": (PER_RECORD + MOLECULES, molecule_sites),
     "drug-targets": ("genomic = true\n" + PER_RECORD + DRUG_TARGETS, drug_target_sites),
     "profiles": ("genomic = true\n" + STUDY + PROFILES, profile_sites),
+    "whole-survival": ("genomic = true\n" + STUDY + WHOLE_SURVIVAL, whole_survival_sites),
     "generation": (STUDY + GENERATION, table_sites),
     "autoencoder": (STUDY + AUTOENCODER, table_sites),
 }

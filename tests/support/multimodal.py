@@ -9,6 +9,8 @@ from tests.support.studies import make_data, make_document
 
 SPLIT = {"kind": "hash", "salt": "x", "held_out": 0.3}
 SIZE = 8
+CUTS = [100.0, 400.0, 900.0]
+TIMES = {"column": "days", "event_column": "dead", "longest_days": 900.0}
 INPUTS = {"image": SIZE * SIZE, "table": 3, "genome": 4}
 
 
@@ -68,3 +70,17 @@ def multimodal_study(*, how: str = "gated", **changes: Any) -> StudySpec:
             }
         )
     )
+
+
+def survival_study(
+    *, likelihood: str = "proportional-hazards", how: str = "gated", **changes: Any
+) -> StudySpec:
+    """The same patients' time until an event, by proportional hazards unless said otherwise."""
+    name = likelihood if likelihood == "proportional-hazards" else "multimodal"
+    task = {"kind": "survival", "likelihood": likelihood, "cuts": CUTS, "horizon_days": 400.0}
+    settings = {
+        "task": task,
+        "model": model(how, name=name, outputs=len(CUTS)),
+        "data": multimodal_data(modalities=modalities(table={"label": TIMES})),
+    }
+    return multimodal_study(**(settings | changes))

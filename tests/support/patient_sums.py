@@ -4,6 +4,7 @@ The expected sums are in float64, one record at a time (rules 24).
 """
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -20,21 +21,27 @@ from tests.support.naive_dp import FirstInLine, NoNoise
 
 CLIP = 0.5
 Patient = tuple[torch.Tensor, torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 def losses(outputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return functional.binary_cross_entropy_with_logits(outputs, labels, reduction="none")
 
 
-def make(kind: str, model: nn.Module) -> BackEnd:
+def make(kind: str, model: nn.Module, loss: Loss = losses) -> BackEnd:
     """A back end by its name."""
     if kind == "bookkeeping":
-        return BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=4))
-    return (OpacusBackEnd if kind == "opacus" else LoopBackEnd)(model, loss=losses)
+        return BookkeepingBackEnd(model, loss=loss, geometry=Geometry(slots=4, records=4))
+    return (OpacusBackEnd if kind == "opacus" else LoopBackEnd)(model, loss=loss)
 
 
 def clipped_sum(
-    model: nn.Module, kind: str, patients: list[Patient], *, chunk: int = 16
+    model: nn.Module,
+    kind: str,
+    patients: list[Patient],
+    *,
+    chunk: int = 16,
+    loss: Loss = losses,
 ) -> torch.Tensor:
     """The sum over patients of their clipped gradients, without noise."""
     plan = PatientDpPlan(
@@ -45,7 +52,7 @@ def clipped_sum(
         public_patients=1,
     )
     engine = PatientDpEngine(
-        make(kind, model),
+        make(kind, model, loss),
         plan,
         parameters=sum(p.numel() for p in trainable_parameters(model).values()),
         sampling=FirstInLine(),
@@ -62,7 +69,7 @@ def clipped_sum(
     )
 
 
-def naive_sum(model: nn.Module, patients: list[Patient]) -> torch.Tensor:
+def naive_sum(model: nn.Module, patients: list[Patient], *, loss: Loss = losses) -> torch.Tensor:
     """The same by plain autograd in float64."""
     wide = copy.deepcopy(model).double()
     parameters = [p for p in wide.parameters() if p.requires_grad]
@@ -70,7 +77,7 @@ def naive_sum(model: nn.Module, patients: list[Patient]) -> torch.Tensor:
     for features, labels in patients:
         mean = torch.zeros_like(total)
         for record, label in zip(features, labels, strict=True):
-            found = losses(wide(record[None].double()), label[None].double())[0]
+            found = loss(wide(record[None].double()), label[None].double())[0]
             parts = torch.autograd.grad(found, parameters)
             mean += torch.cat([part.flatten() for part in parts]) / len(labels)
         total += mean * min(1.0, CLIP / float(mean.norm()))

@@ -42,9 +42,9 @@ from fedward_common.study.profiles import ExpressionClassification
 from fedward_common.study.registry import DataSpec, Strict
 from fedward_common.study.sequence import SequenceClassification
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.survival import Survival
 from fedward_common.study.tabular import HashSplit, TabularClassification, TabularData
 from fedward_common.study.tasks import (
-    Survival,
     TabularRegression,
     TimeseriesClassification,
     is_regression,

@@ -16,7 +16,7 @@ from fedward_common.study.molecule import Smiles
 from fedward_common.study.multimodal import Joinable, MultimodalClassification, MultimodalData
 from fedward_common.study.notes import NotesData
 from fedward_common.study.sequence import Letters
-from fedward_common.study.tasks import Survival
+from fedward_common.study.survival import Survival
 
 
 def multimodal_task(spec: MultimodalClassification | Survival, data: MultimodalData) -> Task:

@@ -40,9 +40,9 @@ from fedward_common.study.profiles import ExpressionClassification, ProfileData
 from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.sequence import SequenceClassification, SequenceData
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.survival import Survival
 from fedward_common.study.tabular import TabularClassification
 from fedward_common.study.tasks import (
-    Survival,
     TabularRegression,
     TimeseriesClassification,
     check_task,

@@ -5,7 +5,7 @@ import torch
 from fedward_client.tasks.made_up import made_up
 from fedward_client.tasks.task import ExampleRecords
 from fedward_common.models.objectives import SurvivalObjective
-from fedward_common.study.tasks import Survival
+from fedward_common.study.survival import Survival
 
 
 class SurvivalTask(SurvivalObjective):

@@ -53,8 +53,9 @@ from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.registry import TaskSpec
 from fedward_common.study.sequence import SequenceClassification
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.survival import Survival
 from fedward_common.study.tabular import NumberLabel, TabularClassification
-from fedward_common.study.tasks import Survival, TabularRegression, TimeseriesClassification
+from fedward_common.study.tasks import TabularRegression, TimeseriesClassification
 
 _YEAR: Final = 365.25
 _SOONEST: Final = 1e-3

@@ -42,11 +42,16 @@ def _multimodal(spec: ModelSpec, inputs: int) -> nn.Module:
     return multimodal(spec, inputs, build=build_model)
 
 
+def _hazards(spec: ModelSpec, inputs: int) -> nn.Module:
+    """The model `proportional-hazards`, of several modalities with such encoders."""
+    return proportional_hazards(spec, inputs, build=build_model)
+
+
 _FACTORIES: dict[str, ModelFactory] = {
     "logistic-regression": logistic_regression,
     "linear": logistic_regression,
     "mlp": mlp,
-    "proportional-hazards": proportional_hazards,
+    "proportional-hazards": _hazards,
     "cnn": cnn,
     "resnet18": resnet18,
     "resnet50": resnet50,

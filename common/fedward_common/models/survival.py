@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from fedward_common.models.multimodal import Build, multimodal
 from fedward_common.models.tabular import build_tabular, empty_linear
 from fedward_common.study.spec import ModelSpec
 
@@ -27,7 +28,16 @@ class ProportionalHazards(nn.Module):
         return score.unsqueeze(-1) + baseline
 
 
-def proportional_hazards(spec: ModelSpec, inputs: int) -> nn.Module:
-    """The model `proportional-hazards`: linear without `hidden` (Cox), else DeepSurv's network."""
-    risk = build_tabular(spec, inputs, outputs=1)
+def proportional_hazards(spec: ModelSpec, inputs: int, *, build: Build) -> nn.Module:
+    """The model `proportional-hazards`: linear without `hidden` (Cox), else DeepSurv's network.
+
+    With `fusion` the risk score is that of the model `multimodal`, whose head has `hidden` widths.
+
+    Raises:
+        ConfigError: as `multimodal`, where there is a fusion.
+    """
+    if spec.fusion is None:
+        risk = build_tabular(spec, inputs, outputs=1)
+    else:
+        risk = multimodal(spec.model_copy(update={"outputs": 1}), inputs, build=build)
     return ProportionalHazards(risk, intervals=spec.outputs)

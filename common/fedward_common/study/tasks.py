@@ -1,9 +1,6 @@
 """What may be learned besides one binary answer from a table, and what a model has to put out."""
 
-from itertools import pairwise
 from typing import Final, Literal
-
-from pydantic import Field, model_validator
 
 from fedward_common.errors import ConfigError
 from fedward_common.study.clinical import (
@@ -34,11 +31,11 @@ from fedward_common.study.imaging import (
     ImageData,
     ImageMasks,
     ImageSegmentation,
-    Pictures,
 )
 from fedward_common.study.inputs import inputs_of
 from fedward_common.study.labelled_rows import LabelledRows
-from fedward_common.study.molecule import MoleculeData, MoleculeProperty, Smiles
+from fedward_common.study.modality_encoders import check_modalities
+from fedward_common.study.molecule import MoleculeData, MoleculeProperty
 from fedward_common.study.multimodal import (
     MultimodalClassification,
     MultimodalData,
@@ -57,12 +54,12 @@ from fedward_common.study.profiles import ExpressionClassification, ProfileData
 from fedward_common.study.reconstruction import Autoencoder, ErrorScores
 from fedward_common.study.registry import DataSpec, TaskSpec, register
 from fedward_common.study.sequence import (
-    Letters,
     OneHot,
     SequenceClassification,
     SequenceData,
 )
 from fedward_common.study.spec import StudySpec
+from fedward_common.study.survival import Survival, check_hazards
 from fedward_common.study.tabular import (
     LabelRule,
     NumberLabel,
@@ -77,34 +74,6 @@ class TabularRegression(TaskSpec):
     """A number about a patient from one row: half the squared error on the scale [-1, 1]."""
 
     kind: Literal["tabular-regression"] = "tabular-regression"
-
-
-@register
-class Survival(TaskSpec):
-    """The time until an event, with patients who were only followed so far.
-
-    Time is cut at `cuts` (days; the last one ends the follow-up). `discrete-hazard`: one logit for
-    each interval, the chance of the event there (Gensheimer and Narasimhan 2019).
-    `proportional-hazards`: one risk score and one baseline for each interval, Cox's model with a
-    hazard that is constant within intervals (Holford 1980). Cox's partial likelihood itself is not
-    offered: a patient's gradient there depends on who else is at risk, so that clipping it bounds
-    no patient's influence. Either likelihood here is a sum with one term per patient.
-
-    Evaluation is about the event by `horizon_days`; who was lost before counts as absent there.
-    """
-
-    kind: Literal["survival"] = "survival"
-    likelihood: Literal["discrete-hazard", "proportional-hazards"]
-    cuts: tuple[float, ...] = Field(min_length=1, max_length=64, strict=False)
-    horizon_days: float = Field(gt=0, le=40_000)
-
-    @model_validator(mode="after")
-    def _ordered(self) -> "Survival":
-        if not all(one < other for one, other in pairwise((0.0, *self.cuts))):
-            raise ValueError("cuts: expected days above 0, each later than the one before")
-        if self.horizon_days not in self.cuts:
-            raise ValueError("horizon_days: expected one of the cuts")
-        return self
 
 
 @register
@@ -225,13 +194,10 @@ def check_task(study: StudySpec) -> None:
     _check_classes(study)
     _check_notes(study)
     _check_genotypes(study)
-    _check_modalities(study)
+    check_modalities(study)
     _check_autoencoder(study)
     _check_generation(study)
-    if isinstance(task, Survival) and (
-        (study.model.name == "proportional-hazards") != (task.likelihood == "proportional-hazards")
-    ):
-        raise ConfigError(f"model.name: expected one for {task.likelihood}")
+    check_hazards(study)
     _check_evaluation(study)
     harmonisation_of(study)
     _check_unlabelled(study)
@@ -424,50 +390,6 @@ def _check_generation(study: StudySpec) -> None:
             f"aggregation: expected {', '.join(own)} and no site-harmonisation for generation, "
             f"found {study.aggregation.name}"
         )
-
-
-def _check_modalities(study: StudySpec) -> None:
-    """Returns when a model of several modalities has an encoder for each, and no other has one."""
-    data, fusion = study.data, study.model.fusion
-    if not isinstance(data, MultimodalData | DrugTargetData):
-        if fusion is not None or study.model.name == "multimodal":
-            raise ConfigError(
-                f"model: expected one of {data.kind}, found one of several modalities"
-            )
-        return
-    if fusion is None or study.model.name != "multimodal":
-        raise ConfigError("model: expected the name multimodal and a table model.fusion")
-    expected = [(name, part.input_size) for name, part in data.parts.items()]
-    found = [(encoder.modality, encoder.inputs) for encoder in fusion.encoders]
-    if found != expected:
-        raise ConfigError(
-            "model.fusion.encoders: expected one for each modality in their order, with its "
-            f"inputs, {expected}, found {found}"
-        )
-    for encoder, part in zip(fusion.encoders, data.parts.values(), strict=True):
-        wanted = _own_shape(part)
-        if wanted and encoder.shape and encoder.shape != wanted:
-            raise ConfigError(
-                f"model.fusion.encoders: expected shape {list(wanted)} for {encoder.modality}, "
-                f"found {list(encoder.shape)}"
-            )
-    if study.training.jitter is not None:
-        raise ConfigError("training.jitter: expected none with several modalities, found one")
-
-
-def _own_shape(part: DataSpec | Smiles | Letters) -> tuple[int, ...]:
-    """The shape that the encoder of a modality must have where it has one; none: any."""
-    if isinstance(part, Pictures):
-        return (1, *part.size)
-    if isinstance(part, Genotypes):
-        return (part.channels, len(part.loci))
-    if isinstance(part, Smiles):
-        return part.encoding.shape
-    if isinstance(part, NotesData):
-        return (part.tokeniser.ids, part.tokeniser.size)
-    if isinstance(part, Letters) and not isinstance(part.encoding, OneHot):
-        return (1, part.token_size)
-    return ()
 
 
 def _label_kind(study: StudySpec) -> type[object]:

@@ -25,7 +25,8 @@ from fedward_common.study.imaging import ImageMasks, SeveralLabels
 from fedward_common.study.labelled_rows import SeveralAnswers
 from fedward_common.study.reconstruction import Autoencoder
 from fedward_common.study.spec import StudySpec
-from fedward_common.study.tasks import Survival, is_regression, value_range
+from fedward_common.study.survival import Survival
+from fedward_common.study.tasks import is_regression, value_range
 from fedward_server.sandbox.baselines import pool
 from fedward_server.sandbox.entities import entity_figures
 from fedward_server.sandbox.image_figures import (

@@ -17,6 +17,7 @@ from fedward_common.study.tabular import LabelRule, TabularData
 from fedward_common.study.tasks import check_task, outputs_of
 from tests.support.clinical import clinical
 from tests.support.multimodal import (
+    CUTS,
     INPUTS,
     SPLIT,
     fusion,
@@ -25,6 +26,7 @@ from tests.support.multimodal import (
     multimodal_data,
     multimodal_study,
     schema,
+    survival_study,
 )
 from tests.support.studies import make_data, make_document, make_spec
 
@@ -148,6 +150,86 @@ def test_several_classes_and_times_have_their_outputs() -> None:
         assert outputs_of(study) == outputs
 
 
+def test_a_time_is_learned_by_either_likelihood_each_with_its_model() -> None:
+    for likelihood in ("discrete-hazard", "proportional-hazards"):
+        study = survival_study(likelihood=likelihood)
+
+        check_task(study)
+
+        assert outputs_of(study) == study.model.outputs == len(CUTS)
+        assert StudySpec.model_validate_json(study.canonical).digest == study.digest
+
+
+HAZARDS: dict[str, Any] = {"likelihood": "proportional-hazards"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "reason"),
+    [
+        (
+            HAZARDS,
+            {"model": model(outputs=3)},
+            "expected the name proportional-hazards and a table model.fusion",
+        ),
+        (
+            HAZARDS,
+            {"model": {"name": "proportional-hazards", "outputs": 3}},
+            "expected the name proportional-hazards and a table model.fusion",
+        ),
+        (
+            {"likelihood": "discrete-hazard"},
+            {"model": model(name="proportional-hazards", outputs=3)},
+            "expected the name multimodal and a table model.fusion",
+        ),
+        (
+            HAZARDS,
+            {"model": model(name="proportional-hazards", outputs=1)},
+            "model.outputs: expected 3, found 1",
+        ),
+        (HAZARDS, {"data": multimodal_data()}, "task.kind: expected one that fits the label"),
+        (
+            HAZARDS,
+            {"task": {"kind": "multimodal"}},
+            "task.kind: expected one that fits the label, found 'multimodal'",
+        ),
+        (
+            HAZARDS,
+            {
+                "model": model(
+                    name="proportional-hazards",
+                    outputs=3,
+                    fusion=fusion(encoders=fusion()["encoders"][:2]),
+                )
+            },
+            "expected one for each modality in their order",
+        ),
+        (
+            HAZARDS,
+            {
+                "data": make_data(
+                    label={"column": "days", "event_column": "dead", "longest_days": 900.0}
+                ),
+                "genomic": False,
+            },
+            "expected one of tabular, found one of several modalities",
+        ),
+    ],
+)
+def test_likelihood_label_and_model_of_a_survival_study_have_to_fit(
+    settings: dict[str, Any], changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        check_task(survival_study(**settings, **changes))
+
+
+def test_proportional_hazards_are_a_model_of_survival_and_of_nothing_else() -> None:
+    data = multimodal_data()
+    with pytest.raises(ConfigError, match="expected the name multimodal"):
+        check_task(multimodal_study(model=model(name="proportional-hazards"), data=data))
+    with pytest.raises(ConfigError, match="found it of tabular-classification"):
+        check_task(make_spec(model={"name": "proportional-hazards"}))
+
+
 def test_a_label_may_be_in_any_modality_and_the_others_need_none() -> None:
     table = {key: value for key, value in modalities()[1]["data"].items() if key != "label"}
     image = {"kind": "image", "label": {"column": "ill", "low": 0, "high": 1, "positive_from": 1}}
@@ -267,6 +349,28 @@ def test_the_output_does_not_depend_on_what_stands_in_the_place_of_a_missing_mod
     assert torch.equal(network(features), network(other))
     other[:, 0] = 1.0
     assert not torch.equal(network(features), network(other))
+
+
+@pytest.mark.parametrize("how", ["concatenation", "gated", "attention"])
+def test_log_hazards_are_one_score_of_all_modalities_and_the_intervals_baselines(how: str) -> None:
+    """Parity with the two parts, each by itself: the score that `multimodal` has, and the layer."""
+    spec = survival_study(how=how).model
+    network = build_model(spec, ALL)
+    score = build_model(spec.model_copy(update={"name": "multimodal", "outputs": 1}), ALL)
+    features = torch.randn(5, ALL, generator=torch.Generator().manual_seed(0))
+    features[:, :3] = torch.tensor([[1, 1, 1], [0, 1, 1], [1, 1, 0], [0, 1, 0], [1, 1, 1]])
+    baselines = torch.tensor([-4.0, -3.0, -1.0])
+    with torch.no_grad():
+        network.get_parameter("baseline.weight").copy_(baselines[:, None])
+
+    found = network(features)
+
+    torch.testing.assert_close(found, score(features)[:, None] + baselines, rtol=0, atol=1e-6)
+    assert found.shape == (5, len(CUTS))
+    assert initial_tensors(spec, ALL).keys() == (
+        {"baseline.weight"} | {f"risk.{name}" for name in initial_tensors(
+            spec.model_copy(update={"name": "multimodal", "outputs": 1}), ALL)}
+    )  # fmt: skip
 
 
 def test_a_missing_modality_has_no_weight_in_attention() -> None:

@@ -26,7 +26,8 @@ from fedward_common.secagg.sums import sum_plan
 from fedward_common.study.encoding import PatientRecords, encode_present, encode_table
 from fedward_common.study.inputs import input_size
 from fedward_common.study.spec import ModelSpec, StudySpec
-from fedward_common.study.tasks import Survival, check_task
+from fedward_common.study.survival import Survival
+from fedward_common.study.tasks import check_task
 from fedward_common.wire import Instruction
 from tests.support.clinical import clinical_spec, measured
 from tests.support.studies import make_data, make_dp, make_rows, make_spec
