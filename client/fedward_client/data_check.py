@@ -426,10 +426,10 @@ def _whole(study: StudySpec, source: SiteSource) -> DataFound:
     """Of each modality, how many patients of the study have it; nothing else of it."""
     training, held_out = (source.tally(study, part=part) for part in ("train", "test"))
     return DataFound(
-        people=training.people + held_out.people,
+        people=training.people + held_out.people + training.torn,
         training=training.patients,
         held_out=held_out.patients,
-        absent={"in no modality with a label": training.unlabelled + held_out.unlabelled},
+        absent=training.absent(held_out),
         features=[
             FeatureFound(
                 name=one.name,

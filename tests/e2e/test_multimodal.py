@@ -16,8 +16,8 @@ pytestmark = [pytest.mark.federation, pytest.mark.slow]
 ROUNDS = 4
 
 
-def run(folder: Path, *, how: str, patients: int) -> dict[str, Any]:
-    make_cohort(folder / "cohort", sites=3, patients=patients, seed=1)
+def run(folder: Path, *, how: str, patients: int, families: bool = False) -> dict[str, Any]:
+    make_cohort(folder / "cohort", sites=3, patients=patients, seed=1, families=families)
     study = folder / "cohort" / "study.toml"
     text = study.read_text()
     for old, new in (
@@ -48,3 +48,18 @@ def test_three_hospitals_learn_from_whole_patients_though_one_has_no_images(
     # No name of a patient, of a file or of a modality's [[data]] leaves a site.
     assert "made-up-01-0001" not in json.dumps(result)
     assert (tmp_path / "out" / "model" / "model.safetensors").is_file()
+
+
+def test_three_hospitals_learn_from_whole_families(tmp_path: Path) -> None:
+    result = run(tmp_path, how="concatenation", patients=40, families=True)
+
+    assert result["rounds"] == {"committed": ROUNDS, "abandoned": 0}
+    assert result["unit"] == "family"
+    assert all(facts["rounds_charged"] == ROUNDS for facts in result["per_site"].values())
+    site = (tmp_path / "out" / "sites" / "made-up-01" / "site.toml").read_text()
+    assert 'family_key = "family"' in site
+    disclosed = json.loads((tmp_path / "out" / "disclosure.json").read_text())
+    assert disclosed["claim"]["unit"]["value"] == "family"
+    assert "of modality 'variants'" in disclosed["claim"]["adjacency"]["value"]
+    assert "per family of one site" in (tmp_path / "out" / "report.html").read_text()
+    assert "made-up-01-family-1" not in json.dumps(result)

@@ -120,8 +120,8 @@ def masks(**changes: Any) -> dict[str, Any]:
     } | changes
 
 
-def whole() -> StudySpec:
-    """A note, k-mers, profiles and genotypes beside a table with the label."""
+def whole(**kin: str) -> StudySpec:
+    """A note, k-mers, profiles and genotypes beside a table with the label; with `kin` families."""
     table = make_data()
     del table["split"]
     parts = {
@@ -129,7 +129,7 @@ def whole() -> StudySpec:
         "note": notes(HASHED, ILL),
         "gene": sequences({"kind": "k-mers", "k": 2}, ambiguous="unknown", other_lengths="fit"),
         "omics": profiles(),
-        "genome": genotype_data(label=None),
+        "genome": genotype_data(label=None, **kin),
     }
     sizes = {"table": 3, "note": 24, "gene": 7, "omics": 8, "genome": 4}
     data = multimodal_data(
@@ -142,7 +142,9 @@ def whole() -> StudySpec:
     encoders = [{"modality": name, "name": "linear", "inputs": sizes[name]} for name in sizes]
     encoders[1] = encoders[1] | {"name": "bilstm", "hidden": [2, 2], "shape": [4, 65]}
     model = {"name": "multimodal", "fusion": fusion("concatenation") | {"encoders": encoders}}
-    return made("multimodal", model, data, genomic=True)
+    dp = make_dp(steps=2, clip_norm=CLIP) | {"max_records_per_patient": 4, "unit": "family"}
+    changes = {"dp": dp} if kin else {}
+    return made("multimodal", model, data, genomic=True, **changes)
 
 
 @cache
@@ -219,6 +221,8 @@ def study(name: str) -> StudySpec:
             dp = make_dp(steps=2, clip_norm=CLIP)
             dp |= {"max_records_per_patient": 4, "unit": "family"}
             return made("genotype-classification", mlp, data, genomic=True, dp=dp)
+        case "everything of families":
+            return whole(family_key="family")
         case _:
             return whole()
 
@@ -284,6 +288,7 @@ KINDS = (
     "genotypes",
     "families",
     "everything",
+    "everything of families",
 )
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.spec import StudySpec
 from tests.support.genotype_studies import loci
-from tests.support.studies import make_data, make_document
+from tests.support.studies import make_data, make_document, make_dp
 
 SPLIT = {"kind": "hash", "salt": "x", "held_out": 0.3}
 SIZE = 8
@@ -84,3 +84,10 @@ def survival_study(
         "data": multimodal_data(modalities=modalities(table={"label": TIMES})),
     }
     return multimodal_study(**(settings | changes))
+
+
+KIN: dict[str, Any] = {
+    "data": multimodal_data(modalities=modalities(genome={"family_key": "family"})),
+    "dp": make_dp(unit="family", max_records_per_patient=3),
+}
+"""What makes of `multimodal_study` one whose privacy unit is a family."""

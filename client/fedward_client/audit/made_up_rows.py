@@ -18,6 +18,7 @@ from fedward_client.audit.source_rows import (
     ModalityRow,
     OwnRow,
     SourceRow,
+    cells_of,
     label_cells,
     split_cells,
     training_names,
@@ -29,6 +30,7 @@ from fedward_common.study.encoding import PatientRecords, Row, encode_present
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.image_encoding import FloatArray, ImageRow, encode_images
 from fedward_common.study.imaging import ImageMasks, Pictures
+from fedward_common.study.kin import by_family, kin_of, per_person
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.multimodal_encoding import join
@@ -50,18 +52,24 @@ def load_rows(study: StudySpec, rows: Sequence[SourceRow]) -> PatientRecords:
         ConfigError: data of a kind that is not audited, or without a package that it needs.
     """
     if isinstance(study.data, MultimodalData):
-        tagged = [row for row in rows if isinstance(row, ModalityRow)]
-        return join(
-            study.data,
-            {
-                name: _load(
-                    study.model_copy(update={"data": part}),
-                    [one.row for one in tagged if one.modality == name],
-                )
-                for name, part in study.data.parts.items()
-            },
-        )
+        return _whole(study, study.data, [row for row in rows if isinstance(row, ModalityRow)])
     return _load(study, [row for row in rows if not isinstance(row, ModalityRow)])
+
+
+def _whole(study: StudySpec, schema: MultimodalData, rows: Sequence[ModalityRow]) -> PatientRecords:
+    """Whole patients, or whole families where the study has some."""
+    own = {name: [one.row for one in rows if one.modality == name] for name in schema.parts}
+    read_as = schema if schema.kin_from is None else per_person(schema)
+    found = {
+        name: _load(study.model_copy(update={"data": part}), own[name])
+        for name, part in read_as.parts.items()
+    }
+    patients = join(read_as, found)
+    part = None if schema.kin_from is None else schema.parts[schema.kin_from]
+    if not isinstance(part, Genotypes):
+        return patients
+    kin = kin_of(part, [cells_of(row) for row in own[schema.kin_from or ""]])
+    return by_family(schema, patients, kin, part="train")
 
 
 def _load(study: StudySpec, rows: Sequence[OwnRow]) -> PatientRecords:

@@ -20,6 +20,7 @@ from fedward_common.genotypes.encoding import (
 )
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
+from fedward_common.study.kin import Kin, kin_of
 from fedward_common.study.spec import StudySpec
 
 _READERS: Final = {".bed": read_plink, ".pgen": read_plink2}
@@ -80,6 +81,21 @@ class GenotypeSource:
 
     def read(self, schema: Genotypes) -> tuple[Calls, list[dict[str, str]]]:
         """Calls of the file and rows of the table, without who objects. Raises DataError."""
+        found = self._entry(schema)
+        if found.build != schema.build:
+            raise DataError(
+                f"genotypes: expected a study of {found.build}, as [[data]] says of the file, "
+                f"found one of {schema.build}"
+            )
+        read = _READERS.get(found.path.suffix, read_vcf)
+        return read(found.path, schema), self._rows(found, schema)
+
+    def kin(self, schema: Genotypes) -> Kin:
+        """Who is kin by the table of people, without who objects. Raises DataError, as `read`."""
+        return kin_of(schema, self._rows(self._entry(schema), schema))
+
+    def _entry(self, schema: Genotypes) -> GenotypeFiles:
+        """The one [[data]], which says of persons and families what the study says."""
         if len(self._files) != 1:
             raise DataError(
                 "genotypes: expected one [[data]] of kind genotypes in site.toml, found "
@@ -91,13 +107,7 @@ class GenotypeSource:
                 "genotypes: expected a study that takes patient_key and family_key of [[data]] for "
                 "who is one patient and who is kin, found another"
             )
-        if found.build != schema.build:
-            raise DataError(
-                f"genotypes: expected a study of {found.build}, as [[data]] says of the file, "
-                f"found one of {schema.build}"
-            )
-        read = _READERS.get(found.path.suffix, read_vcf)
-        return read(found.path, schema), self._rows(found, schema)
+        return found
 
     def _rows(self, found: GenotypeFiles, schema: Genotypes) -> list[dict[str, str]]:
         lines = readable_lines(found.people, delimiter=found.delimiter)

@@ -31,12 +31,23 @@ class ModalityFound:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WholeFound:
-    """What a site has of a study: everybody, who is in it, who has no label, and by modality."""
+    """What a site has of a study: everybody, who is in it, who has no label, and by modality.
+
+    `torn`: people of several families, of either side of the split and in no other number.
+    """
 
     people: int
     patients: int
     unlabelled: int
+    torn: int
     modalities: tuple[ModalityFound, ...]
+
+    def absent(self, held_out: "WholeFound") -> dict[str, int]:
+        """Why people of this or the held-out side are not in the study, with their numbers."""
+        found = {"in no modality with a label": self.unlabelled + held_out.unlabelled}
+        if self.torn:
+            found["in several families of the table"] = self.torn
+        return found
 
 
 class MultimodalSource:
@@ -99,15 +110,30 @@ class MultimodalSource:
             for name in schema.parts
         }
 
-    def tally(self, study: StudySpec, read: Read) -> WholeFound:
-        """What a site has of a study, exactly; it stays here. Raises: as `joined`."""
+    def tally(
+        self,
+        study: StudySpec,
+        read: Read,
+        *,
+        chosen: Callable[[str], bool] | None = None,
+        torn: frozenset[str] = frozenset(),
+    ) -> WholeFound:
+        """What a site has of a study, exactly; it stays here. Raises: as `joined`.
+
+        `chosen` tells whose records of all that are read are meant; `torn` are of several families.
+        """
         schema, parts = multimodal_schema(study), self.parts(study, read)
-        here = {name: set(found.ids) for name, found in parts.items() if found is not None}
-        labelled, unlabelled = here[schema.label_from], without_label(schema, parts)
+        everybody = {name: set(found.ids) for name, found in parts.items() if found is not None}
+        here = {
+            name: ids if chosen is None else {one for one in ids if chosen(one)}
+            for name, ids in everybody.items()
+        }
+        people, labelled = set[str]().union(*here.values()), here[schema.label_from]
         return WholeFound(
-            people=len(labelled) + unlabelled,
+            people=len(people),
             patients=len(labelled),
-            unlabelled=unlabelled,
+            unlabelled=len(people - labelled),
+            torn=len(torn & set[str]().union(*everybody.values())),
             modalities=tuple(
                 ModalityFound(
                     name=name, here=name in here, joined=len(labelled & here.get(name, set()))

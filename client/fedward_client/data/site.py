@@ -1,9 +1,12 @@
 """A site's [[data]] as the source of any study, whatever kind of data it is about."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Final, Protocol
 from zoneinfo import ZoneInfo
+
+import structlog
 
 from fedward_client.data.clinical import ClinicalSource, PeopleSource
 from fedward_client.data.event_tables import EventTables
@@ -11,7 +14,7 @@ from fedward_client.data.fhir import FhirFiles
 from fedward_client.data.fhir_server import FhirEndpoint, FhirServer
 from fedward_client.data.genotypes import GenotypeSource
 from fedward_client.data.images import ImageSource
-from fedward_client.data.multimodal import MultimodalSource, WholeFound
+from fedward_client.data.multimodal import MultimodalSource, WholeFound, multimodal_schema
 from fedward_client.data.notes import NotesSource
 from fedward_client.data.rows import LabelledSource
 from fedward_client.data.tabular import CheckedSource, CsvSource, DataSource, nobody
@@ -20,6 +23,7 @@ from fedward_client.data_entries import (
     EventFiles,
     FhirFolder,
     FhirServerUrl,
+    GenotypeFiles,
     OmopUrl,
 )
 from fedward_client.settings import SiteSettings
@@ -30,6 +34,7 @@ from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.kin import Kin, by_family, per_person
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.notes import NotesData
@@ -37,6 +42,8 @@ from fedward_common.study.spec import StudySpec
 
 SAMPLE_EVERY: Final = 50
 """Of the lines of FHIR files, how many a sample passes over."""
+
+_log = structlog.get_logger(__name__)
 
 
 class SiteSource:
@@ -66,9 +73,7 @@ class SiteSource:
             DataError, ProtocolError, ConfigError: as the source for this kind of data.
         """
         if isinstance(study.data, MultimodalData):
-            return self.whole.joined(
-                study, lambda name, one: self.of_modality(name).records(one, part=part)
-            )
+            return self._whole(study, study.data, part=part, strict=False)
         return self._source(study).records(study, part=part)
 
     def rows(self, study: StudySpec) -> Sequence[StatisticsRow]:
@@ -82,25 +87,87 @@ class SiteSource:
     def checked_records(self, study: StudySpec, *, part: TablePart) -> PatientRecords:
         """The records of `part`, where anything that does not fit is an error. Raises: as such."""
         if isinstance(study.data, MultimodalData):
-            return self.whole.joined(
-                study, lambda name, one: self.of_modality(name).checked_records(one, part=part)
-            )
+            return self._whole(study, study.data, part=part, strict=True)
         return self._source(study).checked_records(study, part=part)
 
     def tally(self, study: StudySpec, *, part: TablePart) -> WholeFound:
         """What is here of a study of several modalities. Raises: as `records`."""
+        schema = multimodal_schema(study)
+        kin = self._kin(schema)
+        if kin is None:
+            read = partial(self._of_one, part=part, strict=False, without_kin=None)
+            return self.whole.tally(study, read)
+        study = study.model_copy(update={"data": per_person(schema)})
+        read = partial(self._of_one, part="train", strict=False, without_kin=schema.kin_from)
         return self.whole.tally(
-            study, lambda name, one: self.of_modality(name).records(one, part=part)
+            study, read, chosen=lambda patient: kin.part(schema, patient) == part, torn=kin.torn
         )
 
-    def of_modality(self, name: str) -> "SiteSource":
-        """The source of one modality: the [[data]] that are named for it, or those for any."""
+    def of_modality(self, name: str, *, without_kin: bool = False) -> "SiteSource":
+        """The source of one modality: the [[data]] that are named for it, or those for any.
+
+        With `without_kin` genotypes are read per person, by a caller who asked for their families.
+        """
         data = self._settings.data
         own = [one for one in data if one.modality == name] or [
             one for one in data if one.modality is None
         ]
+        if without_kin:
+            own = [
+                one.model_copy(update={"family_key": None})
+                if isinstance(one, GenotypeFiles)
+                else one
+                for one in own
+            ]
         settings = self._settings.model_copy(update={"data": tuple(own)})
         return SiteSource(settings, excluded=self._excluded)
+
+    def _whole(
+        self, study: StudySpec, schema: MultimodalData, *, part: TablePart, strict: bool
+    ) -> PatientRecords:
+        """The records of whole patients, or of whole families where the study has some."""
+        kin = self._kin(schema)
+        if kin is None:
+            read = partial(self._of_one, part=part, strict=strict, without_kin=None)
+            return self.whole.joined(study, read)
+        study = study.model_copy(update={"data": per_person(schema)})
+        read = partial(self._of_one, part="train", strict=strict, without_kin=schema.kin_from)
+        everybody = self.whole.joined(study, read)
+        torn = len(kin.torn.intersection(everybody.ids))
+        if torn:
+            # Stays in the worker's own log, as what single sources count.
+            _log.warning("data.patients-of-several-families", count=torn)
+        return by_family(schema, everybody, kin, part=part, strict=strict)
+
+    def _of_one(
+        self, name: str, study: StudySpec, *, part: TablePart, strict: bool, without_kin: str | None
+    ) -> PatientRecords:
+        """The records of one modality; of the one named `without_kin`, per person."""
+        source = self.of_modality(name, without_kin=name == without_kin)
+        read = source.checked_records if strict else source.records
+        return read(study, part=part)
+
+    def _kin(self, schema: MultimodalData) -> Kin | None:
+        """Who is kin at this site; None where the study has no families.
+
+        Raises:
+            DataError: the table cannot be read, or a site that knows kin says that it is not here.
+        """
+        name = schema.kin_from
+        if name is None:
+            return None
+        if name not in self._settings.absent_modalities:
+            part = schema.parts[name]
+            if not isinstance(part, Genotypes):
+                raise TypeError("kin_from: expected a modality of genotypes")
+            return self.of_modality(name).genotypes.kin(part)
+        if any(one.family_key is not None for one in self._settings.genotypes):
+            # Whoever is known to be kin would count as one by one.
+            raise DataError(
+                f"data: expected modality {name!r}, whose table says who is kin, here; "
+                "absent_modalities in site.toml says that it is not, and a [[data]] has family_key"
+            )
+        return Kin()
 
     def _source(self, study: StudySpec) -> "_OneKind":
         """The source for a study's one kind of data."""

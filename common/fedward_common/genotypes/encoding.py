@@ -20,6 +20,7 @@ from fedward_common.study.encoding import (
 )
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import ClassLabel
+from fedward_common.study.kin import person_key
 from fedward_common.study.tabular import HashSplit, NumberLabel
 
 Row = Mapping[str, str]
@@ -172,12 +173,8 @@ class _Reader:
         self._frequency = np.array([locus.frequency for locus in schema.loci], np.float32)
 
     def key(self, row: Row) -> tuple[str, str]:
-        """Family and patient of a row; no family where its cell is a missing code."""
-        family = self._schema.family_key
-        own = "" if family is None else self._cell(row, family)
-        if code_text(own) in code_texts(self._schema.missing_codes):
-            own = ""
-        return own, self._cell(row, self._schema.patient_key)
+        """As `person_key`."""
+        return person_key(self._schema, row)
 
     def sample(self, row: Row) -> str:
         """The name in the file of variants."""

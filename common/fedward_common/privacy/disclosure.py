@@ -21,6 +21,7 @@ from fedward_common.privacy.collusion import collusion_facts
 from fedward_common.privacy.mechanism import encode_event, study_event
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.harmonisation import SiteHarmonisation
+from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, weight
 from fedward_common.study.variant_statistics import VariantRelease
@@ -199,6 +200,12 @@ OTHER_RELATIVES: Final = (
     "the unit is one family as the hospital's table knows it; distant or unknown kin, and kin at "
     "another hospital, are not counted together",
 )
+RELATIVES_BESIDE: Final = (
+    OTHER_RELATIVES[0],
+    f"{OTHER_RELATIVES[1]}; who has no row in that table, or no family there, is a family alone, "
+    "also where the table has kin of the same person; who is there in several families is not in "
+    "the study",
+)
 UNCOVERED: Final = (
     (
         "earlier and later studies on the same patients",
@@ -231,11 +238,24 @@ ADJACENCY: Final = {
 
 def _uncovered(study: StudySpec) -> tuple[tuple[str, str], ...]:
     """What no epsilon of the study covers; of genomes, kin in particular."""
-    if getattr(study.dp, "unit", "patient") == "family":
+    if isinstance(study.data, MultimodalData) and study.data.kin_from is not None:
+        own = RELATIVES_BESIDE
+    elif getattr(study.dp, "unit", "patient") == "family":
         own = OTHER_RELATIVES
     else:
         own = GENOMIC_RELATIVES if study.genomic else RELATIVES
     return tuple(own if one is RELATIVES else one for one in UNCOVERED)
+
+
+def _adjacency(study: StudySpec, unit: str) -> str | None:
+    """What is added or removed; of families of several modalities, also who says who is kin."""
+    said, data = ADJACENCY.get(unit), study.data
+    if not isinstance(data, MultimodalData) or data.kin_from is None:
+        return said
+    return (
+        f"{said}, in every modality: of all patients with the same {data.family_key!r} in that "
+        f"site's table of the people of modality {data.kin_from!r}"
+    )
 
 
 def _claim(study: StudySpec, facts: KnownFacts) -> Claim:
@@ -250,7 +270,7 @@ def _claim(study: StudySpec, facts: KnownFacts) -> Claim:
         epsilon_admission=measured(delta and epsilon_admission([event], delta=delta)),
         epsilon_pld=measured(delta and epsilon_pld(event, delta=delta)),
         charged_by_site=measured(None if facts.charged is None else dict(facts.charged)),
-        adjacency=configured(ADJACENCY.get(known.unit if known else "patient")),
+        adjacency=configured(_adjacency(study, known.unit if known else "patient")),
         unit=configured(known and known.unit),
         contribution_bound=configured(_contribution(study)),
         population=configured("every person of each hospital, in the cohort or not"),
@@ -319,10 +339,11 @@ def _pre_training(study: StudySpec, facts: KnownFacts) -> Entry:
 def _contribution(study: StudySpec) -> dict[str, Any] | None:
     dp = study.dp
     if isinstance(dp, DpSgd):
+        whose = "family" if dp.unit == "family" else "patient"
         return {
             "records_per_patient": dp.max_records_per_patient,
             "norm": dp.clip_norm,
-            "how": "the mean gradient of a patient's records, scaled to at most this L2 norm",
+            "how": f"the mean gradient of a {whose}'s records, scaled to at most this L2 norm",
         }
     if isinstance(dp, ReleasesOnly):
         return {

@@ -3,7 +3,8 @@
 Each modality is data of a kind that there is, read as in a study of its own and joined by the
 patient's id at the site. Whoever is in the modality that has the label is in the study; what else
 is missing, for one patient or for a whole hospital, is missing and no reason to leave anybody out.
-All of a patient's modalities are one privacy unit.
+All of a patient's modalities are one privacy unit; where the genotypes' table says who is kin, all
+of a family's patients are.
 """
 
 from typing import Any, Final, Literal
@@ -57,6 +58,10 @@ class MultimodalData(DataSpec):
 
     A label of another modality is not looked at beyond its own rules. One split by a hash of the
     patient's id for all of them: a study file gives it once.
+
+    One modality of genotypes may have `family_key`: the privacy unit is then the family, of every
+    modality, as that table knows it, and the split is by a hash of the family's name. Who is not in
+    the table, or there without a family, is a family alone.
     """
 
     kind: Literal["multimodal"] = "multimodal"
@@ -77,6 +82,24 @@ class MultimodalData(DataSpec):
             for modality in self.modalities
             if isinstance(modality.data, Joinable)
         }
+
+    @property
+    def kin_from(self) -> str | None:
+        """The modality whose table says who is kin; None where the unit is a patient."""
+        return next((name for name, _ in self._family_keys), None)
+
+    @property
+    def family_key(self) -> str | None:
+        """The column that says who is kin, in the table of `kin_from`."""
+        return next((key for _, key in self._family_keys), None)
+
+    @property
+    def _family_keys(self) -> list[tuple[str, str]]:
+        return [
+            (name, data.family_key)
+            for name, data in self.parts.items()
+            if isinstance(data, Genotypes) and data.family_key is not None
+        ]
 
     @property
     def input_size(self) -> int:
@@ -128,12 +151,12 @@ class MultimodalData(DataSpec):
                 )
             if getattr(data, "no_patient_key", False):
                 raise ValueError(f"{modality.name}: expected data that say whose they are")
-            if getattr(data, "family_key", None) is not None:
-                raise ValueError(f"{modality.name}: expected no family_key: the unit is a patient")
             if isinstance(data, NotesData) and isinstance(data.label, RelationLabel):
                 raise ValueError(f"{modality.name}: expected notes without relations of pairs")
             if data.split != self.split:
                 raise ValueError(f"{modality.name}: expected the split of all modalities")
+        if len(self._family_keys) > 1:
+            raise ValueError("modalities: expected family_key in one of them, found it in several")
         if self.label_from not in names:
             raise ValueError(f"label_from: expected one of {', '.join(names)}")
         if not isinstance(_label(self.parts[self.label_from]), _OUTCOMES):

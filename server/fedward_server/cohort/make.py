@@ -10,7 +10,7 @@ from fedward_server.cohort.images import DICOM, write_images
 from fedward_server.cohort.people import Patient, draw_patients, site_names
 from fedward_server.cohort.records import FHIR, write_records
 from fedward_server.cohort.study import study_text
-from fedward_server.cohort.variants import BUILD, write_variants
+from fedward_server.cohort.variants import BUILD, FAMILY, write_variants
 from fedward_server.sandbox.folders import SETTINGS
 from fedward_server.sandbox.genotypes import GENOTYPES, PEOPLE
 from fedward_server.sandbox.run import SITES, STUDY
@@ -42,7 +42,7 @@ path = "variants/{genotypes}"
 people = "variants/{people}"
 build = "{build}"
 patient_key = "patient_id"
-"""
+{kin}"""
 _IMAGE: Final = """\
 [[data]]
 modality = "image"
@@ -53,10 +53,13 @@ patient_key = "patient_id"
 """
 
 
-def make_cohort(out: Path, *, sites: int, patients: int, seed: int) -> dict[str, Any]:
+def make_cohort(
+    out: Path, *, sites: int, patients: int, seed: int, families: bool = False
+) -> dict[str, Any]:
     """What was written under `out`: hospitals of `patients` made-up people each, and their study.
 
-    The last hospital has no images. Equal arguments give equal bytes.
+    The last hospital has no images. Equal arguments give equal bytes. With `families` the table of
+    samples says who is kin, and the study's privacy unit is a family.
 
     Raises:
         ConfigError: `out` has something in it or cannot be written (nothing is left then), or
@@ -80,7 +83,7 @@ def make_cohort(out: Path, *, sites: int, patients: int, seed: int) -> dict[str,
     except ValueError as error:
         raise ConfigError(f"make-cohort: {error}") from error
     try:
-        _write(out, drawn, patients=patients)
+        _write(out, drawn, patients=patients, families=families)
     except OSError as error:
         shutil.rmtree(out, ignore_errors=True)
         raise ConfigError(
@@ -93,11 +96,14 @@ def make_cohort(out: Path, *, sites: int, patients: int, seed: int) -> dict[str,
         "sites": list(names),
         "patients_each": patients,
         "without_images": names[-1],
+        "unit": "family" if families else "patient",
         "made_up": True,
     }
 
 
-def _write(out: Path, drawn: Mapping[str, Sequence[Patient]], *, patients: int) -> None:
+def _write(
+    out: Path, drawn: Mapping[str, Sequence[Patient]], *, patients: int, families: bool
+) -> None:
     last = list(drawn)[-1]
     for name, people in drawn.items():
         folder = out / SITES / name
@@ -105,13 +111,15 @@ def _write(out: Path, drawn: Mapping[str, Sequence[Patient]], *, patients: int) 
         if name != last:
             write_images(folder / "image", people)
         write_records(folder / "records", people)
-        write_variants(folder / "variants", people)
-        (folder / SETTINGS).write_text(_settings(images=name != last), encoding="utf-8")
-    (out / STUDY).write_text(study_text(dict.fromkeys(drawn, patients)), encoding="utf-8")
+        write_variants(folder / "variants", people, families=families)
+        settings = _settings(images=name != last, families=families)
+        (folder / SETTINGS).write_text(settings, encoding="utf-8")
+    text = study_text(dict.fromkeys(drawn, patients), families=families)
+    (out / STUDY).write_text(text, encoding="utf-8")
     (out / "README").write_text(README, encoding="utf-8")
 
 
-def _settings(*, images: bool) -> str:
+def _settings(*, images: bool, families: bool) -> str:
     return _SETTINGS.format(
         absent="" if images else 'absent_modalities = ["image"]\n',
         image=_IMAGE.format(dicom=DICOM) if images else "",
@@ -119,4 +127,5 @@ def _settings(*, images: bool) -> str:
         genotypes=GENOTYPES,
         people=PEOPLE,
         build=BUILD,
+        kin=f'family_key = "{FAMILY}"\n' if families else "",
     )

@@ -5,7 +5,7 @@ from typing import Final
 
 from fedward_server.cohort.people import PANEL, SIZE
 from fedward_server.cohort.records import ADMISSION, CREATININE, CRP, SEPSIS
-from fedward_server.cohort.variants import BUILD
+from fedward_server.cohort.variants import BUILD, FAMILY
 
 HELD_OUT: Final = 0.25
 SALT: Final = "fedward/cohort/v1"
@@ -48,12 +48,12 @@ name = "linear"
 
 [dp]
 kind = "dp-sgd"
-epsilon = 8.0
+{unit}epsilon = 8.0
 epsilon_is = "admission"
 delta = {delta}
 clip_norm = 1.0
 sampling_probability = 0.25
-max_records_per_patient = 1
+max_records_per_patient = {records}
 noise = "distributed"
 
 [training]
@@ -69,7 +69,7 @@ kind = "binned-scores"
 bins = 8
 noise_multiplier = 4.0
 
-# All of a patient's modalities are one privacy unit. Who is held out follows from the patient's id.
+{whole}
 [data]
 kind = "multimodal"
 label_from = "records"
@@ -142,10 +142,18 @@ name = "variants"
 [data.modalities.data]
 kind = "genotypes"
 build = "{build}"
-loci = [
+{kin}loci = [
 {loci}
 ]
 """
+_PATIENT: Final = (
+    "# All of a patient's modalities are one privacy unit. Who is held out follows from the "
+    "patient's id."
+)
+_FAMILY: Final = """\
+# All modalities of all patients whom a table of genotypes puts in one family are one privacy unit.
+# Who is held out follows from the name of the family, or of the patient who has none."""
+_KIN_RECORDS: Final = 3
 _SITE: Final = """
 [[sites]]
 id = "{name}"
@@ -153,7 +161,7 @@ patients = {patients}
 """
 
 
-def study_text(patients: Mapping[str, int], *, rounds: int = 60) -> str:
+def study_text(patients: Mapping[str, int], *, rounds: int = 60, families: bool = False) -> str:
     """The study.toml of hospitals with these numbers of made-up patients each."""
     training = {name: _rounded(count) for name, count in patients.items()}
     loci = ",\n".join(
@@ -175,6 +183,10 @@ def study_text(patients: Mapping[str, int], *, rounds: int = 60) -> str:
         creatinine=CREATININE,
         build=BUILD,
         loci=loci,
+        unit='unit = "family"\n' if families else "",
+        records=_KIN_RECORDS if families else 1,
+        whole=_FAMILY if families else _PATIENT,
+        kin=f'family_key = "{FAMILY}"\n' if families else "",
     )
     return text + "".join(
         _SITE.format(name=name, patients=count) for name, count in training.items()

@@ -14,6 +14,9 @@ from fedward_server.cohort.people import PANEL, Locus, Patient
 from fedward_server.sandbox.genotypes import GENOTYPES, PEOPLE
 
 BUILD: Final = "GRCh37"
+FAMILY: Final = "family"
+"""The column that says who is kin."""
+_OF, _KIN = 10, 3
 _CALLS: Final = ("0/0", "0/1", "1/1")
 _LENGTHS: Final = (
     *(249250621, 243199373, 198022430, 191154276),
@@ -35,9 +38,18 @@ _WINDOW: Final = 14
 """Bits of a window of the index: 16,384 places."""
 
 
-def write_variants(folder: Path, patients: Sequence[Patient]) -> None:
-    """Writes the compressed VCF, its index and the table of its samples into `folder`."""
+def write_variants(folder: Path, patients: Sequence[Patient], *, families: bool = False) -> None:
+    """Writes the compressed VCF, its index and the table of its samples into `folder`.
+
+    With `families` the table says that each ten patients' first three are kin, as far as they have
+    genotypes. It says no more: their genotypes are drawn as everybody's.
+    """
     folder.mkdir(parents=True)
+    kin = {
+        one.id: f"{one.id.rpartition('-')[0]}-family-{number // _OF + 1}"
+        for number, one in enumerate(patients)
+        if families and number % _OF < _KIN
+    }
     known = [(one.id, one.copies) for one in patients if one.copies is not None]
     samples = [f"sample-{patient}" for patient, _ in known]
     header = "".join(f"{line}\n" for line in (*_HEADER, "\t".join([*_FIXED, *samples])))
@@ -52,8 +64,9 @@ def write_variants(folder: Path, patients: Sequence[Patient]) -> None:
     (folder / f"{GENOTYPES}.tbi").write_bytes(index.finished())
     with (folder / PEOPLE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["sample", "patient_id"])
-        writer.writerows(zip(samples, (patient for patient, _ in known), strict=True))
+        writer.writerow(["sample", "patient_id", *([FAMILY] if families else [])])
+        for sample, (patient, _) in zip(samples, known, strict=True):
+            writer.writerow([sample, patient, *([kin.get(patient, "")] if families else [])])
 
 
 def _line(locus: Locus, copies: Sequence[int]) -> str:

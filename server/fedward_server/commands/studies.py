@@ -61,6 +61,7 @@ def make_cohort(
     sites: Annotated[int, typer.Option(help="Hospitals; the last one has no images.")] = 3,
     patients: Annotated[int, typer.Option(help="Made-up patients of each hospital.")] = 400,
     seed: Annotated[int, typer.Option(help="Equal arguments give equal bytes.")] = 1,
+    families: Annotated[bool, typer.Option(help="Some are kin; a family is the unit.")] = False,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -68,7 +69,7 @@ def make_cohort(
     del debug
     from fedward_server.cohort.make import make_cohort as make
 
-    made = make(out, sites=sites, patients=patients, seed=seed)
+    made = make(out, sites=sites, patients=patients, seed=seed, families=families)
     if as_json:
         typer.echo(json.dumps(made))
         return

@@ -22,6 +22,7 @@ from fedward_common.genotypes.encoding import (
 from fedward_common.ids import SiteId
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
+from fedward_common.study.kin import Kin, kin_of
 
 GENOTYPES: Final = "genotypes.vcf.gz"
 PEOPLE: Final = "patients.csv"
@@ -47,11 +48,20 @@ def read_people(schema: Genotypes, site: SiteId, path: Path) -> list[Person]:
         raise DataError(f"{site}: {error}") from error
 
 
+def read_kin(schema: Genotypes, site: SiteId, path: Path) -> Kin:
+    """Who is kin by a site's table of people. Raises DataError naming the site."""
+    try:
+        return kin_of(schema, _rows(path))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(
+            f"{site}: expected {PEOPLE} beside {path.name}, found {type(error).__name__}"
+        ) from None
+
+
 def read_site(schema: Genotypes, path: Path) -> tuple[Calls, list[dict[str, str]]]:
     """Calls and people of one site. Raises DataError."""
     try:
-        with path.with_name(PEOPLE).open(encoding="utf-8-sig", newline="") as file:
-            rows = [dict(row) for row in csv.DictReader(file)]
+        rows = _rows(path)
         with gzip.open(path, "rt", encoding="utf-8") as text:
             samples = _samples(text)
             return aligned(schema, samples, _records(text, schema)), rows
@@ -60,6 +70,11 @@ def read_site(schema: Genotypes, path: Path) -> tuple[Calls, list[dict[str, str]
             f"expected {path.name}, a VCF that can be read, and {PEOPLE} beside it, found "
             f"{type(error).__name__}"
         ) from None
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with path.with_name(PEOPLE).open(encoding="utf-8-sig", newline="") as file:
+        return [dict(row) for row in csv.DictReader(file)]
 
 
 def _samples(lines: IO[str]) -> list[str]:

@@ -16,6 +16,7 @@ from fedward_common.study.clinical_events import People
 from fedward_common.study.encoding import PatientRecords, TablePart
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.imaging import Pictures
+from fedward_common.study.kin import Kin, by_family, per_person
 from fedward_common.study.labelled_rows import LabelledRows
 from fedward_common.study.multimodal import MultimodalData
 from fedward_common.study.multimodal_encoding import join
@@ -24,7 +25,7 @@ from fedward_common.study.spec import StudySpec
 from fedward_common.study.statistics import is_statistics
 from fedward_server.sandbox.clinical import read_people
 from fedward_server.sandbox.folders import data_file, modality_folders
-from fedward_server.sandbox.genotypes import read_genotypes
+from fedward_server.sandbox.genotypes import read_genotypes, read_kin
 from fedward_server.sandbox.images import read_images
 from fedward_server.sandbox.notes import all_notes
 from fedward_server.sandbox.rows import all_rows
@@ -91,23 +92,47 @@ class ParentCopy:
     ) -> "ParentCopy":
         """The copies of every modality at the sites that have it, joined per patient."""
         folders = {site: modality_folders(folder) for site, folder in files.items()}
+        read_as = schema if schema.kin_from is None else per_person(schema)
         copies = {
             name: cls.read(
                 study.model_copy(update={"data": part}),
                 {site: data_file(own[name]) for site, own in folders.items() if name in own},
             )
-            for name, part in schema.parts.items()
+            for name, part in read_as.parts.items()
         }
-        return cls(
-            training={
-                site: join(schema, {name: one.training.get(site) for name, one in copies.items()})
+
+        def joined(part: TablePart) -> dict[SiteId, PatientRecords]:
+            return {
+                site: join(read_as, {name: one.of(part).get(site) for name, one in copies.items()})
                 for site in files
-            },
-            held_out={
-                site: join(schema, {name: one.held_out.get(site) for name, one in copies.items()})
-                for site in files
-            },
+            }
+
+        everybody = joined("train")
+        if schema.kin_from is None:
+            return cls(training=everybody, held_out=joined("test"))
+        kin = {site: _kin(schema, site, own) for site, own in folders.items()}
+        parts: tuple[TablePart, TablePart] = ("train", "test")
+        training, held_out = (
+            {
+                site: by_family(schema, found, kin[site], part=part, strict=True)
+                for site, found in everybody.items()
+            }
+            for part in parts
         )
+        return cls(training=training, held_out=held_out)
+
+    def of(self, part: TablePart) -> Mapping[SiteId, PatientRecords]:
+        """The records of one side of the split."""
+        return self.training if part == "train" else self.held_out
+
+
+def _kin(schema: MultimodalData, site: SiteId, folders: Mapping[str, Path]) -> Kin:
+    """Who is kin at a site; nobody where it has no genotypes."""
+    name = schema.kin_from or ""
+    part = schema.parts.get(name)
+    if name not in folders or not isinstance(part, Genotypes):
+        return Kin()
+    return read_kin(part, site, data_file(folders[name]))
 
 
 def _encoded(

@@ -14,6 +14,7 @@ from fedward_common.privacy.disclosure import disclosure
 from fedward_common.study.spec import StudySpec
 from tests.support.genotype_studies import genotype_study
 from tests.support.guard_site import site_values
+from tests.support.multimodal import KIN as WHOLE_KIN
 from tests.support.multimodal import multimodal_study
 from tests.support.studies import make_dp, make_spec
 
@@ -77,6 +78,11 @@ def test_other_studies_are_not_asked_where_they_go_unless_they_say_that_they_are
         (genotype_study(**KIN), {"family"}, False),
         (genotype_study(**KIN), {None}, True),
         (genotype_study(**KIN), {"other"}, True),
+        (multimodal_study(), {"family"}, True),
+        (multimodal_study(**WHOLE_KIN), {"family"}, False),
+        (multimodal_study(**WHOLE_KIN), {None}, True),
+        (multimodal_study(**WHOLE_KIN), {"other"}, True),
+        (multimodal_study(**WHOLE_KIN), set(), False),
     ],
 )
 def test_kin_that_a_site_knows_are_one_privacy_unit(

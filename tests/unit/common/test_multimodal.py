@@ -63,10 +63,6 @@ def test_studies_of_one_modality_keep_their_canonical_form() -> None:
             "split: expected another than hash where no patient has an id",
         ),
         (
-            {"modalities": modalities(genome={"family_key": "family"})},
-            "genome: expected no family_key: the unit is a patient",
-        ),
-        (
             {"modalities": [*modalities(), {"name": "more", "data": multimodal_data()}]},
             "expected data that can be joined per patient, found 'multimodal'",
         ),
