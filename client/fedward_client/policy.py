@@ -16,7 +16,7 @@ from fedward_common.privacy.ledger_values import Limits
 from fedward_common.study.evaluation import EvaluationRelease
 from fedward_common.study.genotypes import Genotypes
 from fedward_common.study.harmonisation import SiteHarmonisation
-from fedward_common.study.multimodal import parts_of
+from fedward_common.study.multimodal import MultimodalData, parts_of
 from fedward_common.study.spec import DpSgd, StudySpec
 from fedward_common.study.statistics import ColumnStatistics, ReleasesOnly, Table
 from fedward_common.study.tabular import TabularData
@@ -66,6 +66,7 @@ class SitePolicy:
     patient_keys: frozenset[str] = frozenset()
     keyless_images: bool = False
     family_keys: frozenset[str | None] = frozenset()
+    absent_modalities: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, settings: SiteSettings, standing: Standing | None = None) -> "SitePolicy":
@@ -81,6 +82,7 @@ class SitePolicy:
             keyless_images=bool(settings.owned)
             and all(one.no_patient_key for one in settings.owned),
             family_keys=frozenset(one.family_key for one in settings.genotypes),
+            absent_modalities=frozenset(settings.absent_modalities),
         )
 
     @property
@@ -276,6 +278,15 @@ class SitePolicy:
                     f"{', '.join(k or '(none)' for k in self.family_keys)}: kin that are known "
                     f"are one privacy unit. {STEWARD}",
                 )
+        table = study.data.kin_from if isinstance(study.data, MultimodalData) else None
+        if table in self.absent_modalities and self.family_keys - {None}:
+            # Its patients would be there without their kin.
+            yield self._refused(
+                study,
+                f"its families are those of modality {table}, which absent_modalities in "
+                f"{self.source} names, while a [[data]] has family_key: kin that are known are one "
+                f"privacy unit. {STEWARD}",
+            )
 
     def _secure_sum(self, study: StudySpec) -> Iterator[PolicyRefused]:
         rules = self.rules

@@ -254,8 +254,10 @@ def _fields(study: StudySpec) -> Iterator[dict[str, str]]:
     if isinstance(data, Genotypes):
         use = f"{data.coding} at {len(data.loci)} loci of {data.build}; never leave"
         yield {"name": "genotypes", "use": use}
+        kin = "who is kin: all patients of a family are one privacy unit, in every modality"
         for name in data.table_columns:
-            yield {"name": name, "use": "whose a sample is, who is kin, inputs, label or held out"}
+            use = kin if name == data.family_key else "whose a sample is, inputs, label or held out"
+            yield {"name": name, "use": use}
         return
     if not isinstance(data, TabularData | Table):
         return

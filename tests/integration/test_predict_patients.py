@@ -140,6 +140,28 @@ def test_whoever_has_only_genotypes_is_answered_too(
     assert len(table(tmp_path / "out")) == found.facts["patients"] > 10
 
 
+def test_whoever_is_of_a_family_is_answered_alone(tmp_path: Path) -> None:
+    """INPUT says who is kin, as site.toml does, and the model learned from families."""
+    make_cohort(tmp_path / "kin", sites=3, patients=24, seed=5, families=True)
+    inputs = Inputs.parse(study=None, sites=[], data=tmp_path / "kin")
+    made = prepare(inputs, out=tmp_path / "made")
+    model = opened(make_package(tmp_path / "package", made.study))
+    settings = settings_of(made, FIRST)
+    patients = tmp_path / "kin" / "sites" / FIRST / "settings.toml"
+    assert 'family_key = "family"' in patients.read_text()
+
+    answer_patients(model, settings, patients=patients, out=tmp_path / "out")
+
+    records = [SiteSource(settings).records(made.study, part=part) for part in ("train", "test")]  # type: ignore[arg-type]
+    known = np.concatenate(
+        [record_scores(model.study, model.weights, one.features) for one in records]
+    )
+    found = table(tmp_path / "out")
+    assert set(found) == {f"{FIRST}-{number + 1:04d}" for number in range(24)}
+    scores = sorted(score for (score,) in found.values())
+    assert scores == pytest.approx(sorted(known.tolist()), abs=1e-5)
+
+
 def table_input(folder: Path, *, drop: tuple[str, ...] = (), records: int = 2) -> Path:
     rows = [{k: v for k, v in row.items() if k not in drop} for row in make_rows(records=records)]
     write_table(folder / "new.csv", rows)

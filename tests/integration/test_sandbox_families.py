@@ -20,6 +20,7 @@ from fedward_client.data_check import check_data, data_report
 from fedward_client.data_entries import GenotypeFiles
 from fedward_client.policy import SitePolicy
 from fedward_client.settings import SiteSettings, load_site_settings
+from fedward_client.studies import _fields
 from fedward_common.errors import DataError
 from fedward_common.ids import SiteId
 from fedward_common.models.registry import build_model
@@ -73,7 +74,7 @@ def families(own: SiteSettings) -> dict[str, list[str]]:
 def with_people(own: SiteSettings, path: Path, rows: list[Mapping[str, str]]) -> SiteSettings:
     """The site with another table of people."""
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["sample", "patient_id", "family"], lineterminator="\n")
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
     data = [
@@ -217,11 +218,16 @@ def test_a_site_that_reads_families_by_another_column_or_by_none_is_refused(
 def test_kin_that_a_site_knows_cannot_be_declared_away(prepared: Prepared) -> None:
     own = settings(prepared).model_copy(update={"absent_modalities": ("variants",)})
 
+    refusals = [str(one) for one in SitePolicy.of(own).objections(prepared.study, now=NOW)]
+    assert any("families are those of modality variants, which absent_mod" in r for r in refusals)
     with pytest.raises(DataError, match="whose table says who is kin, here; absent_modalities"):
         SiteSource(own).records(prepared.study, part="train")
 
     data = tuple(one for one in own.data if not isinstance(one, GenotypeFiles))
-    found = sides(prepared.study, SiteSource(own.model_copy(update={"data": data})))
+    knows_none = own.model_copy(update={"data": data})
+    said = {one.code for one in SitePolicy.of(knows_none).objections(prepared.study, now=NOW)}
+    assert said == {"not-approved"}
+    found = sides(prepared.study, SiteSource(knows_none))
     assert sum(part.patients for part in found.values()) == PATIENTS  # who knows none has none
 
 
@@ -295,6 +301,53 @@ def test_the_site_without_images_has_its_families_too(prepared: Prepared) -> Non
     assert own.absent_modalities == ("image",)
     assert set(families(own)) <= {name for part in found.values() for name in part.ids}
     assert not any(part.features[:, 0].any() for part in found.values())
+
+
+def test_without_a_settings_file_the_study_says_which_column_it_is(tmp_path: Path) -> None:
+    make_cohort(tmp_path / "plain", sites=3, patients=PATIENTS, seed=5, families=True)
+    for path in (tmp_path / "plain").rglob("settings.toml"):
+        path.unlink()
+
+    made = prepare(Inputs.parse(study=None, sites=[], data=tmp_path / "plain"), out=tmp_path / "o")
+
+    own = settings(made)
+    assert genotypes(own).family_key == "family"
+    found = SiteSource(own).records(made.study, part="train")
+    assert found.features.tobytes() == made.copy.training[FIRST].features.tobytes()
+    assert found.ids == made.copy.training[FIRST].ids
+
+
+def test_the_label_may_be_in_the_table_that_says_who_is_kin(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    """Whoever has no label there is in no unit, whatever the family."""
+    own = settings(prepared)
+    rows = [
+        {**row, "ill": "" if number == 0 else str(number % 2)}
+        for number, row in enumerate(rows_of(own))
+    ]
+    document = prepared.study.model_dump(mode="json")
+    document["data"]["label_from"] = "variants"
+    label = {"column": "ill", "low": 0, "high": 1, "positive_from": 1}
+    document["data"]["modalities"][2]["data"]["label"] = label
+    document["data"]["modalities"][1]["data"]["outcome"] = {"kind": "none"}
+    study = StudySpec.model_validate(document)
+
+    found = sides(study, SiteSource(with_people(own, tmp_path / "ill.csv", rows)))
+
+    labels = {row["patient_id"]: row["ill"] for row in rows[1:]}
+    kin = families(own)
+    for part in found.values():
+        for name in part.ids:
+            members = [one for one in kin.get(name, [name]) if one in labels]
+            assert unit(part, name)[1].tolist() == [float(labels[one]) for one in members]
+    assert sum(len(part.labels) for part in found.values()) == len(rows) - 1
+
+
+def test_who_approves_reads_which_column_says_who_is_kin(prepared: Prepared) -> None:
+    uses = {field["name"]: field["use"] for field in _fields(prepared.study)}
+
+    assert "one privacy unit, in every modality" in uses["variants: family"]
 
 
 def test_who_is_kin_is_in_no_text_of_the_map() -> None:

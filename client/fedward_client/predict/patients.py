@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, ValidationError
 
 from fedward_client.data.site import SiteSource
-from fedward_client.data_entries import FOLDER, DataEntry
+from fedward_client.data_entries import FOLDER, DataEntry, GenotypeFiles
 from fedward_client.exclusions import excluded_patients
 from fedward_client.models import OpenedModel
 from fedward_client.predict.package import Origin
@@ -116,8 +116,9 @@ def answer_patients(
     unlabelled = study.model_copy(update={"data": _without_label(study.data)})
     files = PatientFiles.read(patients)
     absent = _absent(study.data, files)
+    entries = tuple(map(_per_person, files.data))
     source = SiteSource(
-        settings.model_copy(update={"data": files.data, "absent_modalities": absent}),
+        settings.model_copy(update={"data": entries, "absent_modalities": absent}),
         excluded=partial(excluded_patients, settings),
     )
     try:
@@ -142,6 +143,13 @@ def answer_patients(
     write_private(out / FACTS, json.dumps(facts, indent=1).encode() + b"\n")
     said = f"{len(rows)} patients, {', '.join(names)}: {out / SCORES}"
     return PatientAnswer(facts=facts, text=f"{said}\n{origin.words}")
+
+
+def _per_person(entry: DataEntry) -> DataEntry:
+    """The entry without its families: who is asked about is answered one by one."""
+    if isinstance(entry, GenotypeFiles):
+        return entry.model_copy(update={"family_key": None})
+    return entry
 
 
 def _read(source: SiteSource, study: StudySpec, part: TablePart) -> PatientRecords:

@@ -63,7 +63,7 @@ def write_package(
         "card_sha256": sha256_hex(files[CARD]),
         "tensors": {name: list(tensor.shape) for name, tensor in sorted(model.items())},
         "privacy": {
-            "unit": "one patient at one site",
+            "unit": f"one {getattr(study.dp, 'unit', 'patient')} at one site",
             "epsilon_admission": dict(epsilon),
             "dp": study.dp.model_dump(mode="json"),
         },

@@ -5,7 +5,7 @@ from typing import Final
 
 from fedward_server.cohort.people import PANEL, SIZE
 from fedward_server.cohort.records import ADMISSION, CREATININE, CRP, SEPSIS
-from fedward_server.cohort.variants import BUILD, FAMILY
+from fedward_server.cohort.variants import BUILD, FAMILY, in_units
 
 HELD_OUT: Final = 0.25
 SALT: Final = "fedward/cohort/v1"
@@ -163,7 +163,8 @@ patients = {patients}
 
 def study_text(patients: Mapping[str, int], *, rounds: int = 60, families: bool = False) -> str:
     """The study.toml of hospitals with these numbers of made-up patients each."""
-    training = {name: _rounded(count) for name, count in patients.items()}
+    units = {name: in_units(n) if families else n for name, n in patients.items()}
+    training = {name: _rounded(count) for name, count in units.items()}
     loci = ",\n".join(
         f'  {{ id = "{one.id}", chrom = "{one.chrom}", pos = {one.pos}, ref = "{one.ref}", '
         f'alt = "{one.alt}", frequency = {one.frequency} }}'

@@ -69,6 +69,11 @@ def write_variants(folder: Path, patients: Sequence[Patient], *, families: bool 
             writer.writerow([sample, patient, *([kin.get(patient, "")] if families else [])])
 
 
+def in_units(patients: int) -> int:
+    """How many privacy units so many patients are, where all who are kin have genotypes."""
+    return patients - sum(max(0, min(_KIN, patients - n) - 1) for n in range(0, patients, _OF))
+
+
 def _line(locus: Locus, copies: Sequence[int]) -> str:
     fixed = [locus.chrom, str(locus.pos), locus.id, locus.ref, locus.alt, ".", "PASS", ".", "GT"]
     return "\t".join([*fixed, *(_CALLS[number] for number in copies)]) + "\n"

@@ -69,7 +69,7 @@ def what_it_cost(run: RunFigures) -> tuple[str, ...]:
     lines = [
         f"At most {run_cost(run, highest)} ({accountant(run)}). That is the whole study as it was "
         "declared, training and evaluation, also if it stopped early.",
-        "The relation is add or remove one patient: with all records of any one patient added or "
+        f"The relation is add or remove one {run.unit}: with {_all_of(run.unit)} added or "
         f"removed, every outcome of the run is at most {_factor(highest)} times as likely "
         "(e to the ε), apart from the probability δ.",
         "The price counts for every patient of the hospital, whether or not the patient is in the "
@@ -85,6 +85,10 @@ def what_it_cost(run: RunFigures) -> tuple[str, ...]:
             f"which add up: at most {double}; with a third hospital a third is added."
         )
     return tuple(lines)
+
+
+def _all_of(unit: str) -> str:
+    return "any one record" if unit == "record" else f"all records of any one {unit}"
 
 
 def what_is_not_covered() -> tuple[str, ...]:
@@ -209,14 +213,14 @@ def _mechanism(run: RunFigures) -> list[tuple[str, str]]:
     study = run.study
     records = study.max_records_per_patient
     return [
-        ("Definition", "(ε, δ)-differential privacy, add or remove one patient"),
+        ("Definition", f"(ε, δ)-differential privacy, add or remove one {run.unit}"),
         ("Highest cost", f"{run_cost(run, run.highest_epsilon)} ({accountant(run)})"),
         ("Same by the tighter PLD", run_cost(run, max(run.epsilon_pld.values(), default=None))),
         ("Unit", unit_text(run.unit)),
         (
             "Contribution bound",
-            "one mean gradient per patient and step, clipped to L2 norm "
-            f"{study.clip_norm:g}; records per patient: {records if records else NOT_RECORDED}",
+            f"one mean gradient per {run.unit} and step, clipped to L2 norm "
+            f"{study.clip_norm:g}; records per {run.unit}: {records or NOT_RECORDED}",
         ),
         ("Placement of the noise", _placement(study.placement)),
         (

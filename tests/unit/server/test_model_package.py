@@ -16,6 +16,7 @@ from fedward_server.adapters.model_package import (
     verify_package,
     write_package,
 )
+from tests.support.multimodal import KIN, multimodal_study
 from tests.support.studies import make_spec
 
 KEY = SigningKey.generate()
@@ -42,6 +43,19 @@ def test_a_package_verifies_and_says_what_it_is(package: Path) -> None:
     assert manifest["study"]["digest"] == make_spec().digest
     assert manifest["tensors"] == {"w": [2, 3]}
     assert manifest["privacy"]["epsilon_admission"] == {"north": 1.5}
+
+
+def test_a_package_says_the_study_s_privacy_unit(package: Path, tmp_path: Path) -> None:
+    study = multimodal_study(**KIN)
+    write_package(
+        tmp_path / "kin", study=study, model=TENSORS, card="", epsilon={"north": 1.5}, key=KEY
+    )
+
+    units = [
+        verify_package(folder, public_key=KEY.public_hex)["privacy"]["unit"]
+        for folder in (package, tmp_path / "kin")
+    ]
+    assert units == ["one patient at one site", "one family at one site"]
 
 
 @pytest.mark.parametrize("name", [MODEL, CARD, MANIFEST])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from fedward_common.errors import ConfigError
+from fedward_server.report.card import model_card
 from fedward_server.report.figures import (
     bytes_text,
     delta_text,
@@ -88,6 +89,20 @@ def test_every_epsilon_stands_with_its_delta() -> None:
     assert all(re.search(r"δ\s*=?\s*\d", block) for block in with_epsilon)
     headings = [block for block in page.blocks if re.match(r"ε (admission|PLD)", block)]
     assert headings == ["ε admission at δ 1e-4", "ε PLD at δ 1e-4"]
+
+
+def test_page_says_the_relation_of_the_study_s_own_unit() -> None:
+    result = sample_result()
+
+    pages = {
+        unit: re.sub(r"<[^>]+>", "", render_report({**result, "unit": unit}))
+        for unit in ("family", "record")
+    }
+
+    assert "add or remove one family: with all records of any one family added" in pages["family"]
+    assert "add or remove one record: with any one record added" in pages["record"]
+    texts = [*pages.values(), model_card({**result, "unit": "family"})]
+    assert not any("add or remove one patient" in text for text in texts)
 
 
 def test_page_says_unit_relation_two_hospitals_and_what_is_not_covered() -> None:
