@@ -202,9 +202,9 @@ OTHER_RELATIVES: Final = (
 )
 RELATIVES_BESIDE: Final = (
     OTHER_RELATIVES[0],
-    f"{OTHER_RELATIVES[1]}; who has no row in that table, or no family there, is a family alone, "
-    "also where the table has kin of the same person; who is there in several families is not in "
-    "the study",
+    f"{OTHER_RELATIVES[1]}; who has no readable row there, or none with a family, is a family "
+    "alone, also where kin of the same person are in it; who is there in several families is not "
+    "in the study",
 )
 UNCOVERED: Final = (
     (

@@ -42,7 +42,8 @@ class PatientRecords:
     """The records of one part of a site's patients, grouped by patient.
 
     `features`: float32 [records, inputs], numbers in [-1, 1] and categories 0 or 1.
-    `labels`: float32 [records], the same for all records of a patient: 0 or 1 of a class, a number
+    `labels`: float32 [records], the same for all records of a patient (of a family, which stands
+    here in a patient's place, each member's own): 0 or 1 of a class, a number
     in [-1, 1], or days until an event, negative where the patient was only followed so far; the
     number of a class; a whole number whose bits are labels. Of a segmentation [records, voxels]:
     the structure in each.

@@ -170,5 +170,5 @@ def test_a_disclosure_names_the_unit_and_where_it_is_from() -> None:
     assert "'family' in that site's table" in str(per_family.claim.adjacency.value)
     assert "of modality 'genome'" in str(per_family.claim.adjacency.value)
     why = whys["relatives who are not in the same family of the table"]
-    assert "who has no row in that table, or no family there, is a family alone" in why
+    assert "who has no readable row there, or none with a family, is a family alone" in why
     assert "a family's records" in per_family.claim.contribution_bound.value["how"]
