@@ -102,6 +102,12 @@ BENCHES: Final = (
         arguments=("tcga",),
         quick=("--quick",),
     ),
+    Bench(
+        name="multimodal-hazards",
+        module="multimodal_hazards",
+        data="tcga_multiomics",
+        quick=("--cancer", "luad", "--runs", "1", "--epsilon-8", "1", "--quick"),
+    ),
 )
 
 

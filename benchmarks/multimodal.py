@@ -107,6 +107,10 @@ TCGA: Final = Plan(
     decay=0.1,
 )
 """Steps, rate, decay and the weight of genes are those of the linear fusion (`genomics_tcga`)."""
+MODELS: Final = {
+    "discrete-hazard": "multimodal",
+    "proportional-hazards": "proportional-hazards",
+}
 PRIVATE: Final = {"rounds": 30, "q": 0.5, "clip": 0.5, "rate": 0.01, "most_records": 4}
 PRIVATE_SITES: Final = 3
 Cohort = tuple[StudySpec, PatientRecords]
@@ -221,7 +225,7 @@ def hannover(data: Path, how: str) -> Cohort:
     return study, join(schema, found)
 
 
-def tcga(data: Path, how: str, *, cancer: str) -> Cohort:
+def tcga(data: Path, how: str, *, cancer: str, likelihood: str = "discrete-hazard") -> Cohort:
     """Age and sex, RNA and copy number; the time until death."""
     patients = read(data, cancer)
     rows = [row for own in dealt(patients).values() for row in own]
@@ -238,11 +242,11 @@ def tcga(data: Path, how: str, *, cancer: str) -> Cohort:
         [{"modality": name, "name": "linear"} for name in ("clinical", "rna", "cn")],
         label_from="clinical",
         how=how,
-        model={"outputs": len(CUTS)},
+        model={"name": MODELS[likelihood], "outputs": len(CUTS)},
         genomic=True,
         task={
             "kind": "survival",
-            "likelihood": "discrete-hazard",
+            "likelihood": likelihood,
             "cuts": list(CUTS),
             "horizon_days": 1096.0,
         },
@@ -440,6 +444,16 @@ def main() -> None:
                 plan,
                 runs=runs,
                 private=private,
+            )
+            # The same fusions with the other likelihood; within epsilon 8: `multimodal_hazards`.
+            print(cancer, "proportional hazards", flush=True)
+            result[f"{cancer}, proportional hazards"] = bench(
+                lambda how, name=cancer: tcga(
+                    options.data, how, cancer=name, likelihood="proportional-hazards"
+                ),
+                replace(plan, arms={"fusion": plan.arms["fusion"]}),
+                runs=runs,
+                private=0,
             )
     result["seconds"] = time.perf_counter() - start
     if options.out:

@@ -197,7 +197,8 @@ def plain(spec: StudySpec, training: Tables, plan: Try) -> Mapping[int, Tensors]
 
 def noised(spec: StudySpec, training: Tables, plan: Try) -> Mapping[int, Tensors]:
     """The model within epsilon 8, by the sites' trainers."""
-    return {plan.marks[-1]: distributed(spec, training)}
+    # As sites do: `bookkeeping` where it proves itself here, else `loop`.
+    return {plan.marks[-1]: distributed(spec, training, backend="auto")}
 
 
 def nearly_noised(spec: StudySpec, training: Tables, plan: Try) -> Mapping[int, Tensors]:
@@ -259,21 +260,19 @@ def bench(
     patients = read(options.data, cancer)
     rows = dealt(patients)
     result: dict[str, Any] = {"sites": {site: len(own) for site, own in rows.items()}}
-    for name, grid, fits in (
-        ("without_noise", PLAIN, (plain, plain)),
-        ("epsilon_8", PRIVATE, (nearly_noised, noised)),
+    for name, runs, grid, fits in (
+        ("without_noise", options.runs, PLAIN, (plain, plain)),
+        ("epsilon_8", options.private, PRIVATE, (nearly_noised, noised)),
     ):
-        if {"without_noise": options.no_plain, "epsilon_8": options.no_noise}[name]:
-            continue
         for arm, plans in grid.items():
-            if options.only and options.only not in arm:
+            if not runs or (options.only and options.only not in arm):
                 continue
             tried = [smallest(one) for one in plans[:1]] if options.quick else plans
             with tempfile.TemporaryDirectory() as folder:
                 layers = matrix_files(patients, Path(folder))
                 found = encodings(rows, patients, tried, layers)
             values, counts = [], Counter[str]()
-            for run in range(1, options.runs + 1):
+            for run in range(1, runs + 1):
                 start = time.perf_counter()
                 value, taken = run_of(rows, patients, found, run=run, fits=fits)
                 values.append(value)
@@ -322,11 +321,10 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=10, help="without noise; 0: none")
+    parser.add_argument("--epsilon-8", type=int, default=3, metavar="RUNS", dest="private")
     parser.add_argument("--cancer", choices=CANCERS)
     parser.add_argument("--only", help="models whose name holds this: multimodal, linear")
-    parser.add_argument("--no-noise", action="store_true", help="without the runs in epsilon 8")
-    parser.add_argument("--no-plain", action="store_true", help="only the runs in epsilon 8")
     parser.add_argument("--quick", action="store_true", help="one plan of three steps: no figure")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
