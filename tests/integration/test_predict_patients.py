@@ -211,6 +211,41 @@ def parsed(folder: Path, name: str) -> StudySpec:
     return parse_study(path.read_text(), source="study.toml", keys=keys, lead_key_sha256=LEAD)
 
 
+WHOLE_FILES = """
+[[data]]
+modality = "table"
+kind = "csv"
+path = "table/patients.csv"
+patient_key = "patient_id"
+"""
+
+
+def test_whole_patients_get_the_chance_of_the_event_by_the_horizon_and_no_time_is_looked_for(
+    prepared: Prepared, tmp_path: Path
+) -> None:
+    study = parsed(tmp_path, "whole-survival")
+    STUDIES["whole-survival"][1](tmp_path / "in")
+    without_tissue = tmp_path / "in" / EHR_SITES[-1]
+    rows = list(csv.DictReader((without_tissue / "table" / "patients.csv").open()))
+    asked = [{"patient_id": row["patient_id"], "age": row["age"]} for row in rows]
+    write_table(without_tissue / "table" / "patients.csv", asked)
+    (without_tissue / "patients.toml").write_text(WHOLE_FILES)
+    package = make_package(tmp_path, study)
+
+    found = answer_patients(
+        opened(package),
+        settings_of(prepared, FIRST),
+        patients=without_tissue / "patients.toml",
+        out=tmp_path / "out",
+    )
+
+    scores = [value for (value,) in table(tmp_path / "out").values()]
+    assert found.facts["scores"] == ["event by day 730"]
+    assert found.facts["absent_modalities"] == ["tissue"]
+    assert len(scores) == len(rows)
+    assert all(0 < score < 1 for score in scores)
+
+
 def test_a_measured_value_comes_in_its_unit(prepared: Prepared, tmp_path: Path) -> None:
     study = parsed(tmp_path, "regression")
     STUDIES["regression"][1](tmp_path / "in")
