@@ -144,7 +144,8 @@ def _patient_step(
     )
     starts = np.arange(0, records + 1, RECORDS_PER_PATIENT, dtype=np.int64)
     people = PatientTensors(features=features, labels=labels, starts=starts)
-    return lambda: runner.step(people)
+    kept = runner.step(people)
+    return lambda: runner.step(people, into=kept)  # as `LocalTrainer` does
 
 
 def measure(name: str, *, repeats: int) -> dict[str, Any]:

@@ -141,10 +141,12 @@ def test_noise_halved_in_the_engine_is_found(monkeypatch: pytest.MonkeyPatch) ->
 class TripleClipEngine(PatientDpEngine):
     """Clips at three times the clip norm that its noise is made for."""
 
-    def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
+    def _clipped_sum(
+        self, patients: PatientTensors, draw: Draw, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
         declared = self.plan
         self.plan = replace(declared, clip_norm=3.0 * declared.clip_norm)
-        total = super()._clipped_sum(patients, draw)
+        total = super()._clipped_sum(patients, draw, into)
         self.plan = declared
         return total
 
@@ -185,7 +187,9 @@ class ColumnLossEngine(PatientDpEngine):
     multiplied by the sum of all factors.
     """
 
-    def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
+    def _clipped_sum(
+        self, patients: PatientTensors, draw: Draw, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
         blocks = [torch.zeros((0, self._parameters))]
         for piece in chunks(draw, max_records=1000):
             rows = torch.from_numpy(piece.rows)
@@ -220,16 +224,20 @@ def test_a_loss_of_shape_b_1_that_no_check_stops_is_found(
 class DrawnNumberEngine(PatientDpEngine):
     """Divides by how many were drawn instead of by the public constant."""
 
-    def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
-        total = super()._clipped_sum(patients, draw)
+    def _clipped_sum(
+        self, patients: PatientTensors, draw: Draw, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        total = super()._clipped_sum(patients, draw, into)
         return total * (self.plan.denominator / max(1, len(draw.sizes)))
 
 
 class NanEngine(PatientDpEngine):
     """Lets a patient's NaN into the sum."""
 
-    def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
-        total = super()._clipped_sum(patients, draw)
+    def _clipped_sum(
+        self, patients: PatientTensors, draw: Draw, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        total = super()._clipped_sum(patients, draw, into)
         rows = torch.from_numpy(draw.rows)
         return total + 0.0 * patients.labels[rows].sum() + 0.0 * patients.features[rows].sum()
 

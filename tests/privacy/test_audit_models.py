@@ -157,10 +157,12 @@ class HalfNoiseEngine(PatientDpEngine):
 class TripleClipEngine(PatientDpEngine):
     """Clips at three times the clip norm that its noise is made for."""
 
-    def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
+    def _clipped_sum(
+        self, patients: PatientTensors, draw: Draw, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
         declared = self.plan
         self.plan = replace(declared, clip_norm=3.0 * declared.clip_norm)
-        total = super()._clipped_sum(patients, draw)
+        total = super()._clipped_sum(patients, draw, into)
         self.plan = declared
         return total
 

@@ -365,6 +365,34 @@ def test_noise_is_added_once_however_many_chunks_there_are() -> None:
 
 
 @every_back_end
+def test_a_step_into_the_memory_of_the_last_one_has_the_bits_of_a_fresh_one(back_end: str) -> None:
+    model = make_model("mlp")
+    made = BACK_ENDS[back_end](model, loss=binary_cross_entropy)
+    patients = tensors(make_patients("mlp", sizes=[3, 1, 2]))
+    fresh = make_engine(made, model).step(patients)
+    for left in (float("nan"), float("inf"), 7.0):
+        used = torch.full_like(fresh, left)
+
+        found = make_engine(made, model).step(patients, into=used)
+
+        assert found is used
+        assert torch.equal(found, fresh)
+
+
+@pytest.mark.parametrize(
+    "into",
+    [torch.zeros(3, dtype=torch.float64), torch.zeros(3), torch.zeros(1, 3, dtype=torch.float64)],
+)
+def test_memory_of_another_kind_is_refused(into: torch.Tensor) -> None:
+    model = build_model(ModelSpec(name="logistic-regression"), 3)
+    engine = make_engine(LoopBackEnd(model, loss=binary_cross_entropy), model)
+
+    with pytest.raises(RuntimeError, match="what an earlier step returned"):
+        engine.step(tensors([(torch.ones(1, 3), torch.ones(1))]), into=into)
+    assert engine.steps == 0
+
+
+@every_back_end
 @pytest.mark.parametrize("stage", ["forward", "backward"])
 def test_an_interrupted_step_leaves_nothing_for_the_next(back_end: str, stage: str) -> None:
     """A deadline in mid-step merged one patient into two steps in Opacus' batch manager."""

@@ -213,8 +213,10 @@ class LocalTrainer:
         trained = trainable_parameters(model)
         fixed = [torch.tensor(correction[name]) for name in trained] if correction else []
         descent = LocalDescent(self._study, list(trained.values()), correction=fixed)
+        gradient: torch.Tensor | None = None
         for rate in rates:
-            descent.step(engine.step(patients), rate=rate)
+            gradient = engine.step(patients, into=gradient)
+            descent.step(gradient, rate=rate)
 
     def _rates(self, round_number: int | None) -> list[float]:
         """The learning rate of each local step."""

@@ -67,17 +67,23 @@ class PatientDpEngine:
         """How many steps have released a gradient; what the ledger's charge is checked against."""
         return self._steps
 
-    def step(self, patients: PatientTensors) -> torch.Tensor:
+    def step(self, patients: PatientTensors, *, into: torch.Tensor | None = None) -> torch.Tensor:
         """The noisy mean gradient of one Poisson draw: float64 [parameters].
+
+        With `into`, what an earlier step returned, that tensor is overwritten and returned: fresh
+        memory for each step costs a large model a tenth of its time.
 
         1. Draw: each patient enters with probability q, with at most k random records.
         2. Clip: each patient's mean gradient to C in float64; a non-finite one becomes zero.
         3. Sum over patients, and add N(0, (sigma C)^2) to each coordinate, once.
         4. Divide by the public constant q * N, never by the number drawn.
 
+        Raises:
+            RuntimeError: `into` is no float64 [parameters] on the patients' device.
+
         Source: McMahan et al. 2018 (the unit is a person); Abadi et al. 2016 (the step).
         """
-        total = self._clipped_sum(patients, self._drawn(patients))
+        total = self._clipped_sum(patients, self._drawn(patients), into)
         total.add_(self._draw_noise(total.device), alpha=self.plan.noise_std)
         self._steps += 1
         return total.div_(self.plan.denominator)
@@ -116,9 +122,18 @@ class PatientDpEngine:
             limit=self.plan.max_records_per_patient,
         )
 
-    def _clipped_sum(self, patients: PatientTensors, draw: Draw) -> torch.Tensor:
-        device = patients.features.device
-        total = torch.zeros(self._parameters, dtype=torch.float64, device=device)
+    def _zeros(self, device: torch.device, into: torch.Tensor | None) -> torch.Tensor:
+        """Float64 zeros for each parameter, in `into` where that is given."""
+        if into is None:
+            return torch.zeros(self._parameters, dtype=torch.float64, device=device)
+        if (into.dtype, into.shape, into.device) != (torch.float64, (self._parameters,), device):
+            raise RuntimeError("engine: expected `into` to be what an earlier step returned")
+        return into.zero_()
+
+    def _clipped_sum(
+        self, patients: PatientTensors, draw: Draw, into: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        total = self._zeros(patients.features.device, into)
         bound = clip_factors if self.plan.clipping == "flat" else normalise_factors
         factors = partial(bound, clip_norm=self.plan.clip_norm)
         for piece in chunks(draw, max_records=self._max_records_per_chunk):
