@@ -144,8 +144,13 @@ def _patient_step(
     )
     starts = np.arange(0, records + 1, RECORDS_PER_PATIENT, dtype=np.int64)
     people = PatientTensors(features=features, labels=labels, starts=starts)
-    kept = runner.step(people)
-    return lambda: runner.step(people, into=kept)  # as `LocalTrainer` does
+    released: torch.Tensor | None = None
+
+    def step() -> None:
+        nonlocal released
+        released = runner.step(people, into=released)  # as `LocalTrainer` does
+
+    return step
 
 
 def measure(name: str, *, repeats: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The back end `bookkeeping`: all patients of a chunk in one backward pass to layer outputs."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -176,7 +176,7 @@ class BookkeepingBackEnd:
     def _filled(self, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         """The rows of `index`, then zeros up to the fixed number of rows; always a fresh buffer."""
         batch = values.new_zeros((self.geometry.rows, *values.shape[1:]))
-        batch[: len(index)] = values[index]
+        torch.index_select(values, 0, index, out=batch[: len(index)])
         return batch
 
     def gradients(self, batch: Batch) -> torch.Tensor:
@@ -233,19 +233,26 @@ def _norms(parts: list[Gradient]) -> torch.Tensor:
 def _squared_lengths(rows: torch.Tensor) -> torch.Tensor:
     """The squared norm of each row, float64 [slots], widened block by block."""
     total = torch.zeros((), dtype=torch.float64)
-    for block in torch.split(rows, max(1, _BLOCK_ELEMENTS // rows.shape[0]), dim=1):
+    for block in _blocks(rows):
         total = total + torch.linalg.vector_norm(block, dim=1, dtype=torch.float64).square()
     return total
+
+
+def _blocks(rows: torch.Tensor) -> Sequence[torch.Tensor]:
+    """Columns of [slots, numbers] that stay in the cache when they are widened."""
+    columns = max(1, _BLOCK_ELEMENTS // rows.shape[0])
+    return [rows] if rows.shape[1] <= columns else torch.split(rows, columns, dim=1)
 
 
 def _add_weighted(into: torch.Tensor, part: Gradient, scales: torch.Tensor) -> None:
     if isinstance(part, Product):
         part.add_weighted(into, scales)
         return
-    columns = max(1, _BLOCK_ELEMENTS // part.shape[0])
-    blocks = zip(torch.split(into, columns), torch.split(part, columns, dim=1), strict=True)
-    for some, block in blocks:
-        some.add_(weighted_sum(block.double(), scales))
+    start = 0
+    for block in _blocks(part):
+        end = start + block.shape[1]
+        into[start:end].add_(weighted_sum(block.double(), scales))
+        start = end
 
 
 def _rules(model: nn.Module) -> dict[nn.Module, LayerRule]:

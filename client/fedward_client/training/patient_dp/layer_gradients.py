@@ -64,9 +64,9 @@ class Product:
         """
         inputs = torch.bmm(self.inputs, self.inputs.transpose(1, 2))
         back = torch.bmm(self.back, self.back.transpose(1, 2))
-        found = (inputs * back).sum(dim=(1, 2))
-        lengths = inputs.diagonal(dim1=1, dim2=2) * back.diagonal(dim1=1, dim2=2)
-        most = lengths.sqrt().sum(dim=1).square()
+        pairs = inputs * back
+        found = pairs.sum(dim=(1, 2))
+        most = pairs.diagonal(dim1=1, dim2=2).sqrt().sum(dim=1).square()
         return torch.maximum(found + _ROUNDING * most, _LEAST_SHARE * most)
 
     def add_weighted(self, into: torch.Tensor, scales: torch.Tensor) -> None:
