@@ -61,6 +61,12 @@ BENCHES: Final = (
         quick=("--cancer", "luad", "--draws", "1", "--only", "clinical and few"),
     ),
     Bench(
+        name="tcga-crossed",
+        module="genomics_crossed",
+        data="tcga_multiomics",
+        quick=("--quick",),
+    ),
+    Bench(
         name="autoencoder",
         module="genomics_autoencoder",
         data="tcga_multiomics",

@@ -57,6 +57,7 @@ CANCERS: Final = ("luad", "blca")
 LABEL: Final = {"column": "days", "event_column": "dead", "longest_days": CUTS[-1]}
 HASHED: Final = {"kind": "hash", "salt": "none", "held_out": 1e-12}
 LINEAR: Final = "linear"
+CLINICAL_COLUMNS: Final = "clinical"
 TASK: Final = {
     "kind": "survival",
     "likelihood": "proportional-hazards",
@@ -77,7 +78,10 @@ class Try:
     weight: float = 0.1
     rate: float
     decay: float = 0.0
+    momentum: float | None = None
+    """Gradient descent with it, and not Adam."""
     marks: tuple[int, ...]
+    inputs: tuple[str, ...] = (CLINICAL_COLUMNS, *SUFFIXES)
 
 
 MARKS: Final = (25, 50, 100, 200, 300)
@@ -112,8 +116,10 @@ def study(rows: Rows, patients: Sequence[Mapping[str, str]], plan: Try, *, seed:
     layers = [
         {"name": name, "scale": scale, "genes": genes(patients, name), "weight": plan.weight}
         for name, (_, scale) in SUFFIXES.items()
+        if name in plan.inputs
     ]
-    side_by_side = {"kind": "profiles", "missing": "fill", "clinical": CLINICAL, "label": LABEL}
+    columns = CLINICAL if CLINICAL_COLUMNS in plan.inputs else []
+    side_by_side = {"kind": "profiles", "missing": "fill", "clinical": columns, "label": LABEL}
     if plan.how == LINEAR:
         split = {"kind": "column", "column": "split"}
         data: dict[str, Any] = {**side_by_side, "layers": layers, "split": split}
@@ -192,7 +198,14 @@ def _names(records: Any, own: Sequence[Mapping[str, str]]) -> Sequence[str]:
 
 def plain(spec: StudySpec, training: Tables, plan: Try) -> Mapping[int, Tensors]:
     """The models without noise at each mark."""
-    return pooled_path(spec, training, marks=plan.marks, rate=plan.rate, decay=plan.decay)
+    return pooled_path(
+        spec,
+        training,
+        marks=plan.marks,
+        rate=plan.rate,
+        decay=plan.decay,
+        momentum=plan.momentum,
+    )
 
 
 def noised(spec: StudySpec, training: Tables, plan: Try) -> Mapping[int, Tensors]:
@@ -295,12 +308,16 @@ def encodings(
     layers: Sequence[LayerFile],
 ) -> dict[Try, Tables]:
     """The patients' records for each plan; plans of equal data share them."""
-    known: dict[tuple[bool, float], Tables] = {}
+    known: dict[tuple[bool, float, tuple[str, ...]], Tables] = {}
     for plan in plans:
-        key = (plan.how == LINEAR, plan.weight)
-        if key not in known:
-            known[key] = tables(study(rows, patients, plan, seed=1), rows, layers)
-    return {plan: known[plan.how == LINEAR, plan.weight] for plan in plans}
+        if _data(plan) not in known:
+            known[_data(plan)] = tables(study(rows, patients, plan, seed=1), rows, layers)
+    return {plan: known[_data(plan)] for plan in plans}
+
+
+def _data(plan: Try) -> tuple[bool, float, tuple[str, ...]]:
+    """What a plan's records depend on."""
+    return plan.how == LINEAR, plan.weight, plan.inputs
 
 
 def smallest(plan: Try) -> Try:

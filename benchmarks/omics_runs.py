@@ -109,14 +109,22 @@ def pooled_path(
     decay: float,
     start: Tensors | None = None,
     frozen: tuple[str, ...] = (),
+    momentum: float | None = None,
 ) -> dict[int, dict[str, Array]]:
-    """The models after each of these numbers of steps, all on the way of `pooled`."""
+    """The models after each of these numbers of steps, all on the way of `pooled`.
+
+    With `momentum` the steps are those of gradient descent with it, and not of Adam.
+    """
     task, inputs = task_of(study), input_size(study.data)
     model = build_model(study.model, inputs).train()
     if start is not None:
         load_tensors(model, start)
     learned = [one for name, one in model.named_parameters() if not name.startswith(frozen)]
-    optimiser = torch.optim.AdamW(learned, lr=rate, weight_decay=decay)
+    optimiser: torch.optim.Optimizer = (
+        torch.optim.AdamW(learned, lr=rate, weight_decay=decay)
+        if momentum is None
+        else torch.optim.SGD(learned, lr=rate, weight_decay=decay, momentum=momentum)
+    )
     total = sum(records.patients for records in training.values())
     chance = torch.Generator().manual_seed(1)
     # Gradients add up: the sum over all patients is the sum over the sites' sums.

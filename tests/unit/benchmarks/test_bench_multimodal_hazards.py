@@ -23,30 +23,10 @@ from benchmarks.multimodal_hazards import (
 )
 from benchmarks.omics_runs import Tables, pooled, pooled_path
 from fedward_common.study.tasks import check_task
+from tests.support.survival_cohort import patients
 
 FUSED = Try(how="concatenation", width=2, weight=0.5, rate=0.05, marks=(20, 100))
 SIDE_BY_SIDE = Try(how=LINEAR, weight=0.5, rate=0.05, marks=(20, 100))
-
-
-def patients(count: int = 96) -> list[dict[str, str]]:
-    """Made up; the first gene shortens the time to death."""
-    draws = np.random.default_rng(3)
-    found = []
-    for number in range(count):
-        values = draws.normal(size=3)
-        months = float(draws.exponential(30 * np.exp(-1.5 * values[0])))
-        row = {f"G{k}_rnaseq": f"{value:.4f}" for k, value in enumerate(values)}
-        row |= {f"G{k}_cnv": str(draws.integers(-2, 3)) for k in range(2)}
-        about = {
-            "case_id": f"p{number}",
-            "tss": "ABCDEFGH"[number % 8],
-            "age": "60",
-            "is_female": str(float(number % 2)),
-            "survival_months": f"{min(months, 60.0) + 0.1:.2f}",
-            "censorship": str(float(months > 60.0)),
-        }
-        found.append(row | about)
-    return found
 
 
 @pytest.fixture(scope="module")
