@@ -11,18 +11,15 @@ beside the same head on an encoder that learned nothing. One plan, nothing tuned
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.facts import facts
 from benchmarks.genomics_omics import EPSILON, Plan, study_of
 from benchmarks.genomics_tcga import (
     CUTS,
@@ -169,9 +166,7 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in ("torch", "numpy", "opacus")},
+        **facts(("torch", "numpy", "opacus")),
         "epsilon": EPSILON,
         "cancers": {},
     }

@@ -14,14 +14,10 @@ oracle, no part of Fedward); without it nothing runs.
 import argparse
 import io
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +25,7 @@ import numpy as np
 import torch
 from scipy.io import arff
 
+from benchmarks.facts import facts
 from benchmarks.genomics_omics import EPSILON, Plan, Rows, share, study_of
 from benchmarks.genomics_tcga import c_index, encoded, some
 from benchmarks.omics_runs import Tables, distributed, pooled, privacy, rehearsed
@@ -269,10 +266,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         one = cohort(content, Path(folder))
         result: dict[str, Any] = {
-            "date": datetime.now(UTC).date().isoformat(),
-            "machine": f"{platform.machine()}, {os.cpu_count()} cores, "
-            f"load {os.getloadavg()[0]:.1f}",
-            "versions": {name: version(name) for name in ("torch", "numpy", "opacus")},
+            **facts(("torch", "numpy", "opacus")),
             "epsilon": EPSILON,
             "runs": options.runs,
             "sites": {site: len(own) for site, own in one.rows.items()},

@@ -11,18 +11,15 @@ momentum and few steps: Adam moves every gene by as much, which costs 0.01 to 0.
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.facts import facts
 from benchmarks.genomics_breast import parted
 from benchmarks.genomics_tcga import FOLDS, dealt, matrix_files, read
 from benchmarks.multimodal_hazards import (
@@ -121,9 +118,7 @@ def main() -> None:
         for cancer in CANCERS
     }
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in ("torch", "numpy")},
+        **facts(("torch", "numpy")),
         "cancers": crossed(figures),
         "every_plan": {
             cancer: {

@@ -15,18 +15,15 @@ import csv
 import gzip
 import hashlib
 import json
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.facts import facts
 from benchmarks.omics_runs import Tables, averaged, distributed, privacy
 from fedward_common.ids import SiteId
 from fedward_common.privacy.accounting import calibrate_noise_multiplier
@@ -304,9 +301,7 @@ def bench(
 ) -> None:
     """Every plan without noise over seeds and within epsilon 8 over draws, written as it goes."""
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in PACKAGES},
+        **facts(PACKAGES),
         "sites": {
             site: {
                 part: sum(row["split"] == part for row in own) for part in ("train", "test")

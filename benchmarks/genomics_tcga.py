@@ -19,20 +19,17 @@ import argparse
 import csv
 import json
 import lzma
-import os
-import platform
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.facts import facts
 from benchmarks.genomics_omics import EPSILON, Plan, Rows, share, study_of
 from benchmarks.omics_runs import Tables, distributed, pooled, privacy, rehearsed
 from fedward_common.ids import SiteId
@@ -300,9 +297,7 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in ("torch", "numpy", "opacus")},
+        **facts(("torch", "numpy", "opacus")),
         "epsilon": EPSILON,
         "cancers": {},
     }

@@ -14,13 +14,9 @@ The set does not say whose an image is: epsilon is per record; NOT per patient.
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +25,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
+from benchmarks.facts import facts
 from benchmarks.study import load_study
 from fedward_client.training.trainer import LocalTrainer, PerformanceFlags
 from fedward_common.ids import SiteId
@@ -205,9 +202,7 @@ def main() -> None:
     study, train, test = load(options.data)
     small = network_study(study)
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in ("torch", "numpy", "scikit-learn")},
+        **facts(("torch", "numpy", "scikit-learn")),
         "images": {
             site: {"train": records.patients, "held_out": test[site].patients}
             for site, records in train.items()

@@ -16,14 +16,10 @@ before its first run; TCGA's is that of `genomics_tcga`, after one run of anothe
 import argparse
 import csv
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,6 +28,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn import functional
 
+from benchmarks.facts import facts
 from benchmarks.genomics_omics import share
 from benchmarks.genomics_tcga import (
     CLINICAL,
@@ -424,9 +421,7 @@ def main() -> None:
     plan = quick(plans[options.set]) if options.quick else plans[options.set]
     start = time.perf_counter()
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in ("torch", "numpy")},
+        **facts(("torch", "numpy")),
         "runs": runs,
     }
     if options.set == "hannover":

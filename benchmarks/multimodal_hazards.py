@@ -12,20 +12,17 @@ a run is the mean of Harrell's C over the folds, each over all sites' held-out p
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.facts import facts
 from benchmarks.genomics_breast import parted
 from benchmarks.genomics_omics import EPSILON, Plan, Rows, share, study_of
 from benchmarks.genomics_tcga import (
@@ -347,9 +344,7 @@ def main() -> None:
     options = parser.parse_args()
     start = time.perf_counter()
     result: dict[str, Any] = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in ("torch", "numpy", "opacus")},
+        **facts(("torch", "numpy", "opacus")),
         "epsilon": EPSILON,
         "cancers": {},
     }

@@ -14,13 +14,9 @@ what its rows are worth on training patients.
 import argparse
 import csv
 import json
-import os
-import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +25,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.facts import facts
 from benchmarks.omics_runs import distributed, pooled, privacy
 from fedward_client.synthetic_check import check_json, check_synthetic
 from fedward_common.arrays import Tensors
@@ -286,9 +283,7 @@ def main() -> None:
             found[name] |= privacy(spec)
         print(name, json.dumps(found[name]), flush=True)
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in PACKAGES},
+        **facts(PACKAGES),
         "patients": {"training": len(real), "held_out": held_out.patients},
         "auc": found,
         "seconds": time.perf_counter() - start,

@@ -13,12 +13,8 @@ once and judges them on the official validation images, and reads no test image.
 
 import argparse
 import json
-import os
-import platform
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +25,7 @@ from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.facts import facts
 from benchmarks.omics_runs import distributed, privacy
 from benchmarks.synthetic import spread
 from fedward_common.arrays import Tensors
@@ -210,9 +207,7 @@ def main() -> None:
             found[name] = spread(aucs) | (privacy(spec) if noise else {})
             print(name, json.dumps(found[name]), f"{time.perf_counter() - start:.0f} s", flush=True)
     result = {
-        "date": datetime.now(UTC).date().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}",
-        "versions": {name: version(name) for name in PACKAGES},
+        **facts(PACKAGES),
         "judged_on": "validation" if options.choose else "test",
         "auc": found,
         "seconds": time.perf_counter() - start,

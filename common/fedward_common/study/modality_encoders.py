@@ -31,7 +31,10 @@ def check_modalities(study: StudySpec) -> None:
         return
     name = HAZARDS if is_proportional(study.task) else "multimodal"
     if fusion is None or study.model.name != name:
-        raise ConfigError(f"model: expected the name {name} and a table model.fusion")
+        raise ConfigError(
+            f"model: expected the name {name} and a table model.fusion, found the name "
+            f"{study.model.name} {'without' if fusion is None else 'with'} one"
+        )
     expected = [(name, part.input_size) for name, part in data.parts.items()]
     found = [(encoder.modality, encoder.inputs) for encoder in fusion.encoders]
     if found != expected:
