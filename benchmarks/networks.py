@@ -8,6 +8,7 @@ wants; the defaults are the sizes of `benchmarks/privacy.py`.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import torch
 from torch import nn
@@ -38,16 +39,16 @@ def mlp(*, inputs: int = 64, hidden: Sequence[int] = (96, 64, 16)) -> nn.Module:
     return Logit(nn.Sequential(*layers), hidden[-1])
 
 
-class Lstm(nn.Module):
-    """An LSTM over [records, time, measurements]; the last state gives the logit."""
+class Recurrent(nn.Module):
+    """An LSTM or GRU over [records, time, measurements]; the last state gives the logit."""
 
-    def __init__(self, *, inputs: int = 32, hidden: int = 64) -> None:
+    def __init__(self, kind: Literal["lstm", "gru"], *, inputs: int = 32, hidden: int = 64) -> None:
         super().__init__()
-        self.lstm = dp_layer("lstm")(inputs, hidden, batch_first=True)
+        self.cell = dp_layer(kind)(inputs, hidden, batch_first=True)
         self.output = nn.Linear(hidden, 1)
 
     def forward(self, series: torch.Tensor) -> torch.Tensor:
-        states, _ = self.lstm(series)
+        states, _ = self.cell(series)
         logits: torch.Tensor = self.output(states[:, -1])
         return logits.squeeze(-1)
 
@@ -255,6 +256,8 @@ class Network:
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
     words: int = 0
+    fused: Callable[[], nn.Module] | None = None
+    """The same network of torch's fused layers, where they have no per-patient gradients."""
 
     def records(self, count: int, *, generator: torch.Generator) -> torch.Tensor:
         """`count` made-up records."""
@@ -265,7 +268,16 @@ class Network:
 
 FULL: dict[str, Network] = {
     "mlp": Network(build=mlp, shape=(64,)),
-    "lstm": Network(build=Lstm, shape=(48, 32)),
+    "lstm": Network(
+        build=lambda: Recurrent("lstm"),
+        shape=(48, 32),
+        fused=lambda: Recurrent("lstm", fused=True),
+    ),
+    "gru": Network(
+        build=lambda: Recurrent("gru"),
+        shape=(48, 32),
+        fused=lambda: Recurrent("gru", fused=True),
+    ),
     "gru-d": Network(
         build=lambda: gru_d(steps=48, width=32, variables=15, hidden=64), shape=(48 * 32,)
     ),
@@ -277,7 +289,8 @@ FULL: dict[str, Network] = {
 }
 TINY: dict[str, Network] = {
     "mlp": Network(build=lambda: mlp(inputs=6, hidden=(7, 5)), shape=(6,)),
-    "lstm": Network(build=lambda: Lstm(inputs=3, hidden=4), shape=(5, 3)),
+    "lstm": Network(build=lambda: Recurrent("lstm", inputs=3, hidden=4), shape=(5, 3)),
+    "gru": Network(build=lambda: Recurrent("gru", inputs=3, hidden=4), shape=(9, 3)),
     "gru-d": Network(build=lambda: gru_d(steps=4, width=5, variables=2, hidden=3), shape=(4 * 5,)),
     "cnn": Network(build=lambda: cnn(side=8, width=4, groups=2), shape=(1, 8, 8)),
     "transformer": Network(

@@ -4,8 +4,10 @@
 
 Time is the CPU time of one process on one thread, all engines of a network interleaved, one warm-up
 each. A step is: forward, gradients, clipping and summing; noise and the optimiser are left out for
-all, as they cost the same. Four records a patient. Memory is the growth of the peak resident size
-(VmHWM, Linux) over two steps in a child process of its own, after model and records are made.
+all, as they cost the same. Four records a patient. Opacus' engines take Opacus' recurrent layers,
+the others Fedward's, and non-private training also torch's own. Memory is the growth of the peak
+resident size (VmHWM, Linux) over two steps in a child process of its own, after model and records
+are made.
 """
 
 import argparse
@@ -33,14 +35,16 @@ from fedward_client.training.patient_dp.engine import PatientDpEngine
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.plan import PatientDpPlan, PatientTensors
 from fedward_common.errors import ModelRefused
-from fedward_common.models.dp_layers import load_opacus
+from fedward_common.models.dp_layers import as_opacus, load_opacus
 
 RECORDS_PER_PATIENT: Final = 4
 CLIP: Final = 1.0
-BATCH: Final = {"mlp": 512, "lstm": 64, "cnn": 128, "transformer": 128, "unet3d": 16}
+BATCH: Final = {"mlp": 512, "lstm": 64, "gru": 64, "cnn": 128, "transformer": 128, "unet3d": 16}
 """Records a step; 16 where none is named."""
+FUSED: Final = "non-private, torch's layer"
 ENGINES: Final = (
     "non-private",
+    FUSED,
     "opacus hooks, record",
     "opacus functorch, record",
     "opacus ghost, record",
@@ -69,8 +73,8 @@ def make_step(engine: str, network: Network, *, records: int) -> Step:
     generator = torch.Generator().manual_seed(0)
     features = network.records(records, generator=generator)
     labels = (torch.arange(records) % 2).float()
-    model = network.build().train()
-    if engine == "non-private":
+    model = ((engine == FUSED and network.fused) or network.build)().train()
+    if engine.startswith("non-private"):
         return lambda: torch.autograd.grad(
             losses(model(features), labels).mean(), list(model.parameters())
         )
@@ -81,6 +85,7 @@ def make_step(engine: str, network: Network, *, records: int) -> Step:
 
 def _opacus_step(mode: str, model: nn.Module, features: torch.Tensor, labels: torch.Tensor) -> Step:
     load_opacus()
+    as_opacus(model)
     from opacus.grad_sample import (  # noqa: PLC0415 - costs a second
         GradSampleModule,
         GradSampleModuleFastGradientClipping,
@@ -159,6 +164,8 @@ def measure(name: str, *, repeats: int) -> dict[str, Any]:
     steps: dict[str, Step] = {}
     failed: dict[str, str] = {}
     for engine in ENGINES:
+        if engine == FUSED and network.fused is None:
+            continue
         try:
             steps[engine] = make_step(engine, network, records=records)
             steps[engine]()

@@ -5,10 +5,13 @@ Importing this module imports nothing of Opacus; its functions do.
 
 import logging
 import warnings
-from typing import Literal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, Literal
 
 from torch import nn
 
+_WHOLE_SERIES: Final = "fedward_common.models.whole_series"
 DpLayerName = Literal["lstm", "gru", "multihead-attention"]
 
 
@@ -31,13 +34,50 @@ def load_opacus() -> None:
 
 
 def dp_layer(name: DpLayerName) -> type[nn.Module]:
-    """The Opacus replacement of a recurrent or attention layer, for models on both back ends."""
+    """The Opacus replacement of a recurrent or attention layer, for models on all back ends."""
     load_opacus()
-    from opacus.layers import DPGRU, DPLSTM, DPMultiheadAttention  # noqa: PLC0415 - as above
+    from opacus.layers import DPMultiheadAttention  # noqa: PLC0415 - as above
+
+    from fedward_common.models.whole_series import Gru, Lstm  # noqa: PLC0415 - as above
 
     layers: dict[DpLayerName, type[nn.Module]] = {
-        "lstm": DPLSTM,
-        "gru": DPGRU,
+        "lstm": Lstm,
+        "gru": Gru,
         "multihead-attention": DPMultiheadAttention,
     }
     return layers[name]
+
+
+def whole_series_layers(model: nn.Module) -> list[Any]:
+    """The LSTMs and GRUs of `model` that `dp_layer` made; imports nothing."""
+    return [layer for layer in model.modules() if type(layer).__module__ == _WHOLE_SERIES]
+
+
+@contextmanager
+def observed(layers: Iterable[Any], observer: Callable[..., None]) -> Iterator[None]:
+    """Each of `layers` tells `observer` of its cells inside the block (`whole_series.Observer`)."""
+    layers = list(layers)
+    try:
+        for layer in layers:
+            layer.observer = observer
+        yield
+    finally:
+        for layer in layers:
+            layer.observer = None
+
+
+def as_opacus(model: nn.Module) -> Callable[[], None]:
+    """Gives LSTMs and GRUs of `model` Opacus' own class, the only one that its engine knows.
+
+    Parameters, names and results stay; only the way to them is the slower one. What is returned
+    undoes it.
+    """
+    changed = [(layer, type(layer)) for layer in whole_series_layers(model)]
+
+    def undo() -> None:
+        for layer, kind in changed:
+            layer.__class__ = kind
+
+    for layer, kind in changed:
+        layer.__class__ = kind.opacus
+    return undo

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,9 +20,11 @@ from fedward_client.training.patient_dp.layer_gradients import (
     Gradient,
     LayerRule,
     Product,
+    recurrent_cell,
     rule_of,
 )
 from fedward_common.errors import ModelRefused
+from fedward_common.models.dp_layers import observed, whole_series_layers
 
 _BLOCK_ELEMENTS = 1 << 16
 """Clipping widens to float64 and takes several passes: small blocks stay in the cache."""
@@ -103,6 +106,7 @@ class BookkeepingBackEnd:
         self.geometry = geometry
         self._parameters = trainable_parameters(model)
         self._rules = _rules(model)
+        self._recurrent = whole_series_layers(model)
 
     def patient_gradients(self, chunk: Chunk) -> Iterator[torch.Tensor]:
         """Blocks [patients, parameters] that together hold one row for each patient in order."""
@@ -187,7 +191,7 @@ class BookkeepingBackEnd:
 
     def _parts(self, batch: Batch) -> dict[str, Gradient]:
         """Every trainable parameter's mean gradient in every place, in the parameters' order."""
-        with torch.enable_grad(), _kept_calls(self._rules) as calls:
+        with torch.enable_grad(), _kept_calls(self._rules, self._recurrent) as calls:
             losses = record_losses(
                 self._model, loss=self._loss, features=batch.features, labels=batch.labels
             )
@@ -269,21 +273,25 @@ def _rules(model: nn.Module) -> dict[nn.Module, LayerRule]:
             "it comes anew with each round's weights, and only its first value was tried",
         )
     rules: dict[nn.Module, LayerRule] = {}
+    cells = {cell for layer in whole_series_layers(model) for cell in layer.cells}
+    inside = {inner for cell in cells for inner in cell.children()}
     left: list[tuple[str, str, set[nn.Parameter]]] = []
     for name, layer in model.named_modules():
         kind = type(layer).__name__
         if kind in _TIME_FIRST or (isinstance(layer, _DROPOUT) and getattr(layer, "p", 1) > 0):
             raise _refusal(name, kind, "its records cannot be told apart by their place")
-        own = {p for p in layer.parameters(recurse=False) if p.requires_grad}
-        rule = rule_of(layer)
+        if layer in inside:
+            continue
+        own = {p for p in layer.parameters(recurse=layer in cells) if p.requires_grad}
+        rule = recurrent_cell if layer in cells else rule_of(layer)
         if rule is None:
             left.append((name, kind, own))
         elif own:
             if layer._forward_hooks or layer._forward_pre_hooks or "forward" in vars(layer):
                 raise _refusal(name, kind, "it has a hook or another forward of its own")
             rules[layer] = rule
-    # A DPLSTM repeats the parameters of its cells under other names; those have a rule already.
-    covered = {p for layer in rules for p in layer.parameters(recurse=False)}
+    # An LSTM repeats the parameters of its cells under other names; those have a rule already.
+    covered = {p for layer in rules for p in layer.parameters()}
     for name, kind, own in left:
         if own - covered:
             raise _refusal(name, kind, "it has parameters that this back end has no rule for")
@@ -298,7 +306,9 @@ def _refusal(name: str, kind: str, why: str) -> ModelRefused:
 
 
 @contextmanager
-def _kept_calls(rules: dict[nn.Module, LayerRule]) -> Iterator[list[_Call]]:
+def _kept_calls(
+    rules: dict[nn.Module, LayerRule], recurrent: Sequence[Any]
+) -> Iterator[list[_Call]]:
     """The calls of all layers with a rule inside the block; the hooks end with it."""
     calls: list[_Call] = []
 
@@ -309,9 +319,15 @@ def _kept_calls(rules: dict[nn.Module, LayerRule]) -> Iterator[list[_Call]]:
             raise ModelRefused(f"{type(layer).__name__}: expected one tensor as its output")
         calls.append(_Call(layer=layer, inputs=inputs[0].detach(), output=output))
 
-    handles = [layer.register_forward_hook(keep) for layer in rules]
+    def keep_cell(cell: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        calls.append(_Call(layer=cell, inputs=inputs, output=output))
+
+    # With hooks on its cells a recurrent layer would take them step by step.
+    hooked = [layer for layer, rule in rules.items() if rule is not recurrent_cell]
+    handles = [layer.register_forward_hook(keep) for layer in hooked]
     try:
-        yield calls
+        with observed(recurrent, keep_cell):
+            yield calls
     finally:
         for handle in handles:
             handle.remove()

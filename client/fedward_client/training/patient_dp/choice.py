@@ -1,4 +1,4 @@
-"""Which back end runs: by name, or by `auto` from a short measured table of 2026-11-27."""
+"""Which back end runs: by name, or by `auto` from a short measured table of 2026-11-28."""
 
 import math
 from dataclasses import dataclass
@@ -52,16 +52,15 @@ _SMALL: Final = 4_000
 _TABLE: Final = {
     "small": _Measured(smallest=1, largest=_SMALL, places=64, least_patients=500),
     "dense": _Measured(smallest=_SMALL, largest=800_000, places=64, least_patients=2_000),
-    "recurrent": _Measured(smallest=4_000, largest=30_000, places=16, least_patients=300),
+    "recurrent": _Measured(smallest=1_500, largest=100_000, places=16, least_patients=1_000),
     "convolution": _Measured(smallest=4_000, largest=30_000, places=8, least_patients=1_500),
 }
 """Measured 2026-11-26 (torch 2.13.0 CPU, one thread of a busy AMD Zen 5 machine, 4 records a
 patient), CPU ms of a step, loop / bookkeeping: MLP of 13.5 thousand at 128 patients 90 / 4.0, of
 32, 132 and 788 thousand at 64 patients 74 / 3.8, 70 / 11 and 300 / 35; transformer of 66 thousand
-at 32 patients 116 / 35; LSTM of 25 thousand at 16 patients 175 / 26; CNN of 27 thousand at 32
-patients 113 / 74. The other way round at 4 patients: ResNet18 654 / 893, DenseNet121 894 / 1476,
-3-D U-Net 170 / 315. The slot check took 0.7 CPU-s (MLP, 64 places), 5 (transformer, 64), 2 (LSTM,
-16), 0.8 (CNN, 8).
+at 32 patients 116 / 35; CNN of 27 thousand at 32 patients 113 / 74. The other way round at 4
+patients: ResNet18 654 / 893, DenseNet121 894 / 1476, 3-D U-Net 170 / 315. The slot check took 0.7
+CPU-s (MLP, 64 places), 5 (transformer, 64), 0.8 (CNN, 8).
 
 Measured 2026-11-27 at 64 patients of 1 and 4 records: linear models of 11 to 230 numbers 14 to 20 /
 0.5 to 1.5, MLPs of 225 to 2,181 numbers 25 to 52 / 0.9 to 3.0; slot check 0.05 to 0.23 CPU-s, a
@@ -69,9 +68,16 @@ refusal (some linear models of five classes) 0.02.
 
 Measured 2026-11-27 since convolutions are kept as factors, 32 patients: CNN of 27 thousand of 4
 records 77 / 54 in 8 places, of 2 records 65 / 31 in 16 (45 in 8), of 1 record 62 / 22 in 32 (52 in
-8); LSTM of 1 record 225 / 21 in 32 (31 in 16). The slot check of the CNN takes 0.8 CPU-s, and 1.8
-where it is the first thing that a process does. ResNet18 at 4 patients 446 / 435, but its slot
-check 36 CPU-s and more than a gigabyte; DenseNet121 761 / 1044.
+8). The slot check of the CNN takes 0.8 CPU-s, and 1.8 where it is the first thing that a process
+does. ResNet18 at 4 patients 446 / 435, but its slot check 36 CPU-s and more than a gigabyte;
+DenseNet121 761 / 1044.
+
+Measured 2026-11-28 since recurrent layers take all steps at once (48 of them; 16 patients of 4
+records, and 32 of 1): LSTM of 25 thousand 32 / 8.5 and 53 / 6.2, GRU of 19 thousand 28 / 7.8 and 47
+/ 5.9, bidirectional LSTM of 50 thousand 62 / 17 and 99 / 12, LSTM of 99 thousand 55 / 25 and 66 /
+25, GRU of 75 thousand 43 / 20 and 56 / 18; of 24 and 100 steps an LSTM of 1,681 numbers 17 / 2.1
+and 45 / 5.0. The slot check took 0.1 to 2.1 CPU-s, which 90 to 650 patients of 4 records and up to
+1,630 of one earn back; at 396 thousand numbers 5.1 and 7.9 (4,850 patients).
 """
 
 _LEAST_PLACES = 8

@@ -36,20 +36,23 @@ class Product:
     """
 
     back: torch.Tensor
-    """[slots, positions, out], float32 or float64."""
+    """[slots, *positions, out], float32 or float64."""
     inputs: torch.Tensor
-    """[slots, positions, in]."""
+    """[slots, *positions, in]."""
 
     def rows(self) -> torch.Tensor:
         """The gradients themselves, [slots, out, in]."""
         # One product per patient, on copies: equal shapes at equal alignments. A product over the
         # batch rounds by the place (MLP 5-65-16: one patient moved a sum of whole numbers by 3 C).
         pairs = zip(self.back, self.inputs, strict=True)
-        return torch.stack([back.clone().t() @ inputs.clone() for back, inputs in pairs])
+        return torch.stack([_copied(back).t() @ _copied(inputs) for back, inputs in pairs])
 
     def wide(self) -> "Product":
-        """The same in float64, in which a product of two float32 numbers is exact."""
-        return Product(back=self.back.double(), inputs=self.inputs.double())
+        """The same in float64, in which a product of two float32 numbers is exact; [slots,
+        positions, ...].
+        """
+        back, inputs = (part.double().flatten(1, -2) for part in (self.back, self.inputs))
+        return Product(back=back, inputs=inputs)
 
     def squared_norms(self) -> torch.Tensor:
         """At least each patient's squared norm, [slots]; call it on `wide()`.
@@ -84,6 +87,11 @@ class Product:
         )
 
 
+def _copied(values: torch.Tensor) -> torch.Tensor:
+    """A copy of [*positions, width] as [positions, width]."""
+    return values.clone(memory_format=torch.contiguous_format).flatten(0, -2)
+
+
 Gradient = torch.Tensor | Product
 Gradients = dict[str, Gradient]
 LayerRule = Callable[[nn.Module, torch.Tensor, torch.Tensor, int], Gradients]
@@ -110,6 +118,48 @@ def _linear(layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: i
         weight=lambda: product if brief else product.rows(),
         bias=lambda: g.sum(dim=1),
     )
+
+
+def recurrent_cell(
+    layer: nn.Module, inputs: torch.Tensor, back: torch.Tensor, slots: int
+) -> Gradients:
+    """Both linear layers `ih` and `hh` of a cell, over all its steps.
+
+    For what `inputs` and `back` hold see `fedward_common.models.whole_series.Observer`.
+    """
+    x = inputs.view(slots, -1, *inputs.shape[1:])
+    g = back.view(slots, -1, *back.shape[1:])
+    parameters = dict(layer.named_parameters())
+    if not parameters.keys() <= {"ih.weight", "hh.weight", "ih.bias", "hh.bias"}:
+        raise ModelRefused("recurrent cell: expected only weights and biases of two linear layers")
+    outputs, width = parameters["ih.weight"].shape
+    hidden = parameters["hh.weight"].shape[1]
+    ins = {"ih": x[..., :width], "hh": x[..., width:]}
+    positions = g.shape[1] * g.shape[2]
+    if all(short(positions, inputs=n, outputs=outputs) for n in (width, hidden)):
+        outs = _by_layer(g, outputs=outputs, hidden=hidden)
+        found: Gradients = {
+            f"{name}.weight": Product(back=outs[name], inputs=ins[name]) for name in ins
+        }
+        found |= {f"{name}.bias": outs[name].sum(dim=(1, 2)) for name in ins}
+    else:
+        rows: dict[str, list[torch.Tensor]] = {}
+        for one, *own in zip(g, *ins.values(), strict=True):
+            # One patient after another, as in `Product.rows`, with one copy for both layers.
+            outs = _by_layer(_copied(one), outputs=outputs, hidden=hidden)
+            for name, part in zip(ins, own, strict=True):
+                rows.setdefault(f"{name}.weight", []).append(outs[name].t() @ _copied(part))
+                rows.setdefault(f"{name}.bias", []).append(outs[name].sum(dim=0))
+        found = {name: torch.stack(of_all) for name, of_all in rows.items()}
+    return {name: found[name] for name, p in parameters.items() if p.requires_grad}
+
+
+def _by_layer(gates: torch.Tensor, *, outputs: int, hidden: int) -> dict[str, torch.Tensor]:
+    """The gradient of each linear layer's output, from that of the gates [..., 4 * hidden]."""
+    if outputs == gates.shape[-1]:
+        return {"ih": gates, "hh": gates}
+    cell, both, _ = torch.split(gates, [hidden, 2 * hidden, hidden], dim=-1)
+    return {"ih": torch.cat([both, cell], dim=-1), "hh": gates[..., hidden:].contiguous()}
 
 
 _Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d

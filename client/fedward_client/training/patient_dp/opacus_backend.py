@@ -17,7 +17,7 @@ from fedward_client.training.patient_dp.back_end import (
     trainable_parameters,
 )
 from fedward_common.errors import ModelRefused
-from fedward_common.models.dp_layers import load_opacus
+from fedward_common.models.dp_layers import as_opacus, load_opacus
 
 
 class OpacusBackEnd:
@@ -36,12 +36,14 @@ class OpacusBackEnd:
         load_opacus()
         from opacus.grad_sample import GradSampleModule  # noqa: PLC0415 - costs a second
 
+        self._as_before = as_opacus(model)
         self._model = model
         self._loss = loss
         self._parameters = trainable_parameters(model)
         try:
             self._hooked: Any = GradSampleModule(model, loss_reduction="sum", strict=True)
         except NotImplementedError as error:
+            self._as_before()
             raise ModelRefused(
                 f"{type(model).__name__}: expected layers that Opacus supports, found one it does "
                 f"not; choose backend = 'loop' in site.toml. Opacus says: {error}"
@@ -63,6 +65,7 @@ class OpacusBackEnd:
         """Takes the hooks and everything Opacus stored off the model."""
         self._forget()
         self._hooked.to_standard_module()
+        self._as_before()
 
     def _means(self, sizes: torch.Tensor) -> torch.Tensor:
         patients, records = len(sizes), int(sizes.sum())

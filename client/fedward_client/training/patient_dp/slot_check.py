@@ -38,20 +38,21 @@ _TOLERANCE = 1e-4
 _NAMES = """
 _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d
 _adaptive_avg_pool3d_backward _log_softmax _log_softmax_backward_data _softmax
-_softmax_backward_data _to_copy _unsafe_view abs add add_ addmm alias arange avg_pool1d avg_pool2d
-avg_pool2d_backward avg_pool3d avg_pool3d_backward baddbmm binary_cross_entropy_with_logits bmm cat
-chunk clamp clamp_min clone constant_pad_nd convolution convolution_backward copy_ detach diagonal
-div elu elu_backward embedding empty empty_like empty_strided eq exp expand fill fill_ full
-full_like gather ge gelu gelu_backward gt hardtanh hardtanh_backward index_add_ index_select
-isfinite le leaky_relu leaky_relu_backward linalg_vector_norm log log1p log_sigmoid_backward
-log_sigmoid_forward logical_and logical_not lt masked_fill max_pool2d_with_indices
-max_pool2d_with_indices_backward max_pool3d_with_indices max_pool3d_with_indices_backward maximum
-mean minimum mm mul mul_ native_batch_norm native_batch_norm_backward native_group_norm
-native_group_norm_backward native_layer_norm native_layer_norm_backward ne neg new_zeros
-nll_loss2d_backward nll_loss2d_forward nll_loss_backward nll_loss_forward ones ones_like permute pow
-reciprocal relu repeat rsqrt rsub scalar_tensor scatter select select_backward sigmoid
-sigmoid_backward sign silu silu_backward slice slice_backward smooth_l1_loss smooth_l1_loss_backward
-softplus softplus_backward split split_with_sizes sqrt squeeze stack sub sum t tanh tanh_backward
+_softmax_backward_data _to_copy _unsafe_view abs add add_ addcmul addcmul_ addmm addmm_ alias arange
+avg_pool1d avg_pool2d avg_pool2d_backward avg_pool3d avg_pool3d_backward baddbmm
+binary_cross_entropy_with_logits bmm cat chunk clamp clamp_min clone constant_pad_nd convolution
+convolution_backward copy_ detach diagonal div elu elu_backward embedding empty empty_like
+empty_strided eq exp expand fill fill_ flip full full_like gather ge gelu gelu_backward gt hardtanh
+hardtanh_backward index_add_ index_select isfinite le leaky_relu leaky_relu_backward
+linalg_vector_norm log log1p log_sigmoid_backward log_sigmoid_forward logical_and logical_not lt
+masked_fill max_pool2d_with_indices max_pool2d_with_indices_backward max_pool3d_with_indices
+max_pool3d_with_indices_backward maximum mean minimum mm mul mul_ native_batch_norm
+native_batch_norm_backward native_group_norm native_group_norm_backward native_layer_norm
+native_layer_norm_backward ne neg new_empty new_full new_zeros nll_loss2d_backward
+nll_loss2d_forward nll_loss_backward nll_loss_forward ones ones_like permute pow reciprocal relu
+repeat rsqrt rsub scalar_tensor scatter select select_backward sigmoid sigmoid_ sigmoid_backward
+sign silu silu_backward slice slice_backward smooth_l1_loss smooth_l1_loss_backward softplus
+softplus_backward split split_with_sizes sqrt squeeze stack sub sum t tanh tanh_backward
 threshold_backward transpose unbind unfold unsafe_split unsqueeze upsample_nearest1d
 upsample_nearest1d_backward upsample_nearest2d upsample_nearest2d_backward upsample_nearest3d
 upsample_nearest3d_backward view where zero_ zeros zeros_like

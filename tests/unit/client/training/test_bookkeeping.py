@@ -8,13 +8,15 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from fedward_client.tasks.task import ExampleRecords
+from fedward_client.training.patient_dp.back_end import Chunk
 from fedward_client.training.patient_dp.bookkeeping_backend import BookkeepingBackEnd, Geometry
 from fedward_client.training.patient_dp.choice import Load, choose_back_end
 from fedward_client.training.patient_dp.layer_gradients import Product, rule_of, short
 from fedward_client.training.patient_dp.loop_backend import LoopBackEnd
 from fedward_client.training.patient_dp.slot_check import check_slots
 from fedward_common.errors import ModelRefused
-from fedward_common.models.dp_layers import dp_layer
+from fedward_common.models.dp_layers import DpLayerName, dp_layer
 
 
 class OneLogit(nn.Module):
@@ -278,3 +280,77 @@ def test_factors_are_taken_within_the_roundings_that_a_norm_allows_for() -> None
     ]
 
     assert 0 < max(allowed) * 2.0**-53 < 1.1e-12
+
+
+class Recurrent(nn.Module):
+    """Two layers both ways, and one logit of the last state."""
+
+    def __init__(self, kind: DpLayerName) -> None:
+        super().__init__()
+        self.cell = dp_layer(kind)(2, 3, batch_first=True, num_layers=2, bidirectional=True)
+        self.output = nn.Linear(6, 1)
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        states = self.cell(records.unflatten(1, (-1, 2)))[0]
+        return self.output(states[:, -1]).squeeze(-1)
+
+
+def recurrent(
+    kind: DpLayerName, *, steps: int
+) -> tuple[nn.Module, BookkeepingBackEnd, Chunk, ExampleRecords]:
+    def records(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = torch.arange(count * steps * 2, dtype=torch.float32).sin()
+        return numbers.view(count, steps * 2), (torch.arange(count) % 2) * 1.0
+
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = Recurrent(kind)
+    made = BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=2))
+    features, labels = records(7)
+    return (
+        model,
+        made,
+        Chunk(features=features, labels=labels, sizes=torch.tensor([2, 1, 2, 2])),
+        (records),
+    )
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("steps", [3, 12], ids=["pairs of positions", "products"])
+@pytest.mark.parametrize("frozen", ["", "weight_ih_l0", "bias_hh_l1_reverse"])
+def test_a_recurrent_layer_s_gradients_are_those_of_autograd(
+    kind: DpLayerName, steps: int, frozen: str
+) -> None:
+    model, _, people, records = recurrent(kind, steps=steps)
+    if frozen:
+        model.cell.get_parameter(frozen).requires_grad_(False)
+    made = BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=2))
+    width = sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+    found = torch.cat(list(made.patient_gradients(people)))
+    expected = torch.cat(list(LoopBackEnd(model, loss=losses).patient_gradients(people)))
+    total = torch.zeros(width, dtype=torch.float64)
+    made.add_clipped(total, people, torch.ones_like)
+
+    assert found.shape == (4, width)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(total, expected.double().sum(dim=0), rtol=1e-4, atol=1e-6)
+    check_slots(made, model, loss=losses, examples=records)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_a_hook_inside_a_recurrent_layer_is_refused_and_nothing_stays_on_it(
+    kind: DpLayerName,
+) -> None:
+    """It would take single steps, of which bookkeeping is told nothing."""
+    model, made, people, _ = recurrent(kind, steps=3)
+    handle = model.cell.cells[1].ih.register_forward_hook(lambda *_: None)
+
+    with pytest.raises(ModelRefused, match="expected a gradient through its layer"):
+        made.gradients(made.batch(people, sizes=people.sizes, starts=torch.tensor([0, 2, 3, 5])))
+
+    handle.remove()
+    assert model.cell.observer is None
+    assert made.gradients(
+        made.batch(people, sizes=people.sizes, starts=torch.tensor([0, 2, 3, 5]))
+    ).shape[0] == len(people.sizes)
