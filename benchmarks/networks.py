@@ -40,11 +40,22 @@ def mlp(*, inputs: int = 64, hidden: Sequence[int] = (96, 64, 16)) -> nn.Module:
 
 
 class Recurrent(nn.Module):
-    """An LSTM or GRU over [records, time, measurements]; the last state gives the logit."""
+    """An LSTM or GRU over [records, time, measurements]; the last state gives the logit.
 
-    def __init__(self, kind: Literal["lstm", "gru"], *, inputs: int = 32, hidden: int = 64) -> None:
+    `fused` takes torch's own layer, which gives nothing of a single record or patient.
+    """
+
+    def __init__(
+        self,
+        kind: Literal["lstm", "gru"],
+        *,
+        inputs: int = 32,
+        hidden: int = 64,
+        fused: bool = False,
+    ) -> None:
         super().__init__()
-        self.cell = dp_layer(kind)(inputs, hidden, batch_first=True)
+        own = {"lstm": nn.LSTM, "gru": nn.GRU}[kind]
+        self.cell = (own if fused else dp_layer(kind))(inputs, hidden, batch_first=True)
         self.output = nn.Linear(hidden, 1)
 
     def forward(self, series: torch.Tensor) -> torch.Tensor:
