@@ -12,6 +12,7 @@ from fedward_client.tasks.task import LossFunction
 from fedward_client.training.patient_dp.back_end import (
     Chunk,
     Factors,
+    prefer_onednn,
     record_losses,
     trainable_parameters,
     weighted_sum,
@@ -101,6 +102,7 @@ class BookkeepingBackEnd:
     """
 
     def __init__(self, model: nn.Module, *, loss: LossFunction, geometry: Geometry) -> None:
+        prefer_onednn(model)
         self._model = model
         self._loss = loss
         self.geometry = geometry

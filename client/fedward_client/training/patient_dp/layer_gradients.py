@@ -172,7 +172,10 @@ def _convolution(
     plain = _plain(layer)
     channels, seen = plain.out_channels, plain.weight[0].numel()
     positions = back.shape[0] // slots * math.prod(back.shape[2:])
-    apart = plain.groups > 1 or any(step != 1 for step in plain.dilation)
+    dilated = {
+        step for step, size in zip(plain.dilation, plain.kernel_size, strict=True) if size > 1
+    }
+    apart = plain.groups > 1 or bool(dilated - {1})
     if apart or not short(positions, inputs=seen, outputs=channels):
         return _dense_convolution(layer, inputs, back, slots)
     g = back.flatten(2).transpose(1, 2).reshape(slots, positions, channels)

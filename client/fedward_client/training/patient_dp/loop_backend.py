@@ -10,6 +10,7 @@ from fedward_client.training.patient_dp.back_end import (
     Chunk,
     Factors,
     Precision,
+    prefer_onednn,
     record_losses,
     trainable_parameters,
 )
@@ -40,6 +41,7 @@ class LoopBackEnd:
     ) -> None:
         if most_records is not None and most_records < 1:
             raise ValueError(f"records of a pass: expected at least 1, found {most_records}")
+        prefer_onednn(model)
         self._model = model
         self._most_records = most_records
         self._precision: Precision = precision
@@ -70,9 +72,7 @@ class LoopBackEnd:
             # One number read out, so that a patient who adds nothing is left out, not multiplied.
             scale = float(factors(_norm(gradients)))
             if scale:
-                parts = torch.split(total, [len(gradient) for gradient in gradients])
-                for place, into in enumerate(parts):
-                    _add_scaled(into, gradients[place], scale)
+                _add_scaled(total, gradients, scale)
             del gradients  # held on to, it would stand in memory beside the next patient's
         return len(chunk.sizes)
 
@@ -126,20 +126,38 @@ def _patients(chunk: Chunk) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     return zip(torch.split(chunk.features, sizes), torch.split(chunk.labels, sizes), strict=True)
 
 
+def _pieces(gradients: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """All numbers in order, in float64 and flat pieces that stay in the cache."""
+    small: list[torch.Tensor] = []
+    waiting = 0
+    for gradient in gradients:
+        if len(gradient) > _PIECE_ELEMENTS // 2:
+            if small:
+                yield torch.cat(small).double()
+                small, waiting = [], 0
+            for piece in torch.split(gradient, _PIECE_ELEMENTS):
+                yield piece.double()
+            continue
+        # Hundreds of short vectors cost less together: every operation has its price.
+        small.append(gradient)
+        waiting += len(gradient)
+        if waiting >= _PIECE_ELEMENTS:
+            yield torch.cat(small).double()
+            small, waiting = [], 0
+    if small:
+        yield torch.cat(small).double()
+
+
 def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
     """The norm over all of them, float64 [1]."""
-    squares = []
-    for gradient in gradients:
-        for piece in torch.split(gradient, _PIECE_ELEMENTS):
-            wide = piece.double()
-            squares.append(torch.dot(wide, wide))
+    squares = [torch.dot(piece, piece) for piece in _pieces(gradients)]
     return torch.stack(squares).sum().sqrt().view(1)
 
 
-def _add_scaled(total: torch.Tensor, gradient: torch.Tensor, scale: float) -> None:
-    """Adds scale times gradient in float64, in pieces that stay in the cache."""
-    pieces = zip(
-        torch.split(total, _PIECE_ELEMENTS), torch.split(gradient, _PIECE_ELEMENTS), strict=True
-    )
-    for into, piece in pieces:
-        into.add_(piece.double(), alpha=scale)
+def _add_scaled(total: torch.Tensor, gradients: list[torch.Tensor], scale: float) -> None:
+    """Adds scale times all gradients, one after another, to `total`."""
+    start = 0
+    for piece in _pieces(gradients):
+        end = start + len(piece)
+        total[start:end].add_(piece, alpha=scale)
+        start = end

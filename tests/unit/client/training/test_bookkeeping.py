@@ -354,3 +354,25 @@ def test_a_hook_inside_a_recurrent_layer_is_refused_and_nothing_stays_on_it(
     assert made.gradients(
         made.batch(people, sizes=people.sizes, starts=torch.tensor([0, 2, 3, 5]))
     ).shape[0] == len(people.sizes)
+
+
+@pytest.mark.parametrize("back_end", [LoopBackEnd, BookkeepingBackEnd])
+def test_convolutions_of_one_place_go_to_the_faster_kernel_and_keep_their_numbers(
+    back_end: type[object],
+) -> None:
+    """Every back end sees the same kernels, or the slot check would have tried others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, dilation=2), nn.Conv2d(4, 2, (1, 2), stride=2)
+        )
+        images = torch.randn(4, 3, 9, 9)
+    expected = model(images)
+
+    if back_end is LoopBackEnd:
+        LoopBackEnd(model, loss=losses)
+    else:
+        BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=2))
+
+    assert [layer.dilation for layer in model] == [(2, 2), (2, 2), (1, 1)]
+    torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-6)
