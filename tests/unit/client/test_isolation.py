@@ -332,6 +332,7 @@ def test_flower_gets_loopback_addresses_and_no_secret_on_its_command_line(make: 
     assert command[command.index("--isolation") + 1] == "process"
     assert environment["FLWR_HOME"] == str(worker_home(settings))
     assert environment["FEDWARD_SITE_SETTINGS"] == str(settings.source)
+    assert int(environment["ONEDNN_PRIMITIVE_CACHE_CAPACITY"]) > 16 * 360  # of DenseNet121
 
 
 @pytest.mark.federation
