@@ -19,6 +19,7 @@ from fedward_common.arrays import Array, Tensors
 from fedward_common.ids import SiteId
 from fedward_common.models.autoencoder import with_chance
 from fedward_common.models.averages import released_models
+from fedward_common.models.dp_layers import as_opacus
 from fedward_common.models.pooled_descent import PooledDescent
 from fedward_common.models.registry import (
     build_model,
@@ -191,6 +192,7 @@ def rehearsed(study: StudySpec, training: Tables, *, seed: int = 1) -> Tensors:
         raise TypeError("expected a dp-sgd study")
     task, inputs = task_of(study), input_size(study.data)
     network = build_model(study.model, inputs).train()
+    as_opacus(network)  # torch.func knows no operation of our own
     features = torch.from_numpy(np.concatenate([one.features for one in training.values()]))
     labels = torch.from_numpy(np.concatenate([one.labels for one in training.values()]))
 
