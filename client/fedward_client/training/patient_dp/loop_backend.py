@@ -128,24 +128,19 @@ def _patients(chunk: Chunk) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def _pieces(gradients: list[torch.Tensor]) -> Iterator[torch.Tensor]:
     """All numbers in order, in float64 and flat pieces that stay in the cache."""
-    small: list[torch.Tensor] = []
-    waiting = 0
-    for gradient in gradients:
-        if len(gradient) > _PIECE_ELEMENTS // 2:
-            if small:
-                yield torch.cat(small).double()
-                small, waiting = [], 0
-            for piece in torch.split(gradient, _PIECE_ELEMENTS):
-                yield piece.double()
-            continue
+    waiting: list[torch.Tensor] = []
+    for piece in (piece for one in gradients for piece in torch.split(one, _PIECE_ELEMENTS)):
         # Hundreds of short vectors cost less together: every operation has its price.
-        small.append(gradient)
-        waiting += len(gradient)
-        if waiting >= _PIECE_ELEMENTS:
-            yield torch.cat(small).double()
-            small, waiting = [], 0
-    if small:
-        yield torch.cat(small).double()
+        waiting.append(piece)
+        if sum(len(short) for short in waiting) > _PIECE_ELEMENTS // 2:
+            yield _joined(waiting).double()
+            waiting = []
+    if waiting:
+        yield _joined(waiting).double()
+
+
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _norm(gradients: list[torch.Tensor]) -> torch.Tensor:
