@@ -100,7 +100,7 @@ TOX21: Final = {
         rounds=8,
         rate=1e-3,
         decay=0.1,
-        private={"rounds": 300, "q": 0.2, "clip": 0.1, "rate": 5e-3, "hidden": [32]},
+        private={"rounds": 600, "q": 0.2, "clip": 0.1, "rate": 5e-3, "hidden": [32]},
     ),
     "graph network": Plan(
         model={"name": "graph-network", "hidden": [64, 64, 128], "shape": [24, 60], "outputs": 12},
