@@ -6,7 +6,7 @@
 Real data, each site's own encoding, the sites' trainer and the coordinator's steps in this process
 (`omics_runs`). Sites and held-out records are dealt by public hashes. First trials read
 held-out records of other random splits of the same data; the LSTM's plan at epsilon 8 is the best
-of 21 on training windows of which a quarter was held apart. Without noise plans are one pass of
+of 25 on training windows of which a quarter was held apart. Without noise plans are one pass of
 Adam a round. Epsilon is of the whole training; splice windows and molecules are nobody's, so there
 it is per record.
 """
