@@ -322,7 +322,8 @@ def _kept_calls(
         calls.append(_Call(layer=layer, inputs=inputs[0].detach(), output=output))
 
     def keep_cell(cell: nn.Module, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        calls.append(_Call(layer=cell, inputs=inputs, output=output))
+        if cell in rules:  # not where all of it is frozen
+            calls.append(_Call(layer=cell, inputs=inputs, output=output))
 
     # With hooks on its cells a recurrent layer would take them step by step.
     hooked = [layer for layer, rule in rules.items() if rule is not recurrent_cell]
