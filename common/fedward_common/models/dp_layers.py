@@ -55,15 +55,22 @@ def whole_series_layers(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def observed(layers: Iterable[Any], observer: Callable[..., None]) -> Iterator[None]:
-    """Each of `layers` tells `observer` of its cells inside the block (`whole_series.Observer`)."""
+    """Each of `layers` tells `observer` of its cells inside the block (`whole_series.Observer`).
+
+    A call that it could not be told of raises ModelRefused.
+    """
     layers = list(layers)
+    handles = []
     try:
         for layer in layers:
             layer.observer = observer
+            handles += [c.register_forward_pre_hook(layer.refuse_steps) for c in layer.cells]
         yield
     finally:
         for layer in layers:
             layer.observer = None
+        for handle in handles:
+            handle.remove()
 
 
 def as_opacus(model: nn.Module) -> Callable[[], None]:

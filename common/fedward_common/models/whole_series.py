@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from opacus.layers import DPGRU, DPLSTM
+from opacus.layers.dp_rnn import RNNLinear
 from torch import nn
-from torch.autograd.function import once_differentiable
+from torch.jit._trace import is_tracing
+
+from fedward_common.errors import ModelRefused
 
 Observer = Callable[[nn.Module, torch.Tensor, torch.Tensor], None]
 """(cell, what goes into its two linear layers side by side [records, steps, inputs + hidden], a
@@ -21,31 +24,58 @@ update gate (of either layer), and of the cell's input from `hh`, side by side.
 """
 
 
-class _WholeSeries:
-    """What `Lstm` and `Gru` share. Parameters, names and results (to rounding) are Opacus'.
+def refuse_steps(cell: nn.Module, _: object) -> None:
+    """A hook on cells while an observer is set: it would not be told of this step.
 
-    Where somebody must see single steps (hooks on the inner layers, as Opacus' engine sets them;
-    dropout; packed sequences; a given state; autocast) they go Opacus' own way.
+    Raises:
+        ModelRefused: always.
+    """
+    raise ModelRefused(
+        f"{type(cell).__name__}: expected to be called by its layer alone, found a step of its "
+        f"own; choose backend = 'loop' in site.toml"
+    )
+
+
+class _WholeSeries:
+    """What `Lstm` and `Gru` share: Opacus' parameters and names, and its results to 1e-7 (float32).
+
+    Where somebody must see single steps (hooks on the inner layers, as Opacus' engine sets them, or
+    other layers in their place; dropout; packed sequences; a given state; autocast; a tracer) they
+    go Opacus' own way.
 
     `observer`, where set, is told of each cell once and can take gradients with respect to the
-    tensor that it is given; the parameters get none then.
+    tensor that it is given; the parameters get none then. What it would not be told of is refused.
     """
 
     observer: Observer | None = None
     opacus: type[nn.Module]
     """The class that it stands for."""
+    refuse_steps = staticmethod(refuse_steps)
     _run: Callable[..., Any]
 
-    def _whole(self: Any, series: Any) -> bool:
-        """Whether nobody needs to see single steps."""
-        return (
-            isinstance(series, torch.Tensor)
+    def _whole(self: Any, series: Any, state: Any) -> bool:
+        """Whether nobody needs to see single steps.
+
+        Raises:
+            ModelRefused: somebody does, and an observer could not be told.
+        """
+        found = (
+            state is None
+            and isinstance(series, torch.Tensor)
             and series.dim() == 3
             and series.numel() > 0
             and not (self.dropout and self.training)
             and not torch.is_autocast_enabled(series.device.type)
-            and not any(_hooked(inner) for cell in self.cells for inner in cell.modules())
+            and not is_tracing()  # type: ignore[no-untyped-call]  # torch has no annotation
+            and all(type(cell) is self.cell_type and _untouched(cell) for cell in self.cells)
         )
+        if not found and self.observer is not None:
+            raise ModelRefused(
+                f"{type(self).__name__}: expected whole series from a zero state, without dropout "
+                f"and with nothing on its inner layers, found another call; choose backend = "
+                f"'loop' in site.toml"
+            )
+        return found
 
     def _layers(self: Any, series: torch.Tensor) -> tuple[torch.Tensor, list[list[torch.Tensor]]]:
         """The states of the last layer, and the last states of each layer and direction."""
@@ -81,9 +111,23 @@ class _WholeSeries:
         return [states, *ends]
 
 
+def _untouched(cell: nn.Module) -> bool:
+    """Whether the two inner layers are Opacus' own, and nobody listens to them or to the cell."""
+    inner = list(cell.children())
+    return all(type(layer) is RNNLinear for layer in inner) and not any(
+        _hooked(layer) for layer in (cell, *inner)
+    )
+
+
 def _hooked(layer: nn.Module) -> bool:
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks)
-    return any(hooks) or "forward" in vars(layer)
+    hooks = (
+        layer._forward_hooks,
+        layer._forward_pre_hooks,
+        layer._backward_hooks,
+        layer._backward_pre_hooks,
+    )
+    others = [hook for kind in hooks for hook in kind.values() if hook is not refuse_steps]
+    return bool(others) or "forward" in vars(layer)
 
 
 # In both, with s the logistic function, tanh(x) = 2 s(2x) - 1: the cell's input is doubled with its
@@ -108,13 +152,7 @@ class _LstmSteps(torch.autograd.Function):
         steps, records, _ = series.shape
         width = state_weight.shape[1]
         series = series.contiguous()
-        active = series.new_empty(steps, records, 4 * width)
-        torch.addmm(
-            _doubled(input_bias + state_bias, of=4),
-            series.flatten(0, 1),
-            _doubled(input_weight, of=4).t(),
-            out=active.view(-1, 4 * width),
-        )
+        active = _from_inputs(series, input_weight, input_bias + state_bias, of=4)
         recurrent = _doubled(state_weight, of=4).t().contiguous()
         h, c = (series.new_zeros(steps + 1, records, width) for _ in range(2))
         squashed = series.new_empty(steps, records, width)
@@ -137,11 +175,11 @@ class _LstmSteps(torch.autograd.Function):
         return h[1:], c[-1], before
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, back: torch.Tensor | None, last: torch.Tensor | None, _: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
         """The gradient of each argument of `forward`."""
+        _check_order()
         series, input_weight, state_weight, active, squashed, h, c = ctx.saved_tensors
         steps, records, width = squashed.shape
         if not ctx.observed:
@@ -189,13 +227,7 @@ class _GruSteps(torch.autograd.Function):
         steps, records, _ = series.shape
         width = state_weight.shape[1]
         series = series.contiguous()
-        active = series.new_empty(steps, records, 3 * width)
-        torch.addmm(
-            _doubled(input_bias, of=3),
-            series.flatten(0, 1),
-            _doubled(input_weight, of=3).t(),
-            out=active.view(-1, 3 * width),
-        )
+        active = _from_inputs(series, input_weight, input_bias, of=3)
         recurrent = _doubled(state_weight, of=3).t().contiguous()
         bias = _doubled(state_bias, of=3)
         h = series.new_zeros(steps + 1, records, width)
@@ -223,11 +255,11 @@ class _GruSteps(torch.autograd.Function):
         return h[1:], before
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, back: torch.Tensor, _: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
         """The gradient of each argument of `forward`."""
+        _check_order()
         series, input_weight, state_weight, active, entering, proposed, before = ctx.saved_tensors
         steps, records, width = proposed.shape
         r, z, n = torch.split(active, width, dim=2)
@@ -252,6 +284,27 @@ class _GruSteps(torch.autograd.Function):
         of_ih = torch.cat(order, dim=2) if any(needed[:5]) else found
         gradients = _gradients(needed, series, before, of_ih, found[:, :, width:], input_weight)
         return (*gradients, found if ctx.observed else None)
+
+
+def _from_inputs(
+    series: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, of: int
+) -> torch.Tensor:
+    """What the inputs of all steps give the gates, [steps, records, of * hidden]."""
+    rows = torch.addmm(_doubled(bias, of=of), series.flatten(0, 1), _doubled(weight, of=of).t())
+    return rows.view(*series.shape[:2], len(weight))
+
+
+def _check_order() -> None:
+    """Returns where nobody wants a gradient of the gradient, which would come out as zero.
+
+    Raises:
+        RuntimeError: otherwise.
+    """
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "LSTM or GRU: expected a first gradient, found create_graph=True; set "
+            "`as_opacus(model)` for gradients of gradients"
+        )
 
 
 def _doubled(parameter: torch.Tensor, *, of: int) -> torch.Tensor:
@@ -288,7 +341,7 @@ class Lstm(_WholeSeries, DPLSTM):  # type: ignore[misc]  # Opacus has no annotat
 
     def forward(self, input: Any, state_init: Any = None) -> Any:
         """(states of the last layer, (last h, last c)), as `torch.nn.LSTM`."""
-        if state_init is not None or not self._whole(input):
+        if not self._whole(input, state_init):
             return super().forward(input, state_init)
         states, last = self._layers(input)
         h, c = (torch.stack(found) for found in zip(*last, strict=True))
@@ -303,7 +356,7 @@ class Gru(_WholeSeries, DPGRU):  # type: ignore[misc]  # as above
 
     def forward(self, input: Any, state_init: Any = None) -> Any:
         """(states of the last layer, last h), as `torch.nn.GRU`."""
-        if state_init is not None or not self._whole(input):
+        if not self._whole(input, state_init):
             return super().forward(input, state_init)
         states, last = self._layers(input)
         return states, torch.stack([h for (h,) in last])

@@ -218,3 +218,35 @@ def test_a_record_that_is_not_a_number_spoils_no_other(kind: DpLayerName) -> Non
     assert torch.equal(spoilt[others], whole[others])
     assert torch.equal(spoilt[2, :4], whole[2, :4])
     assert bool(spoilt[2, 4:].isnan().all())
+
+
+@KINDS
+def test_a_gradient_of_a_gradient_is_refused_and_opacus_own_way_has_it(kind: DpLayerName) -> None:
+    """It came out as zero without a word."""
+    layer, inputs = made(kind, batch_first=True), series()
+
+    with pytest.raises(RuntimeError, match="create_graph"):
+        torch.autograd.grad(layer(inputs)[0].sum(), inputs, create_graph=True)
+
+    as_opacus(layer)
+    (once,) = torch.autograd.grad(layer(inputs)[0].sum(), inputs, create_graph=True)
+    assert float(torch.autograd.grad(once.square().sum(), inputs)[0].abs().sum()) > 0
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@KINDS
+def test_a_tracer_and_another_layer_inside_are_followed(kind: DpLayerName) -> None:
+    layer, inputs = made(kind, batch_first=True), series().detach()
+
+    traced = torch.jit.trace(layer, inputs, check_trace=False)
+
+    other = inputs.flip(0).contiguous()
+    torch.testing.assert_close(traced(other)[0], layer(other)[0], rtol=0, atol=1e-12)
+
+    class Twice(type(layer.cells[0].ih)):  # type: ignore[misc]
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return 2.0 * super().forward(values)
+
+    before = layer(inputs)[0]
+    layer.cells[0].ih.__class__ = Twice
+    assert not torch.allclose(layer(inputs)[0], before)

@@ -16,6 +16,9 @@ whoever else is drawn. A site that trusts its coordinator may name `opacus`.
 """
 
 
+_LARGE = 16_384
+"""Weights of a convolution of one place from which on oneDNN is faster; 64 x 128 was slower."""
+
 Precision = Literal["float32", "bfloat16"]
 """In what a model computes forwards and backwards. Weights, gradients of weights and everything
 from the norm on are float32 and wider either way: in bfloat16, a clipped norm was 1.0055 C."""
@@ -131,16 +134,18 @@ def record_losses(
 
 
 def prefer_onednn(model: nn.Module) -> None:
-    """Has `model` compute convolutions that see one place by oneDNN, on the CPU; same results.
+    """Has `model` compute large convolutions of one place by oneDNN, on the CPU; same results.
 
     On one thread and below 16 records torch (2.13.0) takes a kernel of its own for those, up to
     four times slower forward and back (4 records, AMD Zen 5), unless they are dilated: which means
-    nothing where the kernel has one place.
+    nothing where the kernel has one place. Small ones are faster as they are. The worker lets
+    oneDNN keep that many more kernels.
     """
     for layer in model.modules():
         if (
             isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d)
             and layer.weight.device.type == "cpu"
             and {*layer.kernel_size, *layer.dilation} == {1}
+            and layer.weight.numel() >= _LARGE
         ):
             layer.dilation = (2,) * len(layer.kernel_size)

@@ -129,7 +129,7 @@ def recurrent_cell(
     """
     x = inputs.view(slots, -1, *inputs.shape[1:])
     g = back.view(slots, -1, *back.shape[1:])
-    parameters = dict(layer.named_parameters())
+    parameters = dict(layer.named_parameters(remove_duplicate=False))  # or tied ones are missed
     if not parameters.keys() <= {"ih.weight", "hh.weight", "ih.bias", "hh.bias"}:
         raise ModelRefused("recurrent cell: expected only weights and biases of two linear layers")
     outputs, width = parameters["ih.weight"].shape

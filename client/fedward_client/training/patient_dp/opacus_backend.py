@@ -5,6 +5,7 @@ not: they are per record, keep state across steps and take their noise from torc
 """
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -36,18 +37,19 @@ class OpacusBackEnd:
         load_opacus()
         from opacus.grad_sample import GradSampleModule  # noqa: PLC0415 - costs a second
 
-        self._as_before = as_opacus(model)
         self._model = model
         self._loss = loss
         self._parameters = trainable_parameters(model)
-        try:
-            self._hooked: Any = GradSampleModule(model, loss_reduction="sum", strict=True)
-        except NotImplementedError as error:
-            self._as_before()
-            raise ModelRefused(
-                f"{type(model).__name__}: expected layers that Opacus supports, found one it does "
-                f"not; choose backend = 'loop' in site.toml. Opacus says: {error}"
-            ) from error
+        with ExitStack() as undo:
+            undo.callback(as_opacus(model))
+            try:
+                self._hooked: Any = GradSampleModule(model, loss_reduction="sum", strict=True)
+            except NotImplementedError as error:
+                raise ModelRefused(
+                    f"{type(model).__name__}: expected layers that Opacus supports, found one it "
+                    f"does not; choose backend = 'loop' in site.toml. Opacus says: {error}"
+                ) from error
+            self._undo = undo.pop_all()
 
     def patient_gradients(self, chunk: Chunk) -> Iterator[torch.Tensor]:
         """One block [patients, parameters] of float64 means."""
@@ -63,9 +65,9 @@ class OpacusBackEnd:
 
     def close(self) -> None:
         """Takes the hooks and everything Opacus stored off the model."""
-        self._forget()
-        self._hooked.to_standard_module()
-        self._as_before()
+        with self._undo:
+            self._forget()
+            self._hooked.to_standard_module()
 
     def _means(self, sizes: torch.Tensor) -> torch.Tensor:
         patients, records = len(sizes), int(sizes.sum())

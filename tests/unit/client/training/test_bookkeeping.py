@@ -348,7 +348,7 @@ def test_a_hook_inside_a_recurrent_layer_is_refused_and_nothing_stays_on_it(
     model, made, people, _ = recurrent(kind, steps=3)
     handle = model.cell.cells[1].ih.register_forward_hook(lambda *_: None)
 
-    with pytest.raises(ModelRefused, match="expected a gradient through its layer"):
+    with pytest.raises(ModelRefused, match="expected whole series"):
         made.gradients(made.batch(people, sizes=people.sizes, starts=torch.tensor([0, 2, 3, 5])))
 
     handle.remove()
@@ -359,14 +359,17 @@ def test_a_hook_inside_a_recurrent_layer_is_refused_and_nothing_stays_on_it(
 
 
 @pytest.mark.parametrize("back_end", [LoopBackEnd, BookkeepingBackEnd])
-def test_convolutions_of_one_place_go_to_the_faster_kernel_and_keep_their_numbers(
+def test_large_convolutions_of_one_place_go_to_the_faster_kernel_and_keep_their_numbers(
     back_end: type[object],
 ) -> None:
     """Every back end sees the same kernels, or the slot check would have tried others."""
     with torch.random.fork_rng():
         torch.manual_seed(2)
         model = nn.Sequential(
-            nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 3, dilation=2), nn.Conv2d(4, 2, (1, 2), stride=2)
+            nn.Conv2d(3, 8, 1),
+            nn.Conv2d(8, 128, 3, dilation=2),
+            nn.Conv2d(128, 128, 1),
+            nn.Conv2d(128, 128, (1, 2)),
         )
         images = torch.randn(4, 3, 9, 9)
     expected = model(images)
@@ -376,5 +379,66 @@ def test_convolutions_of_one_place_go_to_the_faster_kernel_and_keep_their_number
     else:
         BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=2))
 
-    assert [layer.dilation for layer in model] == [(2, 2), (2, 2), (1, 1)]
+    assert [layer.dilation for layer in model] == [(1, 1), (2, 2), (2, 2), (1, 1)]
     torch.testing.assert_close(model(images), expected, rtol=1e-5, atol=1e-6)
+
+
+class Calls(Recurrent):
+    """Calls its layer in ways that a series from a zero state is not."""
+
+    def __init__(self, kind: DpLayerName, way: str) -> None:
+        super().__init__(kind)
+        self.way = way
+
+    def forward(self, records: torch.Tensor) -> torch.Tensor:
+        series = records.unflatten(1, (-1, 2))
+        if self.way == "state":
+            states, last = self.cell(series)
+            return self.output((states + self.cell(series, last)[0])[:, -1]).squeeze(-1)
+        step = self.cell.cells[0](series[:, 0], None)
+        step = step[0] if isinstance(step, tuple) else step
+        return self.output(self.cell(series)[0][:, -1]).squeeze(-1) + step.sum(dim=1)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize(
+    ("way", "why"), [("state", "expected whole series"), ("cell", "called by its layer alone")]
+)
+def test_what_a_recurrent_layer_would_not_tell_of_is_refused_at_once(
+    kind: DpLayerName, way: str, why: str
+) -> None:
+    """Not left to the slot check's numbers: a call beside the told ones would be missed."""
+    _, _, people, _ = recurrent(kind, steps=3)
+    model = Calls(kind, way)
+    made = BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=2))
+
+    with pytest.raises(ModelRefused, match=why):
+        list(made.patient_gradients(people))
+
+    assert model.cell.observer is None
+    assert len(list(LoopBackEnd(model, loss=losses).patient_gradients(people))) == 1
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+@pytest.mark.parametrize("what", ["weight", "bias"])
+def test_parameters_tied_inside_a_cell_get_the_gradient_of_both(
+    kind: DpLayerName, what: str
+) -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = dp_layer(kind)(2, 2, batch_first=True)
+            setattr(self.cell.l0.hh, what, getattr(self.cell.l0.ih, what))
+            self.cell.register_parameter(f"{what}_hh_l0", getattr(self.cell.l0.ih, what))
+
+        def forward(self, records: torch.Tensor) -> torch.Tensor:
+            return self.cell(records.unflatten(1, (-1, 2)))[0][:, -1].sum(dim=1)
+
+    _, _, people, _ = recurrent(kind, steps=3)
+    model = Tied()
+    made = BookkeepingBackEnd(model, loss=losses, geometry=Geometry(slots=4, records=2))
+
+    found = torch.cat(list(made.patient_gradients(people)))
+    expected = torch.cat(list(LoopBackEnd(model, loss=losses).patient_gradients(people)))
+
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-7)
